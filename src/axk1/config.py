@@ -1,0 +1,271 @@
+"""Configuration of the A.X K1 architecture: every field, its default, its released value.
+
+The defaults are the released 519B model. Field names are those of the released ``config.json``; older and
+DeepSeek-style spellings are read and normalised here, so that no other file needs to know them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+from transformers import PreTrainedConfig
+
+# YaRN from 32,768 to 131,072 tokens. cos/sin are scaled by 1.138629, the softmax scale stays qk_head_dim ** -0.5.
+K1_ROPE: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32_768,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.0,
+}
+
+_POSITIVE = (
+    "vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_attention_heads "
+    "n_routed_experts num_experts_per_tok n_group topk_group kv_lora_rank q_lora_rank qk_rope_head_dim "
+    "qk_nope_head_dim v_head_dim max_position_embeddings"
+).split()
+_NOT_NEGATIVE = (
+    "num_nextn_predict_layers n_shared_experts mtp_loss_weight router_aux_loss_coef router_bias_update_rate "
+    "attention_dropout"
+).split()
+_CHOICES = {
+    "scoring_func": ("sigmoid", "softmax"),
+    "topk_method": ("noaux_tc", "group_limited_greedy", "greedy"),
+    "rope_interleave": (True, False),
+}
+
+
+class AXK1Config(PreTrainedConfig):
+    """Shape and behaviour of an A.X K1 model.
+
+    Args:
+        vocab_size: rows of the embedding and of the untied head (released: 163,840).
+        hidden_size: width of the residual stream (7,168).
+        intermediate_size: width of the SwiGLU in dense layers (18,432).
+        moe_intermediate_size: width of the SwiGLU of one expert (2,048).
+        num_hidden_layers: decoder layers of the trunk, MTP modules not counted (61).
+        num_attention_heads: heads of the multi-head latent attention (64).
+        num_key_value_heads: kept for other tools; MLA expands one latent to every head, so it must equal
+            ``num_attention_heads``.
+        n_shared_experts: experts that every token uses, stored as one wider SwiGLU (1).
+        n_routed_experts: experts that the router chooses from (192).
+        num_experts_per_tok: experts chosen for a token (8).
+        n_group, topk_group: the experts form ``n_group`` groups, of which ``topk_group`` are kept for a token (8, 4).
+        norm_topk_prob: normalise the chosen scores to sum 1 before scaling.
+        routed_scaling_factor: factor on the routed experts' weights (2.5).
+        scoring_func: ``sigmoid`` (released) or ``softmax`` over the router's logits.
+        topk_method: ``noaux_tc`` ranks groups by the sum of their two best scores plus bias (released),
+            ``group_limited_greedy`` by their best score, ``greedy`` ignores groups.
+        q_lora_rank, kv_lora_rank: ranks of the query and of the key/value latents (1,536 and 512).
+        qk_nope_head_dim, qk_rope_head_dim, v_head_dim: parts of a head (128, 64, 128).
+        rope_parameters: rotary settings; ``rope_scaling`` + ``rope_theta`` are read too. Default: YaRN to 131,072.
+        rope_interleave: rotate pairs (0, 1), (2, 3), ... (released) instead of halves.
+        num_nextn_predict_layers: depth of multi-token prediction (the released file holds no MTP weights: 0).
+        mtp_loss_weight: weight of the mean MTP loss beside the next-token loss.
+        router_aux_loss_coef: weight of the sequence-wise balance loss (DeepSeek-V3, eq. 17-20); 0 turns it off.
+        router_bias_update_rate: step of the auxiliary-loss-free bias update; 0 turns it off.
+        first_k_dense_replace, moe_layer_freq, mlp_layer_types: which layers are dense. Any of the two spellings
+            is read, both are written.
+
+    Raises:
+        ValueError: an inconsistent value; the message names the field, the value and the rule.
+    """
+
+    model_type = "axk1"
+    keys_to_ignore_at_inference = ["past_key_values", "router_logits", "mtp_logits"]
+    attribute_map = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
+
+    vocab_size: int = 163_840
+    hidden_size: int = 7_168
+    intermediate_size: int = 18_432
+    moe_intermediate_size: int = 2_048
+    num_hidden_layers: int = 61
+    num_attention_heads: int = 64
+    num_key_value_heads: int | None = None
+    n_shared_experts: int = 1
+    n_routed_experts: int = 192
+    num_experts_per_tok: int = 8
+    n_group: int = 8
+    topk_group: int = 4
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 2.5
+    scoring_func: str = "sigmoid"
+    topk_method: str = "noaux_tc"
+    q_lora_rank: int = 1_536
+    kv_lora_rank: int = 512
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 131_072
+    rope_parameters: dict[str, Any] | None = None
+    rope_interleave: bool = True
+    attention_bias: bool = False
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    num_nextn_predict_layers: int = 0
+    mtp_loss_weight: float = 0.3
+    router_aux_loss_coef: float = 0.0
+    router_bias_update_rate: float = 0.0
+    output_router_logits: bool = False
+    first_k_dense_replace: int | None = None
+    moe_layer_freq: int | None = None
+    mlp_layer_types: list[str] | None = None
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = 163_692
+    bos_token_id: int | None = 163_691
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("model_type", None)  # "AXK1" in older files
+        if "num_mtp_layers" in kwargs:
+            self.num_nextn_predict_layers = kwargs.pop("num_mtp_layers")
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        self._set_token_ids()
+        self._check_sizes()
+        self._set_layer_types()
+        self.qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
+        self.head_dim = self.qk_rope_head_dim  # what transformers' rotary code rotates
+        if self.rope_parameters is None and not kwargs.get("rope_scaling"):
+            plain = "rope_theta" in kwargs or self.max_position_embeddings != AXK1Config.max_position_embeddings
+            self.rope_parameters = {"rope_type": "default"} if plain else dict(K1_ROPE)
+        elif self.rope_parameters is not None:
+            self.rope_parameters = dict(self.rope_parameters)
+        super().__post_init__(**kwargs)
+        self._check_rules()
+
+    @classmethod
+    def preset(cls, name: Literal["nano", "mini", "k1"] | str, **overrides: Any) -> AXK1Config:
+        """A named configuration: ``nano`` (shipped, trained), ``mini`` (about 0.5B, smoke tests), ``k1`` (released)."""
+        if name not in PRESETS:
+            raise ValueError(f"Unknown preset {name!r}: choose one of {', '.join(sorted(PRESETS))}.")
+        return cls(**{**PRESETS[name], **overrides})
+
+    def is_moe_layer(self, layer_idx: int) -> bool:
+        """Whether layer ``layer_idx`` has experts; MTP layers (index >= ``num_hidden_layers``) always have."""
+        return layer_idx >= self.num_hidden_layers or cast(list, self.mlp_layer_types)[layer_idx] == "sparse"
+
+    def _set_token_ids(self) -> None:
+        if self.eos_token_id is None and self.vocab_size == AXK1Config.vocab_size:
+            self.eos_token_id = [163_704, 163_691]  # <|im_end|>, <|endoftext|>
+        if self.vocab_size != AXK1Config.vocab_size:
+            for name in ("pad_token_id", "bos_token_id"):  # the released ids mean nothing in another vocabulary
+                if getattr(self, name) == getattr(AXK1Config, name):
+                    setattr(self, name, None)
+
+    def _check_sizes(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+                raise ValueError(f"{name}={value!r} must be a number of at least 0.")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(str, allowed))}.")
+
+    def _set_layer_types(self) -> None:
+        """Derives the missing one of the two spellings of "which layers are dense"."""
+        layers, dense, freq = self.num_hidden_layers, self.first_k_dense_replace, self.moe_layer_freq
+        if self.mlp_layer_types is None or dense is not None or freq is not None:
+            dense, freq = 1 if dense is None else dense, 1 if freq is None else freq
+            if not isinstance(dense, int) or dense < 0:
+                raise ValueError(f"first_k_dense_replace={dense!r} must be a whole number of at least 0.")
+            if not isinstance(freq, int) or freq < 1:
+                raise ValueError(f"moe_layer_freq={freq!r} must be a whole number of at least 1.")
+            derived = ["sparse" if i >= dense and i % freq == 0 else "dense" for i in range(layers)]
+            self.first_k_dense_replace, self.moe_layer_freq = dense, freq
+            if self.mlp_layer_types is not None and self.mlp_layer_types != derived:
+                raise ValueError(
+                    f"mlp_layer_types={self.mlp_layer_types!r} contradicts first_k_dense_replace={dense} and "
+                    f"moe_layer_freq={freq} over num_hidden_layers={layers}: give one of the two spellings."
+                )
+            self.mlp_layer_types = derived
+        if len(self.mlp_layer_types) != layers or not set(self.mlp_layer_types) <= {"dense", "sparse"}:
+            raise ValueError(
+                f"mlp_layer_types={self.mlp_layer_types!r} must hold num_hidden_layers={layers} words, "
+                "each 'dense' or 'sparse'."
+            )
+        if self.first_k_dense_replace is None:
+            leading = (self.mlp_layer_types + ["sparse"]).index("sparse")
+            if "dense" not in self.mlp_layer_types[leading:]:
+                self.first_k_dense_replace, self.moe_layer_freq = leading, 1
+
+    def _check_rules(self) -> None:
+        def require(ok: bool, name: str, rule: str) -> None:
+            if not ok:
+                raise ValueError(f"{name}={getattr(self, name)!r} {rule}.")
+
+        experts, groups = self.n_routed_experts, self.n_group
+        require(experts % groups == 0, "n_routed_experts", f"must be a multiple of n_group={groups}")
+        require(self.topk_group <= groups, "topk_group", f"must not exceed n_group={groups}")
+        require(
+            self.num_experts_per_tok <= experts // groups * (groups if self.topk_method == "greedy" else self.topk_group),
+            "num_experts_per_tok",
+            f"must fit into the experts of the kept groups (topk_group={self.topk_group} x {experts // groups})",
+        )
+        require(
+            self.topk_method != "noaux_tc" or experts // groups >= 2,
+            "topk_method",
+            f"ranks groups by two experts, but n_routed_experts={experts} / n_group={groups} leaves one in a group",
+        )
+        require(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", "must be even: rotary dimensions form pairs")
+        require(
+            self.num_key_value_heads == self.num_attention_heads,
+            "num_key_value_heads",
+            f"must equal num_attention_heads={self.num_attention_heads}: MLA has one key/value head a query head",
+        )
+        rope = cast(dict, self.rope_parameters)
+        if rope.get("rope_type") == "yarn":
+            original, factor = rope["original_max_position_embeddings"], rope.get("factor")
+            if factor is not None and factor < 1:
+                raise ValueError(f"rope_parameters['factor']={factor!r} must be at least 1.")
+            require(
+                self.max_position_embeddings >= original,
+                "max_position_embeddings",
+                f"must be at least rope_parameters['original_max_position_embeddings']={original}",
+            )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "k1": {},
+    "mini": dict(
+        vocab_size=32_768,
+        hidden_size=1_024,
+        intermediate_size=3_072,
+        moe_intermediate_size=256,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        n_routed_experts=64,
+        q_lora_rank=768,
+        num_nextn_predict_layers=1,
+    ),
+    "nano": dict(
+        vocab_size=6_144,
+        hidden_size=192,
+        intermediate_size=512,
+        moe_intermediate_size=96,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        n_group=4,
+        topk_group=2,
+        q_lora_rank=96,
+        qk_nope_head_dim=32,
+        v_head_dim=32,
+        max_position_embeddings=2_048,
+        num_nextn_predict_layers=1,
+        bos_token_id=6_080,
+        pad_token_id=6_081,
+        eos_token_id=[6_093, 6_080],
+    ),
+}

@@ -1,0 +1,323 @@
+"""The trunk and its heads, in the form transformers expects (Auto classes, ``generate``, Trainer, PEFT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel, initialization
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from axk1.config import AXK1Config
+from axk1.modeling.attention import AXK1Attention
+from axk1.modeling.layer import AXK1DecoderLayer
+from axk1.modeling.losses import sequence_balance_loss, shifted_labels, token_loss, tokens_per_expert
+from axk1.modeling.moe import AXK1Experts, AXK1Router
+from axk1.modeling.mtp import AXK1MTPLayer
+from axk1.modeling.norm import AXK1RMSNorm
+from axk1.modeling.rope import AXK1RotaryEmbedding
+
+
+@dataclass
+class AXK1ModelOutput(MoeModelOutputWithPast):
+    """The trunk's output, plus what the MTP modules and the training objectives need."""
+
+    router_indices: tuple[torch.Tensor, ...] | None = None
+    """One ``[batch * tokens, K]`` a MoE layer, beside ``router_logits`` ``[batch * tokens, E]``."""
+    attention_context: dict[str, Any] | None = None
+    """Mask and rotary angles of this call, so that the MTP layers attend exactly as the trunk did."""
+
+
+@dataclass
+class AXK1MTPOutput(ModelOutput):
+    """Post-norm states ``[batch, tokens, hidden]`` of every MTP depth, and their routers' decisions."""
+
+    mtp_states: tuple[torch.Tensor, ...] = ()
+    router_logits: tuple[torch.Tensor, ...] | None = None
+    router_indices: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class AXK1CausalLMOutput(MoeCausalLMOutputWithPast):
+    """``loss`` is ``lm_loss + mtp_loss_weight * mtp_loss + router_aux_loss_coef * aux_loss``."""
+
+    lm_loss: torch.Tensor | None = None
+    mtp_loss: torch.Tensor | None = None
+    mtp_logits: tuple[torch.Tensor, ...] | None = None
+    """One ``[batch, tokens, vocab]`` a depth k: at position i the logits of token i + k + 1 (``output_mtp_logits``)."""
+    router_indices: tuple[torch.Tensor, ...] | None = None
+
+
+class AXK1PreTrainedModel(PreTrainedModel):
+    """What all A.X K1 models share: capabilities, recorded outputs, initialisation."""
+
+    config: AXK1Config  # pyright: ignore[reportIncompatibleVariableOverride]
+    config_class = AXK1Config
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AXK1DecoderLayer", "AXK1MTPLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # transformers infers this from the source file of the class; our experts live in a file of their own
+    _can_set_experts_implementation_cached_value = True
+    _can_set_attn_implementation_cached_value = True
+    _can_record_outputs = {
+        "hidden_states": AXK1DecoderLayer,
+        "attentions": AXK1Attention,
+        "router_logits": OutputRecorder(AXK1Router, index=0),
+        "router_indices": OutputRecorder(AXK1Router, index=2),
+    }
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
+    # Released: no bias, which means zero. Some exports lack the unused norm of the dense layers; DeepSeek-style files
+    # repeat the embedding and the head in each MTP layer.
+    _keys_to_ignore_on_load_missing = [r"e_score_correction_bias", r"layers\.0\.post_mlp_layernorm\.weight"]
+    _keys_to_ignore_on_load_unexpected = [r"layers\.\d+\.embed_tokens\.weight", r"layers\.\d+\.shared_head\.head\.weight"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, AXK1Router):
+            initialization.normal_(module.weight, mean=0.0, std=std)
+            initialization.zeros_(module.e_score_correction_bias)
+            initialization.zeros_(module.tokens_per_expert)
+        elif isinstance(module, AXK1Experts):
+            initialization.normal_(module.gate_up_proj, mean=0.0, std=std)
+            initialization.normal_(module.down_proj, mean=0.0, std=std)
+
+
+class AXK1Model(AXK1PreTrainedModel):
+    """The trunk: embedding, decoder layers, final norm. MTP modules follow in ``layers`` but only ForCausalLM runs them."""
+
+    def __init__(self, config: AXK1Config) -> None:
+        super().__init__(config)
+        depth = config.num_hidden_layers
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(
+            [AXK1DecoderLayer(config, i) for i in range(depth)]
+            + [AXK1MTPLayer(config, depth + k) for k in range(config.num_nextn_predict_layers)]
+        )
+        self.norm = AXK1RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = AXK1RotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @property
+    def mtp_layers(self) -> list[AXK1MTPLayer]:
+        """The MTP modules, depth 1 first."""
+        return cast(list, list(self.layers[self.config.num_hidden_layers :]))
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> AXK1ModelOutput:
+        """Runs the trunk over ``input_ids`` or ``inputs_embeds`` ``[batch, tokens]``.
+
+        Packed documents: no ``attention_mask`` and no cache, ``position_ids`` that restart at 0 in each document.
+
+        Raises:
+            ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        hidden_states = cast(torch.Tensor, inputs_embeds)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen).unsqueeze(0)  # pyright: ignore
+        context = {
+            "attention_mask": create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            ),
+            "position_embeddings": self.rotary_emb(hidden_states, position_ids),
+            "position_ids": position_ids,
+        }
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = layer(hidden_states, past_key_values=past_key_values, **context, **kwargs)
+        return AXK1ModelOutput(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values,
+            attention_context=context,
+        )
+
+    @capture_outputs
+    def forward_mtp(
+        self,
+        hidden_states: torch.Tensor,
+        inputs_embeds: torch.Tensor,
+        attention_context: dict[str, Any],
+        **kwargs: Any,
+    ) -> AXK1MTPOutput:
+        """Runs the MTP modules over whole sequences (contract: ``mtp.py``).
+
+        Args:
+            hidden_states: ``[batch, tokens, hidden]`` trunk states after the final norm.
+            inputs_embeds: ``[batch, tokens, hidden]`` embeddings of the same tokens.
+            attention_context: as returned by ``forward``.
+        """
+        states = []
+        for depth, layer in enumerate(self.mtp_layers, start=1):
+            ahead = F.pad(inputs_embeds[:, depth:], (0, 0, 0, min(depth, inputs_embeds.shape[1])))
+            hidden_states = layer(hidden_states, ahead, **attention_context, **kwargs)
+            states.append(hidden_states)
+        return AXK1MTPOutput(mtp_states=tuple(states))
+
+
+class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
+    """Trunk + untied head, MTP modules where the configuration has them, and all training objectives."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: AXK1Config) -> None:
+        super().__init__(config)
+        self.model = AXK1Model(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_mtp_logits: bool = False,
+        output_router_logits: bool | None = None,
+        skip_logits: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> AXK1CausalLMOutput:
+        """Logits, and with ``labels`` the losses.
+
+        Args:
+            labels: ``[batch, tokens]``, -100 where nothing is learned; shifted inside, never across packed documents.
+            output_mtp_logits: add the MTP modules' logits over the whole sequence (needs an empty cache).
+            output_router_logits: add ``router_logits`` and ``router_indices`` of every MoE layer, MTP modules last.
+            skip_logits: with ``labels``, run the head on labelled positions only and return no logits: what training
+                needs at a fraction of the cost.
+            num_items_in_batch: divisor of the summed losses, as transformers' Trainer passes it.
+        """
+        config = self.config
+        wants_router = config.output_router_logits if output_router_logits is None else output_router_logits
+        balances = labels is not None and self.training and config.router_aux_loss_coef + config.router_bias_update_rate
+        record = {"output_router_logits": bool(wants_router or balances)}
+        record["output_router_indices"] = record["output_router_logits"]
+        outputs: AXK1ModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **record,
+            **kwargs,
+        )
+        hidden = cast(torch.Tensor, outputs.last_hidden_state)
+        result = AXK1CausalLMOutput(
+            past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+        if labels is None or not skip_logits:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            result.logits = self.lm_head(hidden[:, keep, :])
+        mtp = AXK1MTPOutput()
+        if output_mtp_logits or labels is not None:
+            embeddings = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            quiet = {"output_hidden_states": False, "output_attentions": False}
+            mtp = self.model.forward_mtp(hidden, embeddings, outputs.attention_context, **record, **{**kwargs, **quiet})
+        if output_mtp_logits:
+            result.mtp_logits = tuple(self.lm_head(state) for state in mtp.mtp_states)
+        if record["output_router_logits"]:
+            result.router_logits = (outputs.router_logits or ()) + (mtp.router_logits or ())
+            result.router_indices = (outputs.router_indices or ()) + (mtp.router_indices or ())
+        if labels is not None:
+            self._add_token_losses(result, hidden, mtp.mtp_states, labels, position_ids, num_items_in_batch)
+        if balances:
+            mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
+            self._add_router_losses(result, mask)
+        return result
+
+    def _add_token_losses(
+        self,
+        result: AXK1CausalLMOutput,
+        hidden: torch.Tensor,
+        mtp_states: tuple[torch.Tensor, ...],
+        labels: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> None:
+        losses = [
+            token_loss(state, self.lm_head, shifted_labels(labels, position_ids, depth + 1), num_items_in_batch)
+            for depth, state in enumerate((hidden, *mtp_states))
+        ]
+        result.loss = result.lm_loss = losses[0]
+        if mtp_states:
+            result.mtp_loss = torch.stack(losses[1:]).mean()
+            result.loss = result.lm_loss + self.config.mtp_loss_weight * result.mtp_loss
+
+    def _add_router_losses(self, result: AXK1CausalLMOutput, mask: torch.Tensor) -> None:
+        """Balance loss over all MoE layers, and the counts that ``update_router_biases`` works from."""
+        config = self.config
+        logits, indices = cast(tuple, result.router_logits), cast(tuple, result.router_indices)
+        routers = [m for m in self.modules() if isinstance(m, AXK1Router)]
+        for router, chosen in zip(routers, indices, strict=True):
+            router.tokens_per_expert += tokens_per_expert(chosen, mask, config.n_routed_experts)
+        if config.router_aux_loss_coef:
+            result.aux_loss = torch.stack(
+                [
+                    sequence_balance_loss(
+                        router.scores(layer_logits).view(*mask.shape, -1), chosen.view(*mask.shape, -1), mask, config
+                    )
+                    for router, layer_logits, chosen in zip(routers, logits, indices, strict=True)
+                ]
+            ).mean()
+            result.loss = result.loss + config.router_aux_loss_coef * result.aux_loss
+
+    @torch.no_grad()
+    def update_router_biases(self, rate: float | None = None) -> None:
+        """Auxiliary-loss-free balancing (arXiv 2408.15664): after an optimizer step, move each expert's bias by ``rate``
+        (default ``router_bias_update_rate``) up if it was chosen less often than the mean, down if more; clear counts."""
+        for router in self.modules():
+            if isinstance(router, AXK1Router):
+                router.update_bias(self.config.router_bias_update_rate if rate is None else rate)
+
+
+class AXK1ForSequenceClassification(GenericForSequenceClassification, AXK1PreTrainedModel):
+    """A score a sequence, read at its last token (transformers' generic head)."""
+
+
+class AXK1ForTokenClassification(GenericForTokenClassification, AXK1PreTrainedModel):
+    """A score a token (transformers' generic head)."""
