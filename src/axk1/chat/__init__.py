@@ -1,0 +1,56 @@
+"""Think and Non-Think conversations: prompt, budget, streaming parser, tool calls.
+
+>>> import axk1.chat
+>>> chat = axk1.chat.load("models/nano")
+>>> reply = chat.reply([{"role": "user", "content": "What is 17 + 25?"}], think=True)
+>>> reply.reasoning, reply.answer
+
+The parser and the tool-call reader need neither torch nor transformers, so the rest is imported on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from axk1.chat.conversation import Conversation
+    from axk1.chat.engine import Chat, ReplyStream
+    from axk1.chat.loading import load, resolve_model_path
+    from axk1.chat.parser import Delta, Parsed, ReasoningParser, parse
+    from axk1.chat.reply import Reply
+    from axk1.chat.tools import ToolCall, extract_tool_calls
+
+_HOME = {
+    "Chat": "engine",
+    "Conversation": "conversation",
+    "Delta": "parser",
+    "Parsed": "parser",
+    "ReasoningParser": "parser",
+    "Reply": "reply",
+    "ReplyStream": "engine",
+    "ToolCall": "tools",
+    "extract_tool_calls": "tools",
+    "load": "loading",
+    "parse": "parser",
+    "resolve_model_path": "loading",
+}
+
+__all__ = [
+    "Chat",
+    "Conversation",
+    "Delta",
+    "Parsed",
+    "ReasoningParser",
+    "Reply",
+    "ReplyStream",
+    "ToolCall",
+    "extract_tool_calls",
+    "load",
+    "parse",
+    "resolve_model_path",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'axk1.chat' has no attribute {name!r}")
+    return getattr(import_module(f"axk1.chat.{_HOME[name]}"), name)

@@ -1,0 +1,201 @@
+"""A model and its tokenizer, answering messages in Think or Non-Think: whole, streamed, or a batch at once."""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from axk1.chat.parser import Delta
+from axk1.chat.reply import Reply, ReplyBuilder
+from axk1.generation.budget import UNLIMITED, ThinkingBudget
+from axk1.generation.decode import decode
+from axk1.generation.sampling import Sampling
+
+Message = dict[str, Any]
+Steps = Generator[list[int], None, None]
+TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
+
+
+class ReplyStream(Iterator[Delta]):
+    """A reply being generated: iterate for its deltas, then read ``reply``.
+
+    ``cancel`` may be called at any time, from a signal handler too: the iteration ends after the current token, and
+    ``reply`` holds what was written so far, with finish reason ``cancelled``.
+    """
+
+    def __init__(self, steps: Steps, builder: ReplyBuilder):
+        self._builder = builder
+        self._cancelled = False
+        self._deltas = self._run(steps)
+
+    def _run(self, steps: Steps) -> Iterator[Delta]:
+        with closing(steps):
+            for (token,) in steps:
+                yield from self._builder.push(token)
+                if self._builder.finish_reason or self._cancelled:
+                    break
+        yield from self._builder.finish("cancelled" if self._cancelled else "length")
+
+    def __next__(self) -> Delta:
+        return next(self._deltas)
+
+    def cancel(self) -> None:
+        """Asks the generation to stop."""
+        self._cancelled = True
+
+    @property
+    def reply(self) -> Reply:
+        """The finished reply; RuntimeError while deltas are still to come."""
+        return self._builder.reply()
+
+
+class Chat:
+    """Answers messages with a checkpoint's model, tokenizer and chat template.
+
+    Args:
+        model: a causal language model (``axk1.AXK1ForCausalLM``, or transformers' own).
+        tokenizer: a fast tokenizer with a chat template that knows ``enable_thinking``.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.context_length: int = model.config.max_position_embeddings
+        self.stop_ids = _stop_ids(model, tokenizer)
+        pad_id = tokenizer.pad_token_id
+        self._pad_id: int = pad_id if isinstance(pad_id, int) else min(self.stop_ids)
+
+    def prompt(self, messages: Sequence[Message], think: bool = False, tools: Sequence[dict] | None = None) -> list[int]:
+        """The token ids the model is given, ending in ``<think>`` or ``</think>``.
+
+        Raises:
+            ValueError: when there is no message, or the template refuses them.
+        """
+        if not messages:
+            raise ValueError("There are no messages to answer; give at least one with a role and content.")
+        for message in messages:
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise ValueError(f"A message must be an object with 'role' and 'content'; got {message!r}.")
+            if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
+                raise ValueError(f"The content of a {message['role']} message must be text; got {message.get('content')!r}.")
+        try:
+            return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
+                list(messages),
+                tools=list(tools) if tools else None,
+                add_generation_prompt=True,
+                enable_thinking=think,
+                tokenize=True,
+                return_dict=False,
+            )
+        except TemplateError as error:
+            raise ValueError(f"The chat template refuses these messages: {error}") from error
+
+    def reply(self, messages: Sequence[Message], *, think: bool = False, **options: Any) -> Reply:
+        """Answers one conversation; the options are those of :meth:`reply_batch`."""
+        return self.reply_batch([messages], think=think, **options)[0]
+
+    def stream(self, messages: Sequence[Message], *, think: bool = False, **options: Any) -> ReplyStream:
+        """Answers one conversation as it is written; the options are those of :meth:`reply_batch`."""
+        steps, (builder,) = self._start([messages], think, **options)
+        return ReplyStream(steps, builder)
+
+    def reply_batch(
+        self, conversations: Sequence[Sequence[Message]], *, think: bool | Sequence[bool] = False, **options: Any
+    ) -> list[Reply]:
+        """Answers many conversations in one batch, padded on the left.
+
+        Args:
+            conversations: lists of messages ``{"role": ..., "content": ...}``.
+            think: the mode, for all or one each.
+            budget: reasoning tokens at most; -1 unlimited, 0 none (the prompt is then the Non-Think one).
+            sampling: how tokens are chosen; the official defaults when left out.
+            max_new_tokens: reasoning and answer together; what the context still holds when left out.
+            stop: strings before which the answer is cut.
+            tools: JSON-schema functions for the template; only then are tool calls taken out of the answer.
+
+        Raises:
+            ValueError: for an option out of range, or a prompt that fills the context.
+        """
+        if not conversations:
+            return []
+        steps, builders = self._start(conversations, think, **options)
+        with closing(steps):
+            for step in steps:
+                running = False
+                for builder, token in zip(builders, step, strict=True):
+                    if builder.finish_reason is None:
+                        builder.push(token)
+                        running |= builder.finish_reason is None
+                if not running:
+                    break
+        for builder in builders:
+            builder.finish("length")
+        return [builder.reply() for builder in builders]
+
+    def _start(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        think: bool | Sequence[bool],
+        *,
+        budget: int = UNLIMITED,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        tools: Sequence[dict] | None = None,
+    ) -> tuple[Steps, list[ReplyBuilder]]:
+        if budget < UNLIMITED:
+            raise ValueError(f"budget is {budget}; it must be -1 (unlimited), 0 (no reasoning) or more.")
+        modes = [think] * len(conversations) if isinstance(think, bool) else list(think)
+        if len(modes) != len(conversations):
+            raise ValueError(f"think has {len(modes)} entries for {len(conversations)} conversations.")
+        modes = [mode and budget != 0 for mode in modes]
+        prompts = [self.prompt(messages, mode, tools) for messages, mode in zip(conversations, modes, strict=True)]
+        width = max(map(len, prompts))
+        max_new_tokens = self._room(width, max_new_tokens)
+        if any(modes) and budget >= max_new_tokens:
+            raise ValueError(
+                f"A budget of {budget} reasoning tokens leaves no room for an answer in {max_new_tokens} new tokens; "
+                "lower the budget or raise max_new_tokens."
+            )
+        processors = [ThinkingBudget(self.tokenizer, width, [budget if mode else UNLIMITED for mode in modes])]
+        steps = decode(
+            self.model,
+            prompts,
+            sampling or Sampling(),
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.stop_ids,
+            pad_id=self._pad_id,
+            processors=processors if any(modes) and budget != UNLIMITED else [],
+        )
+        return steps, [
+            ReplyBuilder(self.tokenizer, mode, len(prompt), self.stop_ids, stop, tools is not None)
+            for mode, prompt in zip(modes, prompts, strict=True)
+        ]
+
+    def _room(self, width: int, max_new_tokens: int | None) -> int:
+        """New tokens that may follow a prompt of ``width`` tokens."""
+        room = self.context_length - width
+        if room < 1:
+            raise ValueError(
+                f"The prompt has {width} tokens and the model's context holds {self.context_length}; shorten the conversation."
+            )
+        if max_new_tokens is None:
+            return room
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+        return min(max_new_tokens, room)
+
+
+def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """The ids that end a turn: ``<|im_end|>``, ``<|endoftext|>``, and what the checkpoint's generation config names."""
+    named = model.generation_config.eos_token_id if model.generation_config else None
+    ids = {named} if isinstance(named, int) else set(named or ())
+    vocabulary = tokenizer.get_vocab()
+    ids |= {vocabulary[token] for token in TURN_ENDS if token in vocabulary}
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    if not ids:
+        raise ValueError("The tokenizer has no <|im_end|> and no end-of-sequence token, so a reply could never end.")
+    return frozenset(ids)

@@ -1,0 +1,62 @@
+"""Finds and loads a checkpoint folder for chatting. Local files only."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from axk1.chat.engine import Chat
+
+NANO = Path("models") / "nano"
+
+
+def resolve_model_path(path: str | Path | None = None) -> Path:
+    """The checkpoint folder to use: ``path``, else the environment's ``AXK1_MODEL``, else the nano shipped with axk1.
+
+    Raises:
+        ValueError: when there is no checkpoint there.
+    """
+    chosen = path or os.environ.get("AXK1_MODEL")
+    if chosen:
+        folder = Path(chosen).expanduser()
+    else:
+        package = Path(__file__).resolve().parents[1]
+        places = [package / NANO, package.parents[1] / NANO]  # installed; in a clone, src/axk1/../..
+        folder = next((place for place in places if (place / "config.json").is_file()), places[-1])
+    if not (folder / "config.json").is_file():
+        source = "" if path or not chosen else " (from AXK1_MODEL)"
+        raise ValueError(f"There is no checkpoint at {folder}{source}: a folder with a config.json is needed.")
+    return folder
+
+
+def load(path: str | Path | None = None, *, device: str | None = None, dtype: str = "auto") -> "Chat":
+    """Loads a checkpoint's model, tokenizer and template.
+
+    Args:
+        path: the checkpoint folder; see :func:`resolve_model_path` for the default.
+        device: where to run, e.g. ``"cpu"`` or ``"cuda"``; a GPU when there is one.
+        dtype: ``"auto"`` for the stored one (float32 on a CPU, where half precision is slow), or its name in torch.
+
+    Raises:
+        ValueError: when there is no checkpoint, an unknown device or dtype, or no chat template.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import axk1  # noqa: F401  (registers the model type)
+    from axk1.chat.engine import Chat
+
+    folder = resolve_model_path(path)
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    number = torch.float32 if dtype == "auto" and where.type == "cpu" else getattr(torch, dtype, dtype)
+    if number != "auto" and not isinstance(number, torch.dtype):
+        raise ValueError(f"dtype is {dtype!r}; use auto, float32, bfloat16 or float16.")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not tokenizer.chat_template:
+        raise ValueError(f"The checkpoint at {folder} has no chat template (chat_template.jinja), so it cannot chat.")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, local_files_only=True)
+    return Chat(model.to(where), tokenizer)

@@ -1,0 +1,1 @@
+"""Turning prompts into tokens: sampling, the thinking budget, the decode loop, MTP acceptance."""

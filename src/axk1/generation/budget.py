@@ -1,0 +1,49 @@
+"""The thinking budget: at the limit the reasoning is closed, and an answer follows."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+from axk1.chat.parser import THINK_CLOSE
+
+UNLIMITED = -1
+
+
+class ThinkingBudget(LogitsProcessor):
+    """Forces ``</think>`` on every row that is still reasoning after its budget of generated tokens.
+
+    Rows are looked at only at their limit, so the cost is one decoding of each row's reasoning, and nothing is remembered
+    between steps: rows may be reordered. Whether a row has closed by itself is decided on the text, as the parser does.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer.
+        prompt_length: columns of ``input_ids`` before the first generated token, padding included.
+        budgets: reasoning tokens allowed, one a row; -1 for no limit (and for Non-Think rows).
+
+    Raises:
+        ValueError: for a budget that is neither -1 nor positive (for 0, render the prompt as Non-Think).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_length: int, budgets: Sequence[int]):
+        if any(budget != UNLIMITED and budget < 1 for budget in budgets):
+            raise ValueError(f"A thinking budget must be -1 (unlimited) or positive here; got {list(budgets)}.")
+        self._tokenizer = tokenizer
+        self._prompt_length = prompt_length
+        self._budgets = list(budgets)
+        self._close_ids: list[int] = tokenizer.encode(THINK_CLOSE, add_special_tokens=False)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``input_ids`` [batch, length] int64, ``scores`` [batch, vocabulary] float; returns new scores."""
+        generated = input_ids[:, self._prompt_length :]
+        for row, budget in enumerate(self._budgets):
+            step = generated.shape[1] - budget
+            if budget == UNLIMITED or not 0 <= step < len(self._close_ids):
+                continue
+            reasoning = self._tokenizer.decode(generated[row, :budget], skip_special_tokens=False)
+            if THINK_CLOSE not in reasoning:
+                forced = torch.full_like(scores[row], float("-inf"))
+                forced[self._close_ids[step]] = 0.0
+                scores = scores.index_copy(0, torch.tensor([row], device=scores.device), forced[None])
+        return scores
