@@ -2,67 +2,95 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
-_TRIGGER = "transformers.models.auto.modeling_auto"
 
-
-def register() -> None:
-    """Makes the Auto classes build our classes for ``model_type`` ``axk1`` and the older ``AXK1``."""
-    from transformers import (
-        AutoConfig,
-        AutoModel,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoModelForTokenClassification,
-    )
+def register_config() -> None:
+    """Makes AutoConfig read ``model_type`` ``axk1`` and the older ``AXK1`` as our configuration."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from axk1.config import AXK1Config
+
+    for model_type in ("axk1", "AXK1"):  # AutoConfig.register would insist on the class's own name
+        CONFIG_MAPPING.register(model_type, AXK1Config, exist_ok=True)
+
+
+def register_models() -> None:
+    """Makes the Auto classes build our models for our configuration."""
+    from transformers.models.auto import modeling_auto as auto
 
     from axk1 import pretrained
     from axk1.config import AXK1Config
 
-    AutoConfig.register("axk1", AXK1Config, exist_ok=True)
-    CONFIG_MAPPING.register("AXK1", AXK1Config, exist_ok=True)  # AutoConfig.register insists on the class's own name
-    for auto, model in (
-        (AutoModel, pretrained.AXK1Model),
-        (AutoModelForCausalLM, pretrained.AXK1ForCausalLM),
-        (AutoModelForSequenceClassification, pretrained.AXK1ForSequenceClassification),
-        (AutoModelForTokenClassification, pretrained.AXK1ForTokenClassification),
+    for auto_class, model in (
+        (auto.AutoModel, pretrained.AXK1Model),
+        (auto.AutoModelForCausalLM, pretrained.AXK1ForCausalLM),
+        (auto.AutoModelForSequenceClassification, pretrained.AXK1ForSequenceClassification),
+        (auto.AutoModelForTokenClassification, pretrained.AXK1ForTokenClassification),
     ):
-        auto.register(AXK1Config, model, exist_ok=True)
+        auto_class.register(AXK1Config, model, exist_ok=True)
 
 
-class _RegisterAfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Loads the trigger module as usual, then registers: the price is paid by who uses transformers."""
+class _Finder(importlib.abc.MetaPathFinder):
+    """Watches imports until the Auto classes exist and nothing they or we need is half imported."""
+
+    def __init__(self) -> None:
+        self.pending: dict[str, Callable[[], None]] = {
+            "transformers.models.auto.configuration_auto": register_config,
+            "transformers.models.auto.modeling_auto": register_models,
+        }
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _TRIGGER:
+        if not _is_watched(fullname):
             return None
-        sys.meta_path.remove(self)
-        self.spec = importlib.util.find_spec(fullname)
-        if self.spec is None or self.spec.loader is None:
-            return None
-        return importlib.util.spec_from_file_location(fullname, self.spec.origin, loader=self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(self, spec.loader)
+        return spec
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
-        return None
+    def register_what_is_ready(self, finished: str = "") -> None:
+        """Called whenever an import ends; acts only at the end of the outermost one."""
+        if any(_is_watched(name) and name != finished and _is_half_imported(m) for name, m in [*sys.modules.items()]):
+            return
+        for trigger in [name for name in self.pending if name in sys.modules]:
+            self.pending.pop(trigger)()
+        if not self.pending and self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+
+class _Loader(importlib.abc.Loader):
+    """Runs a module exactly as its own loader would, then tells the finder."""
+
+    def __init__(self, finder: _Finder, loader: importlib.abc.Loader) -> None:
+        self.finder, self.loader = finder, loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        self.spec.loader.exec_module(module)  # pyright: ignore[reportOptionalMemberAccess]
-        register()
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        self.finder.register_what_is_ready(finished=module.__name__)
+
+
+def _is_watched(name: str) -> bool:
+    return name.startswith(("transformers.", "axk1."))
+
+
+def _is_half_imported(module: ModuleType) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def register_when_transformers_loads() -> None:
-    """Registers now if transformers' Auto classes are loaded already, else at the moment they are."""
-    if _TRIGGER in sys.modules:
-        register()
-    else:
-        sys.meta_path.insert(0, _RegisterAfterImport())
+    """Registers now what is loaded already, the rest at the moment it is."""
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    finder.register_what_is_ready(finished=__name__)
