@@ -59,7 +59,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         if any(_is_watched(name) and name != finished and _is_half_imported(m) for name, m in [*sys.modules.items()]):
             return
         for trigger in [name for name in self.pending if name in sys.modules]:
-            self.pending.pop(trigger)()
+            if act := self.pending.pop(trigger, None):  # registering imports more, and may come here again
+                act()
         if not self.pending and self in sys.meta_path:
             sys.meta_path.remove(self)
 
