@@ -1,6 +1,7 @@
 """Tiny checkpoints, built once a session: a random one, and scripted ones whose replies are known."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,17 +15,10 @@ SPECIALS = {
     16: "<tool_call>",
     17: "</tool_call>",
 }
-TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message.role }}
-{% if message.role == 'assistant' %}</think>{% endif %}{{ message.content }}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{{ '<think>' if enable_thinking else '</think>' }}
-{%- endif -%}"""
-SIZES = dict(
-    vocab_size=320,
+TEMPLATE = Path(__file__).parents[1] / "src/axk1/tokenizer/chat_template.jinja"
+VOCAB_SIZE = 320
+SIZES: dict[str, Any] = dict(
+    vocab_size=VOCAB_SIZE,
     hidden_size=64,
     intermediate_size=64,
     moe_intermediate_size=16,
@@ -63,7 +57,7 @@ def make_tokenizer():
         bos_token="<|endoftext|>",
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
-        chat_template=TEMPLATE,
+        chat_template=TEMPLATE.read_text(encoding="utf-8"),
     )
 
 
@@ -82,23 +76,23 @@ def make_scripted_model(successors: dict[int, int]):
     holds the table. Its MTP module sees the token ahead, so all its drafts are right."""
     import torch
 
-    model = make_model(hidden_size=SIZES["vocab_size"])
+    model = make_model(hidden_size=VOCAB_SIZE)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
                 weight.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(SIZES["vocab_size"]))
+        model.model.embed_tokens.weight.copy_(torch.eye(VOCAB_SIZE))
         model.lm_head.weight.zero_()
         for token, following in successors.items():
             model.lm_head.weight[following, token] = 1.0
         eh_proj = model.model.mtp_layers[0].eh_proj.weight
-        eh_proj.copy_(torch.cat([torch.eye(SIZES["vocab_size"]), torch.zeros(eh_proj.shape[0], eh_proj.shape[0])], 1))
+        eh_proj.copy_(torch.cat([torch.eye(VOCAB_SIZE), torch.zeros(eh_proj.shape[0], eh_proj.shape[0])], 1))
     return model
 
 
 def script(reasoning: str, answer: str, closes: bool) -> dict[int, int]:
-    """Successors for a Think reply of ``reasoning`` (repeated for ever unless it closes) and ``answer`` after it or alone;
-    no byte may occur twice."""
+    """Successors for a Think reply of ``reasoning`` (repeated for ever unless it closes) and ``answer`` after it or
+    alone; no byte may occur twice."""
     ids = {name: 256 + offset for offset, name in SPECIALS.items()}
     thought, said = list(reasoning.encode()), list(answer.encode())
     assert len(set(thought + said)) == len(thought + said), "a scripted model knows only the last token"

@@ -83,6 +83,8 @@ def test_character_by_character():
     assert deltas[-2:] == [[Delta("answer", "<")], [Delta("answer", "/")]]
 
 
-@pytest.mark.parametrize(("text", "length"), [("a</thi", 5), ("</think", 7), ("<", 1), ("</think>", 0), ("", 0), ("<<", 1)])
+@pytest.mark.parametrize(
+    ("text", "length"), [("a</thi", 5), ("</think", 7), ("<", 1), ("</think>", 0), ("", 0), ("<<", 1)]
+)
 def test_partial_suffix(text, length):
     assert partial_suffix(text, THINK_CLOSE) == length

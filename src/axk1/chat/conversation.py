@@ -1,7 +1,6 @@
 """A conversation's state: history, system prompt, mode and budget; saved to and loaded from JSON."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ ROLES = {"user", "assistant", "tool"}
 class Conversation:
     """What has been said, and how the next reply is to be made.
 
-    ``messages`` holds the turns after the system prompt. An assistant turn keeps its ``reasoning`` for the reader, and
-    ``interrupted`` when it was stopped before its end; the model sees neither.
+    ``messages`` holds the turns after the system prompt. An assistant turn keeps its ``reasoning_content`` for the
+    reader, and ``interrupted`` when it was stopped before its end; the model sees neither.
     """
 
     system: str | None = None
@@ -27,8 +26,7 @@ class Conversation:
     def prompt_messages(self) -> list[dict[str, Any]]:
         """The messages as the chat template takes them."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        kept = ("role", "content", "tool_calls")
-        return system + [{key: turn[key] for key in kept if key in turn} for turn in self.messages]
+        return system + [{key: turn[key] for key in turn if key != "interrupted"} for turn in self.messages]
 
     def add_user(self, text: str) -> None:
         """Adds the user's turn."""
@@ -37,8 +35,6 @@ class Conversation:
     def add_reply(self, reply: Reply) -> None:
         """Adds the model's turn."""
         turn = reply.message()
-        if reply.reasoning:
-            turn["reasoning"] = reply.reasoning
         if reply.finish_reason == "cancelled":
             turn["interrupted"] = True
         self.messages.append(turn)
@@ -48,7 +44,7 @@ class Conversation:
         path = Path(path).expanduser()
         beside = path.with_name(path.name + ".part")
         beside.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        beside.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Conversation":
@@ -64,7 +60,9 @@ class Conversation:
         except ValueError as error:
             raise ValueError(f"{path} is not a saved conversation: {error}") from error
         if not _is_conversation(saved):
-            raise ValueError(f"{path} is not a saved conversation: it needs system, think, budget and a list of messages.")
+            raise ValueError(
+                f"{path} is not a saved conversation: it needs system, think, budget and a list of messages."
+            )
         return cls(**saved)
 
 

@@ -67,7 +67,9 @@ class Chat:
         pad_id = tokenizer.pad_token_id
         self._pad_id: int = pad_id if isinstance(pad_id, int) else min(self.stop_ids)
 
-    def prompt(self, messages: Sequence[Message], think: bool = False, tools: Sequence[dict] | None = None) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Message], think: bool = False, tools: Sequence[dict] | None = None
+    ) -> list[int]:
         """The token ids the model is given, ending in ``<think>`` or ``</think>``.
 
         Raises:
@@ -79,9 +81,11 @@ class Chat:
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise ValueError(f"A message must be an object with 'role' and 'content'; got {message!r}.")
             if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-                raise ValueError(f"The content of a {message['role']} message must be text; got {message.get('content')!r}.")
+                raise ValueError(
+                    f"The content of a {message['role']} message must be text; got {message.get('content')!r}."
+                )
         try:
-            return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
+            return self.tokenizer.apply_chat_template(  # pyright: ignore[reportReturnType]
                 list(messages),
                 tools=list(tools) if tools else None,
                 add_generation_prompt=True,
@@ -179,7 +183,8 @@ class Chat:
         room = self.context_length - width
         if room < 1:
             raise ValueError(
-                f"The prompt has {width} tokens and the model's context holds {self.context_length}; shorten the conversation."
+                f"The prompt has {width} tokens and the model's context holds {self.context_length}; "
+                "shorten the conversation."
             )
         if max_new_tokens is None:
             return room
@@ -194,7 +199,7 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> fro
     ids = {named} if isinstance(named, int) else set(named or ())
     vocabulary = tokenizer.get_vocab()
     ids |= {vocabulary[token] for token in TURN_ENDS if token in vocabulary}
-    if tokenizer.eos_token_id is not None:
+    if isinstance(tokenizer.eos_token_id, int):
         ids.add(tokenizer.eos_token_id)
     if not ids:
         raise ValueError("The tokenizer has no <|im_end|> and no end-of-sequence token, so a reply could never end.")

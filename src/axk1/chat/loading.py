@@ -59,4 +59,4 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
     if not tokenizer.chat_template:
         raise ValueError(f"The checkpoint at {folder} has no chat template (chat_template.jinja), so it cannot chat.")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, local_files_only=True)
-    return Chat(model.to(where), tokenizer)
+    return Chat(model.to(where), tokenizer)  # pyright: ignore[reportArgumentType]

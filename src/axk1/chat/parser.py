@@ -1,8 +1,8 @@
 """Splits what the model writes into reasoning and answer, as it streams in.
 
 A Think prompt ends in ``<think>`` and its reply reads ``{reasoning}</think>{answer}``; a Non-Think prompt ends in
-``</think>`` and its reply is the answer. The first ``</think>`` closes the reasoning; every later tag is the answer's own
-text. A reply that repeats the prompt's ``<think>`` has it swallowed. Nothing is stripped.
+``</think>`` and its reply is the answer. The first ``</think>`` closes the reasoning; every later tag is the answer's
+own text. A reply that repeats the prompt's ``<think>`` has it swallowed. Nothing is stripped.
 """
 
 from dataclasses import dataclass

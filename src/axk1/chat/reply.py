@@ -19,9 +19,9 @@ class Reply:
     """A finished reply.
 
     ``finish_reason`` is ``stop`` (the model ended its turn, or a stop string came), ``length`` (no tokens left) or
-    ``cancelled``. ``closed`` is False when the text ended inside the reasoning; then ``answer`` is empty. The token counts
-    leave out the closing ``</think>`` and the token that ends the turn. ``seconds`` runs from the request to this
-    reply's last token.
+    ``cancelled``. ``closed`` is False when the text ended inside the reasoning; then ``answer`` is empty. The token
+    counts leave out the closing ``</think>`` and the token that ends the turn. ``seconds`` runs from the request to
+    this reply's last token.
     """
 
     reasoning: str
@@ -35,8 +35,9 @@ class Reply:
     seconds: float
 
     def message(self) -> dict[str, Any]:
-        """This reply as an assistant turn for the next prompt: without its reasoning, as the template wants it."""
-        message: dict[str, Any] = {"role": "assistant", "content": self.answer}
+        """This reply as an assistant turn. The template drops the reasoning from earlier turns; giving it apart, even
+        empty, tells the template that a ``</think>`` in the answer is a quotation."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.answer, "reasoning_content": self.reasoning}
         if self.tool_calls:
             functions = ({"name": call.name, "arguments": call.arguments} for call in self.tool_calls)
             message["tool_calls"] = [{"type": "function", "function": function} for function in functions]

@@ -14,8 +14,8 @@ UNLIMITED = -1
 class ThinkingBudget(LogitsProcessor):
     """Forces ``</think>`` on every row that is still reasoning after its budget of generated tokens.
 
-    Rows are looked at only at their limit, so the cost is one decoding of each row's reasoning, and nothing is remembered
-    between steps: rows may be reordered. Whether a row has closed by itself is decided on the text, as the parser does.
+    Rows are looked at only at their limit, so the cost is one decoding of each row's reasoning, and nothing is
+    remembered between steps. Whether a row has closed by itself is decided on the text, as the parser does.
 
     Args:
         tokenizer: the checkpoint's tokenizer.
@@ -23,12 +23,15 @@ class ThinkingBudget(LogitsProcessor):
         budgets: reasoning tokens allowed, one a row; -1 for no limit (and for Non-Think rows).
 
     Raises:
-        ValueError: for a budget that is neither -1 nor positive (for 0, render the prompt as Non-Think).
+        ValueError: for a budget that is neither -1 nor at least 1.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_length: int, budgets: Sequence[int]):
         if any(budget != UNLIMITED and budget < 1 for budget in budgets):
-            raise ValueError(f"A thinking budget must be -1 (unlimited) or positive here; got {list(budgets)}.")
+            raise ValueError(
+                f"Thinking budgets are {list(budgets)}; each must be -1 (unlimited) or at least 1 "
+                "(for 0, render Non-Think)."
+            )
         self._tokenizer = tokenizer
         self._prompt_length = prompt_length
         self._budgets = list(budgets)

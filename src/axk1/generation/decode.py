@@ -8,7 +8,7 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation import BaseStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from axk1.generation.sampling import Sampling
 
@@ -48,7 +48,7 @@ def decode(
     def run() -> None:
         try:
             with _seeded(sampling.seed, model.device):
-                model.generate(
+                model.generate(  # pyright: ignore[reportCallIssue]
                     input_ids,
                     attention_mask=attention_mask,
                     generation_config=config,

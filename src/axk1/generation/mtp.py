@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 def mtp_acceptance(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor) -> float:
     """Share of generated tokens that the MTP module's greedy draft equals.
 
-    Teacher-forced over sequences that the trunk generated greedily. The draft at position i, made from the trunk's state
-    there and token i+1, is for token i+2; it is counted where both i+1 and i+2 lie in the generated part.
+    Teacher-forced over sequences that the trunk generated greedily. The draft at position i, made from the trunk's
+    state there and token i+1, is for token i+2; it is counted where both i+1 and i+2 lie in the generated part.
 
     Args:
         model: an ``AXK1ForCausalLM`` with at least one MTP module (the first is measured).
@@ -21,11 +21,11 @@ def mtp_acceptance(model: PreTrainedModel, input_ids: Tensor, attention_mask: Te
     Raises:
         ValueError: when the model has no MTP module, or no row has two generated tokens.
     """
+    if not getattr(model.config, "num_nextn_predict_layers", 0):
+        raise ValueError("The model has no MTP module to measure: num_nextn_predict_layers is 0 in its configuration.")
     mtp_logits = model(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=1, output_mtp_logits=True
     ).mtp_logits
-    if not mtp_logits:
-        raise ValueError("The model gives no MTP logits: its configuration has num_nextn_predict_layers = 0.")
     targets = input_ids[:, 2:]
     drafts = mtp_logits[0][:, : targets.shape[1]].argmax(-1)
     rank = attention_mask.cumsum(1) - 1  # index within the row, padding left out

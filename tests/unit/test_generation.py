@@ -1,0 +1,181 @@
+"""Sampling options, the thinking budget on any batch, the decode loop, MTP acceptance."""
+
+import threading
+
+import pytest
+import torch
+from conftest import make_model, make_scripted_model, make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from axk1.generation.budget import ThinkingBudget
+from axk1.generation.decode import decode, pad_left
+from axk1.generation.mtp import mtp_acceptance
+from axk1.generation.sampling import GREEDY, Sampling
+
+TOKENIZER = make_tokenizer()
+CLOSE = 256 + 15
+STOP = {256, 269}
+
+
+def test_official_defaults():
+    assert (Sampling().temperature, Sampling().top_p) == (0.6, 0.95)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"seed": -1},
+    ],
+)
+def test_sampling_out_of_range(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        Sampling(**options)
+
+
+rows = st.lists(st.sampled_from([97, 98, CLOSE, *b"</think>"]), min_size=12, max_size=12)
+
+
+@settings(deadline=None)
+@given(generated=st.lists(rows, min_size=1, max_size=4), data=st.data())
+def test_budget_closes_exactly_the_open_rows(generated, data):
+    budgets = [data.draw(st.sampled_from([-1, 1, 3, 5])) for _ in generated]
+    prompt = torch.full((len(generated), 3), 97)
+    budget = ThinkingBudget(TOKENIZER, 3, budgets)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(8):
+        written = torch.tensor(generated)[:, :step]
+        scores = torch.randn(len(generated), 320, generator=generator)
+        result = budget(torch.cat([prompt, written], 1), scores.clone())
+        for row, limit in enumerate(budgets):
+            is_open = "</think>" not in TOKENIZER.decode(generated[row][:step])
+            if step == limit and is_open:
+                assert result[row].argmax() == CLOSE
+                assert result[row].exp().count_nonzero() == 1
+            else:
+                assert torch.equal(result[row], scores[row])
+
+
+def test_budget_with_a_tag_of_several_tokens():
+    """A vocabulary without the tag as a token: it is written out, once."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    bare = TOKENIZER.backend_tokenizer
+    plain = Tokenizer(models.BPE(vocab={k: v for k, v in bare.get_vocab().items() if v < 256}, merges=[]))
+    plain.pre_tokenizer, plain.decoder = bare.pre_tokenizer, bare.decoder
+    budget = ThinkingBudget(PreTrainedTokenizerFast(tokenizer_object=plain), 0, [2])
+    ids = list(b"xy")
+    for _ in range(9):
+        ids.append(int(budget(torch.tensor([ids]), torch.eye(256)[[ord("z")]]).argmax()))
+    assert bytes(ids) == b"xy</think>z"
+
+
+def test_budget_zero_is_refused():
+    with pytest.raises(ValueError, match="render Non-Think"):
+        ThinkingBudget(TOKENIZER, 1, [0])
+
+
+def test_pad_left():
+    ids, mask = pad_left([[5], [6, 7, 8]], pad_id=1, device=torch.device("cpu"))
+    assert ids.tolist() == [[1, 1, 5], [6, 7, 8]]
+    assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+def test_decode_equals_plain_greedy_search(model):
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10]]
+    steps = list(decode(model, prompts, GREEDY, max_new_tokens=6, stop_ids=STOP, pad_id=257))
+    for row, prompt in enumerate(prompts):
+        ids = list(prompt)
+        for _ in range(6):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert [step[row] for step in steps] == ids[len(prompt) :]
+
+
+def test_rows_end_on_any_stop_id_and_pad_after():
+    scripted = make_scripted_model({1: 2, 2: 269, 11: 12, 12: 13, 13: 256})
+    steps = list(decode(scripted, [[1], [11]], GREEDY, max_new_tokens=9, stop_ids=STOP, pad_id=257))
+    assert steps == [[2, 12], [269, 13], [257, 256]]
+
+
+def test_checkpoint_defaults_do_not_leak_in(model, monkeypatch):
+    from transformers import GenerationConfig
+
+    plain = list(decode(model, [[1, 2]], GREEDY, max_new_tokens=5, stop_ids=STOP, pad_id=257))
+    monkeypatch.setattr(
+        model, "generation_config", GenerationConfig(do_sample=True, temperature=9.0, top_k=3, eos_token_id=plain[1])
+    )
+    assert list(decode(model, [[1, 2]], GREEDY, max_new_tokens=5, stop_ids=STOP, pad_id=257)) == plain
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_narrowest_sampling_is_greedy(model, options):
+    sampling = Sampling(temperature=1.0, seed=0, **options)
+    arguments = {"max_new_tokens": 5, "stop_ids": STOP, "pad_id": 257}
+    assert list(decode(model, [[1, 2]], sampling, **arguments)) == list(decode(model, [[1, 2]], GREEDY, **arguments))
+
+
+def test_repetition_penalty_breaks_a_loop():
+    looping = make_scripted_model({1: 1})
+    arguments = {"max_new_tokens": 3, "stop_ids": STOP, "pad_id": 257}
+    assert list(decode(looping, [[1]], GREEDY, **arguments)) == [[1]] * 3
+    penalised = Sampling(temperature=1.0, seed=0, repetition_penalty=1e6)
+    assert [1] not in list(decode(looping, [[1]], penalised, **arguments))
+
+
+def test_closing_stops_the_model(model):
+    steps = decode(model, [[1, 2]], Sampling(seed=0), max_new_tokens=4000, stop_ids=STOP, pad_id=257)
+    next(steps)
+    assert any(thread.name == "axk1-decode" for thread in threading.enumerate())
+    steps.close()
+    assert not any(thread.name == "axk1-decode" for thread in threading.enumerate())
+
+
+def padded(rows: list[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    gaps = [width - len(row) for row in rows]
+    ids = [[257] * gap + row if left else row + [257] * gap for row, gap in zip(rows, gaps, strict=True)]
+    mask = [[0] * g + [1] * len(r) if left else [1] * len(r) + [0] * g for r, g in zip(rows, gaps, strict=True)]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_mtp_acceptance_counts_second_tokens_of_the_generated_part(left):
+    """The scripted module drafts the successor of the token ahead, so a jump in the chain makes one draft fail.
+    Prompt positions do not count."""
+    scripted = make_scripted_model({token: token + 1 for token in range(100)})
+    right = [50, 3, 10, 11, 12, 13, 14]  # prompt 50 3 10, generated 11 12 13 14: three drafts, all right
+    wrong = [10, 11, 12, 77, 78]  # prompt 10, generated 11 12 77 78: drafts for 12, 77 and 78, one wrong
+    ids, mask = padded([right, wrong], left)
+    assert mtp_acceptance(scripted, ids, mask, torch.tensor([3, 1])) == pytest.approx(5 / 6)
+    assert mtp_acceptance(scripted, ids, mask, torch.tensor([3, 2])) == pytest.approx(4 / 5)
+
+
+def test_mtp_acceptance_of_a_module_that_only_repeats_the_trunk():
+    """Reading the hidden state instead of the embedding, the module predicts token i+1 in place of i+2."""
+    scripted = make_scripted_model({token: token + 1 for token in range(100)})
+    eh_proj = scripted.model.mtp_layers[0].eh_proj.weight
+    with torch.no_grad():
+        eh_proj.copy_(eh_proj.roll(eh_proj.shape[0], dims=1))
+    ids = torch.arange(10, 20)[None]
+    assert mtp_acceptance(scripted, ids, torch.ones_like(ids), torch.tensor([2])) == 0.0
+
+
+def test_mtp_acceptance_needs_a_module_and_two_tokens(model):
+    ids = torch.arange(5)[None]
+    with pytest.raises(ValueError, match="two generated tokens"):
+        mtp_acceptance(model, ids, torch.ones_like(ids), torch.tensor([4]))
+    with pytest.raises(ValueError, match="num_nextn_predict_layers"):
+        mtp_acceptance(make_model(num_nextn_predict_layers=0), ids, torch.ones_like(ids), torch.tensor([1]))
