@@ -1,0 +1,116 @@
+"""Story problems: somebody has things, some events change how many, and the question asks for the number."""
+
+from __future__ import annotations
+
+from random import Random
+
+from axk1.train.problems.language import join_particles
+from axk1.train.problems.text import TABLES
+from axk1.train.problems.types import Problem, Split, Tables
+
+LARGEST = 199
+
+
+class _Story:
+    """Sentences and trace of one story while it is drawn; `current` is the number after the last event."""
+
+    def __init__(self, tables: Tables, split: Split, rng: Random) -> None:
+        self.tables, self.split, self.rng = tables, split, rng
+        self.name = rng.choice(tables.names.train if split == "train" else tables.names.heldout)
+        self.slots = dict(rng.choice(tables.items))
+        self.sentences: list[str] = []
+        self.trace: list[str] = []
+        self.numbers: list[int] = []
+        self.used: list[str] = []
+        self.current = 0
+
+    def say(self, kind: str, pool_name: str = "", **numbers: int) -> None:
+        """Append one sentence, from the event pool of `kind` or from the pool called `pool_name`."""
+        pool = getattr(self.tables, pool_name) if pool_name else self.tables.events[kind]
+        slot, text = pool.pick(self.split, self.rng)
+        self.used.append(f"{kind}:{slot}")
+        self.sentences.append(text.format(name=self.name, **self.slots, **numbers))
+        self.numbers.extend(numbers.values())
+
+    def note(self, kind: str, *steps: str) -> None:
+        self.trace.append(f"{self.tables.labels[kind]} {', '.join(steps)}.")
+
+    def open(self) -> None:
+        if self.rng.random() < 0.2:
+            n, m = self.rng.randint(2, 9), self.rng.randint(2, 9)
+            self.current = n * m
+            self.say("packed", "opening_packed", n=n, m=m)
+            self.note("start", f"{n}*{m}={self.current}")
+        else:
+            self.current = self.rng.randint(5, 80)
+            self.say("open", "opening", n=self.current)
+            self.note("start", str(self.current))
+
+    def change(self, by: int) -> None:
+        """A gain, or a loss where `by` is negative."""
+        kind, sign, before = ("gain", "+", self.current) if by > 0 else ("lose", "-", self.current)
+        self.current += by
+        self.say(kind, n=abs(by))
+        self.note(kind, f"{before}{sign}{abs(by)}={self.current}")
+
+    def event(self) -> None:
+        """One event that keeps the number in 1..LARGEST."""
+        draw, before = self.rng.random(), self.current
+        if draw < 0.15 and 2 * before <= LARGEST:
+            self.current = 2 * before
+            self.say("double")
+            self.note("double", f"{before}+{before}={self.current}")
+        elif draw < 0.32:
+            n, m = self.rng.randint(2, 9), self.rng.randint(2, 9)
+            self.current += n * m
+            self.say("boxes", n=n, m=m)
+            self.note("boxes", f"{n}*{m}={n * m}", f"{before}+{n * m}={self.current}")
+        elif draw < 0.68 and before > 4:
+            self.change(-self.rng.randint(2, min(before - 1, 60)))
+        else:
+            self.change(self.rng.randint(2, 60))
+
+    def share(self) -> bool:
+        """Bring the number to a small multiple and divide it; False where no event of 2 or more does so."""
+        people, each = self.rng.randint(2, 9), self.rng.randint(2, 9)
+        if abs(people * each - self.current) < 2:
+            return False
+        self.change(people * each - self.current)
+        self.say("share", n=people)
+        self.note("share", f"{self.current}/{people}={each}")
+        self.current = each
+        return True
+
+    def close(self, shared: bool) -> None:
+        self.say("ask", "closing_share" if shared else "closing")
+
+
+def build(split: Split, language: str, rng: Random) -> Problem | None:
+    """One story problem of 2 to 4 operations, or None where the draw does not fit (the caller draws again)."""
+    tables = TABLES[language]
+    story = _Story(tables, split, rng)
+    story.open()
+    shared = rng.random() < 0.15
+    if shared:
+        if not story.share():
+            return None
+    else:
+        for _ in range(rng.choice((2, 2, 3))):
+            story.event()
+    story.close(shared)
+    operations = sum(sentence.count("=") for sentence in story.trace)
+    if not 2 <= operations <= 4 or story.current > LARGEST:
+        return None
+    return Problem(
+        task="word",
+        language=language,
+        question=join_particles(tables.sentence_gap.join(story.sentences)),
+        reasoning=" ".join(story.trace),
+        answer=tables.number_answer.format(v=story.current),
+        value=str(story.current),
+        numbers=tuple(story.numbers),
+        template=f"word/{language}/{'/'.join(story.used)}",
+        names=(story.name,),
+        multi_step=True,
+        split=split,
+    )
