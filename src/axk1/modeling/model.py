@@ -42,7 +42,7 @@ class AXK1ModelOutput(MoeModelOutputWithPast):
 class AXK1MTPOutput(ModelOutput):
     """Post-norm states ``[batch, tokens, hidden]`` of every MTP depth, and their routers' decisions."""
 
-    mtp_states: tuple[torch.Tensor, ...] = ()
+    mtp_states: tuple[torch.Tensor, ...] | None = None
     router_logits: tuple[torch.Tensor, ...] | None = None
     router_indices: tuple[torch.Tensor, ...] | None = None
 
@@ -259,12 +259,12 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             quiet = {"output_hidden_states": False, "output_attentions": False}
             mtp = self.model.forward_mtp(hidden, embeddings, outputs.attention_context, **record, **{**kwargs, **quiet})
         if output_mtp_logits:
-            result.mtp_logits = tuple(self.lm_head(state) for state in mtp.mtp_states)
+            result.mtp_logits = tuple(self.lm_head(state) for state in mtp.mtp_states or ())
         if record["output_router_logits"]:
             result.router_logits = (outputs.router_logits or ()) + (mtp.router_logits or ())
             result.router_indices = (outputs.router_indices or ()) + (mtp.router_indices or ())
         if labels is not None:
-            self._add_token_losses(result, hidden, mtp.mtp_states, labels, position_ids, num_items_in_batch)
+            self._add_token_losses(result, hidden, mtp.mtp_states or (), labels, position_ids, num_items_in_batch)
         if balances:
             mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
             self._add_router_losses(result, mask)
