@@ -46,8 +46,8 @@ def generate(
 ) -> Iterator[Problem]:
     """Problems of `split` without end, the same for the same arguments.
 
-    `weights` gives the share of each task (default WEIGHTS, rescaled to `tasks`); languages are equally frequent. Raises
-    ValueError for an unknown split, task or language.
+    `weights` gives the share of each task (default WEIGHTS, rescaled to `tasks`); languages are equally frequent.
+    Raises ValueError for an unknown split, task or language.
     """
     _checked("split", [split], ("train", "heldout"))
     tasks, languages = _checked("tasks", tasks, TASKS), _checked("languages", languages, LANGUAGES)
@@ -75,9 +75,8 @@ def dialogues(split: Split, seed: int, *, languages: Sequence[str] = LANGUAGES) 
         if rng.random() < 0.4:
             first = _draw(split, rng.choice(("arithmetic", "word", "counting")), language, rng)
             second = arithmetic.follow_up(first, rng)
-            while is_held_out("arithmetic", second.numbers) != (split == "heldout"):
-                second = arithmetic.follow_up(first, rng)
-            yield first, second
+            if is_held_out("arithmetic", second.numbers) == (split == "heldout"):
+                yield first, second
         else:
             opening = "chat" if rng.random() < 0.5 else rng.choices(names, shares)[0]
             yield _draw(split, opening, language, rng), _draw(split, rng.choices(names, shares)[0], language, rng)

@@ -10,7 +10,7 @@ from axk1.train.problems.types import Problem, Split
 
 
 def insertion_trace(numbers: list[int], descending: bool) -> tuple[str, list[int]]:
-    """`45; 12 45; 12 45 78.`: the sorted list after each insertion, so that a step compares one number with its list."""
+    """The sorted list after each insertion, as `45; 12 45; 12 45 78.`, and the list at the end."""
     done: list[int] = []
     lines = []
     for n in numbers:

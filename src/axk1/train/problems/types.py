@@ -72,6 +72,7 @@ class Tables:
     follow_up: Mapping[str, Pool]
     opening: Pool
     opening_packed: Pool
+    then: tuple[str, ...]
     events: Mapping[str, Pool]
     closing: Pool
     closing_share: Pool

@@ -6,7 +6,7 @@ from random import Random
 
 from axk1.train.problems.language import join_particles
 from axk1.train.problems.text import TABLES
-from axk1.train.problems.types import Problem, Split, Tables
+from axk1.train.problems.types import Pool, Problem, Split, Tables
 
 LARGEST = 199
 
@@ -24,33 +24,39 @@ class _Story:
         self.used: list[str] = []
         self.current = 0
 
-    def say(self, kind: str, pool_name: str = "", **numbers: int) -> None:
-        """Append one sentence, from the event pool of `kind` or from the pool called `pool_name`."""
-        pool = getattr(self.tables, pool_name) if pool_name else self.tables.events[kind]
+    def say(self, kind: str, pool: Pool, then: str = "", **numbers: int) -> list[int]:
+        """Append one sentence of `pool`, after the connective `then`; returns the numbers in the order it says them."""
         slot, text = pool.pick(self.split, self.rng)
+        if then:
+            text = then + text[0].lower() + text[1:]
         self.used.append(f"{kind}:{slot}")
         self.sentences.append(text.format(name=self.name, **self.slots, **numbers))
         self.numbers.extend(numbers.values())
+        return [numbers[slot] for slot in sorted(numbers, key=lambda slot: text.index("{" + slot + "}"))]
+
+    def happen(self, kind: str, **numbers: int) -> list[int]:
+        """Append the sentence of one event, half of the time with a connective."""
+        then = self.rng.choice(self.tables.then) if self.rng.random() < 0.5 else ""
+        return self.say(kind, self.tables.events[kind], then, **numbers)
 
     def note(self, kind: str, *steps: str) -> None:
         self.trace.append(f"{self.tables.labels[kind]} {', '.join(steps)}.")
 
     def open(self) -> None:
         if self.rng.random() < 0.2:
-            n, m = self.rng.randint(2, 9), self.rng.randint(2, 9)
+            n, m = self.say("packed", self.tables.opening_packed, n=self.rng.randint(2, 9), m=self.rng.randint(2, 9))
             self.current = n * m
-            self.say("packed", "opening_packed", n=n, m=m)
             self.note("start", f"{n}*{m}={self.current}")
         else:
             self.current = self.rng.randint(5, 80)
-            self.say("open", "opening", n=self.current)
+            self.say("open", self.tables.opening, n=self.current)
             self.note("start", str(self.current))
 
     def change(self, by: int) -> None:
         """A gain, or a loss where `by` is negative."""
         kind, sign, before = ("gain", "+", self.current) if by > 0 else ("lose", "-", self.current)
         self.current += by
-        self.say(kind, n=abs(by))
+        self.happen(kind, n=abs(by))
         self.note(kind, f"{before}{sign}{abs(by)}={self.current}")
 
     def event(self) -> None:
@@ -58,12 +64,11 @@ class _Story:
         draw, before = self.rng.random(), self.current
         if draw < 0.15 and 2 * before <= LARGEST:
             self.current = 2 * before
-            self.say("double")
+            self.happen("double")
             self.note("double", f"{before}+{before}={self.current}")
         elif draw < 0.32:
-            n, m = self.rng.randint(2, 9), self.rng.randint(2, 9)
+            n, m = self.happen("boxes", n=self.rng.randint(2, 9), m=self.rng.randint(2, 9))
             self.current += n * m
-            self.say("boxes", n=n, m=m)
             self.note("boxes", f"{n}*{m}={n * m}", f"{before}+{n * m}={self.current}")
         elif draw < 0.68 and before > 4:
             self.change(-self.rng.randint(2, min(before - 1, 60)))
@@ -76,13 +81,13 @@ class _Story:
         if abs(people * each - self.current) < 2:
             return False
         self.change(people * each - self.current)
-        self.say("share", n=people)
+        self.happen("share", n=people)
         self.note("share", f"{self.current}/{people}={each}")
         self.current = each
         return True
 
     def close(self, shared: bool) -> None:
-        self.say("ask", "closing_share" if shared else "closing")
+        self.say("ask", self.tables.closing_share if shared else self.tables.closing)
 
 
 def build(split: Split, language: str, rng: Random) -> Problem | None:

@@ -2,6 +2,8 @@
 
 from axk1.train.problems.types import Pool, Tables
 
+_ITEMS = ("apples", "books", "coins", "pencils", "stickers", "marbles", "cards", "stamps", "eggs", "shells", "buttons")
+
 TABLES = Tables(
     language="en",
     names=Pool(
@@ -23,10 +25,7 @@ TABLES = Tables(
         ),
         heldout=("Olga", "Felix", "Wendy", "Oscar", "Helen", "Victor"),
     ),
-    items=tuple(
-        {"item": item}
-        for item in "apples books coins pencils stickers marbles cards stamps eggs shells buttons cookies".split()
-    ),
+    items=tuple({"item": item} for item in _ITEMS),
     number_answer="The answer is {v}.",
     list_answer="The order is {v}.",
     weekday_answer="The day is {v}.",
@@ -107,78 +106,93 @@ TABLES = Tables(
             "In the morning {name} has {n} boxes, each with {m} {item}.",
         ),
     ),
+    then=("Then ", "Later ", "After that ", "Next ", "Now "),
     events={
         "gain": Pool(
             train=(
                 "{name} buys {n} more.",
-                "Then {name} gets {n} more {item}.",
+                "{name} gets {n} more {item}.",
                 "A friend gives {name} {n} {item}.",
                 "{name} finds {n} {item}.",
-                "Later {name} receives {n} more.",
-                "After that {name} wins {n} {item}.",
-                "Then {n} more {item} arrive for {name}.",
-                "{name} then collects {n} more {item}.",
+                "{name} receives {n} more.",
+                "{name} wins {n} {item}.",
+                "{n} more {item} arrive.",
+                "{name} collects {n} more {item}.",
+                "{name} buys {n} {item} in a shop.",
+                "{name} gets {n} from a friend.",
+                "{name} finds {n} more in a box.",
+                "Mother gives {name} {n} more {item}.",
             ),
             heldout=(
-                "Later a friend gives {name} {n} more.",
-                "After that {name} buys {n} {item}.",
-                "Then {name} finds {n} more.",
+                "A friend gives {name} {n} more.",
+                "{name} buys {n} more {item}.",
+                "{name} receives {n} {item} from a friend.",
+                "{name} finds {n} more {item}.",
             ),
         ),
         "lose": Pool(
             train=(
                 "{name} loses {n} of them.",
-                "Then {name} gives {n} {item} away.",
+                "{name} gives {n} {item} away.",
                 "{name} gives {n} {item} to a friend.",
                 "{name} sells {n} of them.",
-                "Later {name} uses up {n} {item}.",
-                "After that {name} throws away {n}.",
-                "Then {n} of the {item} get lost.",
-                "{name} then sells {n} {item}.",
+                "{name} donates {n} {item}.",
+                "{name} throws away {n}.",
+                "{n} of the {item} get lost.",
+                "{name} sells {n} {item} in a shop.",
+                "{name} gives {n} of them to a brother.",
+                "{name} loses {n} of the {item}.",
+                "A friend takes {n} {item}.",
+                "{name} gives away {n} of them.",
             ),
             heldout=(
-                "Later {name} gives {n} to a friend.",
-                "After that {name} loses {n} {item}.",
-                "Then {name} sells {n}.",
+                "{name} gives {n} to a friend.",
+                "{name} loses {n} {item}.",
+                "{name} sells {n} of the {item}.",
+                "A friend takes {n} of them.",
             ),
         ),
         "double": Pool(
             train=(
-                "Then the number of {item} doubles.",
+                "The number of {item} doubles.",
                 "{name} doubles the number of {item}.",
-                "Later the number doubles.",
-                "After that {name} has twice as many.",
-                "Then {name} doubles that number.",
-                "Now {name} has twice as many {item} as before.",
+                "The number doubles.",
+                "{name} has twice as many.",
+                "{name} doubles that number.",
+                "{name} has twice as many {item} as before.",
+                "There are twice as many {item}.",
             ),
-            heldout=("Later {name} has twice as many {item}.", "After that the number of {item} doubles."),
+            heldout=("{name} has twice as many {item}.", "There are twice as many as before."),
         ),
         "boxes": Pool(
             train=(
                 "{name} buys {n} boxes of {m}.",
-                "Then {name} gets {n} boxes with {m} {item} each.",
+                "{name} gets {n} boxes with {m} {item} each.",
                 "A friend gives {name} {n} bags of {m} {item}.",
-                "Later {name} finds {n} bags with {m} {item} in each.",
-                "After that {name} receives {n} boxes, each with {m}.",
-                "Then {n} bags with {m} {item} each arrive for {name}.",
+                "{name} finds {n} bags with {m} {item} in each.",
+                "{name} receives {n} boxes, each with {m}.",
+                "{n} bags with {m} {item} each arrive.",
+                "{name} buys {n} bags with {m} in each.",
+                "Mother gives {name} {n} boxes, each with {m} {item}.",
             ),
             heldout=(
-                "Later {name} buys {n} bags of {m} {item}.",
-                "Then a friend gives {name} {n} boxes with {m} in each.",
+                "{name} buys {n} bags of {m} {item}.",
+                "A friend gives {name} {n} boxes with {m} in each.",
+                "{name} gets {n} bags, each with {m} {item}.",
             ),
         ),
         "share": Pool(
             train=(
                 "{name} shares all of them equally among {n} friends.",
-                "Then {name} shares the {item} equally among {n} children.",
+                "{name} shares the {item} equally among {n} children.",
                 "{name} divides all the {item} equally among {n} friends.",
-                "Then all of them are divided equally into {n} groups.",
-                "Later {name} puts all of them equally into {n} boxes.",
-                "After that the {item} are shared equally by {n} people.",
+                "All of them are divided equally into {n} groups.",
+                "{name} puts all of them equally into {n} boxes.",
+                "The {item} are shared equally by {n} people.",
             ),
             heldout=(
-                "Later all the {item} are divided equally among {n} people.",
-                "After that {name} shares all of them equally among {n} children.",
+                "All the {item} are divided equally among {n} people.",
+                "{name} shares all of them equally among {n} children.",
             ),
         ),
     },
@@ -347,7 +361,7 @@ TABLES = Tables(
     after_twice=Pool(
         train=(
             "Today is {d}. The test is in {n} days, and the trip is {m} days after the test. What day is the trip?",
-            "It is {d} today. In {n} days the work starts, and {m} days later it ends. Which weekday does it end?",
+            "It is {d} today. In {n} days the work starts, and {m} days later it ends. On which weekday does it end?",
             "Start on {d}, go {n} days later, then {m} days later again. Which day is it?",
             "If today is {d}, what weekday is it {n} days and then {m} days later?",
         ),
