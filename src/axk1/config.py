@@ -6,9 +6,12 @@ DeepSeek-style spellings are read and normalised here, so that no other file nee
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, cast
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # YaRN from 32,768 to 131,072 tokens. cos/sin are scaled by 1.138629, the softmax scale stays qk_head_dim ** -0.5.
 K1_ROPE: dict[str, Any] = {
@@ -22,19 +25,28 @@ K1_ROPE: dict[str, Any] = {
     "mscale_all_dim": 0.0,
 }
 
+RELEASED_TOKEN_IDS: dict[str, Any] = {
+    "pad_token_id": 163_692,  # <|pad|>
+    "bos_token_id": 163_691,  # <|endoftext|>
+    "eos_token_id": [163_704, 163_691],  # <|im_end|>, <|endoftext|>
+}
+
 _POSITIVE = (
     "vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_attention_heads "
     "n_routed_experts num_experts_per_tok n_group topk_group kv_lora_rank q_lora_rank qk_rope_head_dim "
     "qk_nope_head_dim v_head_dim max_position_embeddings"
 ).split()
+_COUNTS = ("num_nextn_predict_layers", "n_shared_experts")
 _NOT_NEGATIVE = (
-    "num_nextn_predict_layers n_shared_experts mtp_loss_weight router_aux_loss_coef router_bias_update_rate "
-    "attention_dropout"
+    "mtp_loss_weight router_aux_loss_coef router_bias_update_rate routed_scaling_factor attention_dropout "
+    "initializer_range rms_norm_eps"
 ).split()
 _CHOICES = {
     "scoring_func": ("sigmoid", "softmax"),
     "topk_method": ("noaux_tc", "group_limited_greedy", "greedy"),
     "rope_interleave": (True, False),
+    "norm_topk_prob": (True, False),
+    "hidden_act": tuple(ACT2FN),
 }
 
 
@@ -117,14 +129,13 @@ class AXK1Config(PreTrainedConfig):
     mlp_layer_types: list[str] | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = False
-    pad_token_id: int | None = 163_692
-    bos_token_id: int | None = 163_691
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("model_type", None)  # "AXK1" in older files
-        if "num_mtp_layers" in kwargs:
-            self.num_nextn_predict_layers = kwargs.pop("num_mtp_layers")
+        self._read_mtp_alias(kwargs)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         self._set_token_ids()
@@ -137,6 +148,8 @@ class AXK1Config(PreTrainedConfig):
             self.rope_parameters = {"rope_type": "default"} if plain else dict(K1_ROPE)
         elif self.rope_parameters is not None:
             self.rope_parameters = dict(self.rope_parameters)
+        if kwargs.get("rope_scaling"):
+            kwargs["rope_scaling"] = dict(kwargs["rope_scaling"])  # the caller's own dictionary stays as it is
         super().__post_init__(**kwargs)
         self._check_rules()
 
@@ -151,22 +164,38 @@ class AXK1Config(PreTrainedConfig):
         """Whether layer ``layer_idx`` has experts; MTP layers (index >= ``num_hidden_layers``) always have."""
         return layer_idx >= self.num_hidden_layers or cast(list, self.mlp_layer_types)[layer_idx] == "sparse"
 
+    def _read_mtp_alias(self, kwargs: dict[str, Any]) -> None:
+        if "num_mtp_layers" not in kwargs:
+            return
+        depth = kwargs.pop("num_mtp_layers")
+        if self.num_nextn_predict_layers not in (AXK1Config.num_nextn_predict_layers, depth):
+            raise ValueError(
+                f"num_mtp_layers={depth!r} contradicts num_nextn_predict_layers={self.num_nextn_predict_layers!r}: "
+                "they are two names of one field, give one."
+            )
+        self.num_nextn_predict_layers = depth
+
     def _set_token_ids(self) -> None:
-        if self.eos_token_id is None and self.vocab_size == AXK1Config.vocab_size:
-            self.eos_token_id = [163_704, 163_691]  # <|im_end|>, <|endoftext|>
-        if self.vocab_size != AXK1Config.vocab_size:
-            for name in ("pad_token_id", "bos_token_id"):  # the released ids mean nothing in another vocabulary
-                if getattr(self, name) == getattr(AXK1Config, name):
-                    setattr(self, name, None)
+        """The released vocabulary brings its special tokens; in another one their ids would mean nothing."""
+        if self.vocab_size == AXK1Config.vocab_size:
+            for name, value in RELEASED_TOKEN_IDS.items():
+                setattr(self, name, getattr(self, name) if getattr(self, name) is not None else value)
+
+    def _check_token_ids(self) -> None:
+        for name in RELEASED_TOKEN_IDS:
+            value = getattr(self, name)
+            for token in value if isinstance(value, list) else [value]:
+                if token is not None and not (_is_whole(token) and 0 <= token < self.vocab_size):
+                    raise ValueError(f"{name}={value!r} must lie within the vocabulary (vocab_size={self.vocab_size}).")
 
     def _check_sizes(self) -> None:
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+        for names, least in ((_POSITIVE, 1), (_COUNTS, 0)):
+            for name in names:
+                if not _is_whole(value := getattr(self, name)) or value < least:
+                    raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            if not _is_number(value) or value < 0:
                 raise ValueError(f"{name}={value!r} must be a number of at least 0.")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -177,9 +206,9 @@ class AXK1Config(PreTrainedConfig):
         layers, dense, freq = self.num_hidden_layers, self.first_k_dense_replace, self.moe_layer_freq
         if self.mlp_layer_types is None or dense is not None or freq is not None:
             dense, freq = 1 if dense is None else dense, 1 if freq is None else freq
-            if not isinstance(dense, int) or dense < 0:
+            if not _is_whole(dense) or dense < 0:
                 raise ValueError(f"first_k_dense_replace={dense!r} must be a whole number of at least 0.")
-            if not isinstance(freq, int) or freq < 1:
+            if not _is_whole(freq) or freq < 1:
                 raise ValueError(f"moe_layer_freq={freq!r} must be a whole number of at least 1.")
             derived = ["sparse" if i >= dense and i % freq == 0 else "dense" for i in range(layers)]
             self.first_k_dense_replace, self.moe_layer_freq = dense, freq
@@ -223,16 +252,34 @@ class AXK1Config(PreTrainedConfig):
             "num_key_value_heads",
             f"must equal num_attention_heads={self.num_attention_heads}: MLA has one key/value head a query head",
         )
-        rope = cast(dict, self.rope_parameters)
-        if rope.get("rope_type") == "yarn":
-            original, factor = rope["original_max_position_embeddings"], rope.get("factor")
-            if factor is not None and factor < 1:
-                raise ValueError(f"rope_parameters['factor']={factor!r} must be at least 1.")
+        require(self.attention_dropout < 1, "attention_dropout", "must be less than 1")
+        self._check_token_ids()
+        self._check_rope(cast(dict, self.rope_parameters))
+
+    def _check_rope(self, rope: dict[str, Any]) -> None:
+        def require(ok: bool, key: str, rule: str) -> None:
+            if not ok:
+                raise ValueError(f"rope_parameters[{key!r}]={rope.get(key)!r} {rule}.")
+
+        known = ("default", *ROPE_INIT_FUNCTIONS)
+        require(rope["rope_type"] in known, "rope_type", f"must be one of {', '.join(known)}")
+        require(_is_number(rope["rope_theta"]) and rope["rope_theta"] > 0, "rope_theta", "must be a number above 0")
+        if rope["rope_type"] == "yarn":
+            factor, original = rope.get("factor") or 0, rope["original_max_position_embeddings"]
+            require(_is_number(factor) and factor >= 1, "factor", "must be a number of at least 1")
             require(
-                self.max_position_embeddings >= original,
-                "max_position_embeddings",
-                f"must be at least rope_parameters['original_max_position_embeddings']={original}",
+                _is_whole(original) and 1 <= original <= self.max_position_embeddings,
+                "original_max_position_embeddings",
+                f"must be a whole number from 1 to max_position_embeddings={self.max_position_embeddings}",
             )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
