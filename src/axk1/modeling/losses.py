@@ -65,7 +65,7 @@ def sequence_balance_loss(
 
 @torch.no_grad()
 def tokens_per_expert(indices: torch.Tensor, mask: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """``[E]`` fp32: how many of the masked-in tokens (``mask`` ``[T]``) chose each expert (``indices`` ``[T, K]``)."""
-    weight = mask.reshape(-1, 1).float().expand(-1, indices.shape[-1])
-    counts = torch.zeros(num_experts, device=indices.device)
+    """``[E]`` int64: how many of the masked-in tokens (``mask`` ``[T]``) chose each expert (``indices`` ``[T, K]``)."""
+    weight = mask.reshape(-1, 1).long().expand(-1, indices.shape[-1])
+    counts = torch.zeros(num_experts, dtype=torch.int64, device=indices.device)
     return counts.scatter_add_(0, indices.reshape(-1), weight.reshape(-1))

@@ -304,6 +304,11 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
                     for router, layer_logits, chosen in zip(routers, logits, indices, strict=True)
                 ]
             ).mean()
+            if self.is_gradient_checkpointing and torch.is_grad_enabled() and not result.aux_loss.requires_grad:
+                raise ValueError(
+                    "router_aux_loss_coef has no effect under reentrant gradient checkpointing, which hides the routers "
+                    "from the loss: pass gradient_checkpointing_kwargs={'use_reentrant': False}."
+                )
             result.loss = result.loss + config.router_aux_loss_coef * result.aux_loss
 
     @torch.no_grad()

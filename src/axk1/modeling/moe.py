@@ -58,9 +58,10 @@ class AXK1Router(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
-        # Choices since the last bias update; filled by the training forward, never stored.
+        # Choices since the last bias update; filled by the training forward, never stored. Whole numbers, which
+        # model.to(torch.bfloat16) leaves alone: bf16 cannot count past 256.
         self.register_buffer(
-            "tokens_per_expert", torch.zeros(config.n_routed_experts, dtype=torch.float32), persistent=False
+            "tokens_per_expert", torch.zeros(config.n_routed_experts, dtype=torch.int64), persistent=False
         )
 
     def forward(self, hidden_states: torch.Tensor) -> Routing:
@@ -96,7 +97,7 @@ class AXK1Router(nn.Module):
     def update_bias(self, rate: float) -> None:
         """Moves the bias by ``rate`` towards even use of the experts and clears the counts."""
         counts = self.tokens_per_expert
-        self.e_score_correction_bias += rate * torch.sign(counts.mean() - counts)
+        self.e_score_correction_bias += rate * torch.sign(counts.sum() - counts * len(counts))
         counts.zero_()
 
 
