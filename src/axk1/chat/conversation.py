@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from axk1.chat.messages import ROLES
 from axk1.chat.reply import Reply
-
-ROLES = {"user", "assistant", "tool"}
 
 
 @dataclass

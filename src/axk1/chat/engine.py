@@ -7,13 +7,13 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from axk1.chat.messages import Message, check_messages
 from axk1.chat.parser import Delta
 from axk1.chat.reply import Reply, ReplyBuilder
 from axk1.generation.budget import UNLIMITED, ThinkingBudget
 from axk1.generation.decode import decode
 from axk1.generation.sampling import Sampling
 
-Message = dict[str, Any]
 Steps = Generator[list[int], None, None]
 TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
 
@@ -75,15 +75,7 @@ class Chat:
         Raises:
             ValueError: when there is no message, or the template refuses them.
         """
-        if not messages:
-            raise ValueError("There are no messages to answer; give at least one with a role and content.")
-        for message in messages:
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise ValueError(f"A message must be an object with 'role' and 'content'; got {message!r}.")
-            if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-                raise ValueError(
-                    f"The content of a {message['role']} message must be text; got {message.get('content')!r}."
-                )
+        check_messages(messages)
         try:
             return self.tokenizer.apply_chat_template(  # pyright: ignore[reportReturnType]
                 list(messages),
@@ -157,7 +149,7 @@ class Chat:
         modes = [mode and budget != 0 for mode in modes]
         prompts = [self.prompt(messages, mode, tools) for messages, mode in zip(conversations, modes, strict=True)]
         width = max(map(len, prompts))
-        max_new_tokens = self._room(width, max_new_tokens)
+        max_new_tokens = self.room(width, max_new_tokens)
         if any(modes) and budget >= max_new_tokens:
             raise ValueError(
                 f"A budget of {budget} reasoning tokens leaves no room for an answer in {max_new_tokens} new tokens; "
@@ -178,12 +170,16 @@ class Chat:
             for mode, prompt in zip(modes, prompts, strict=True)
         ]
 
-    def _room(self, width: int, max_new_tokens: int | None) -> int:
-        """New tokens that may follow a prompt of ``width`` tokens."""
-        room = self.context_length - width
+    def room(self, prompt_tokens: int, max_new_tokens: int | None = None) -> int:
+        """How many new tokens may follow a prompt: what the context still holds, or ``max_new_tokens`` if that is less.
+
+        Raises:
+            ValueError: when the prompt fills the context, or ``max_new_tokens`` is below 1.
+        """
+        room = self.context_length - prompt_tokens
         if room < 1:
             raise ValueError(
-                f"The prompt has {width} tokens and the model's context holds {self.context_length}; "
+                f"The prompt has {prompt_tokens} tokens and the model's context holds {self.context_length}; "
                 "shorten the conversation."
             )
         if max_new_tokens is None:
