@@ -13,15 +13,17 @@ BYTES = 256
 DEFAULT_MAX_LENGTH = 131_072
 TEMPLATE_FILE = "chat_template.jinja"
 
-_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\u3005"
-# What a merge may join, tried in this order. Hangul, Han with kana, and other letters are kept apart, because Korean
-# and Japanese put particles directly behind Latin names.
+_CJK = r"\p{Hangul}\p{Han}\u3005\p{Hiragana}\p{Katakana}\u30fc"
+# What a merge may join, tried in this order. The East Asian scripts are kept apart from each other and from other
+# letters: Japanese changes the script, and Korean puts particles behind Latin names, where a word ends.
 _PATTERN = "|".join(
     [
         r"'(?i:s|t|d|m|ll|re|ve)(?!\p{L})",  # English contractions
         r" ?\p{Hangul}+",
-        rf" ?[{_CJK}]+",
-        rf"[^\r\n\p{{L}}\p{{N}}]?(?:(?![{_CJK}\p{{Hangul}}])[\p{{L}}\p{{M}}])+",  # a word, with the sign before it
+        r" ?[\p{Han}\u3005]+",
+        r" ?\p{Hiragana}+",
+        r" ?[\p{Katakana}\u30fc]+",
+        rf"[^\r\n\p{{L}}\p{{N}}]?(?:(?![{_CJK}])[\p{{L}}\p{{M}}])+",  # a word, with the sign before it
         r"\p{N}{1,DIGITS}",
         r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # punctuation and operators
         r"\s*[\r\n]+",
