@@ -57,7 +57,7 @@ TABLES = Tables(
             "Dime el resultado de {e}.",
             "Por favor, dime cuánto es {e}.",
             "Halla el resultado: {e}",
-            "¿Puedes decir cuánto es {e}?",
+            "Por favor, halla el valor de {e}.",
         ),
     ),
     follow_up={
