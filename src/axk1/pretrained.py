@@ -1,12 +1,209 @@
-"""The classes users load: the mathematics of ``modeling`` with A.X K1's checkpoint reading and writing."""
+"""The classes users load: the mathematics of ``modeling`` with A.X K1's checkpoint reading and writing.
 
-from axk1.modeling import (
-    AXK1ForCausalLM,
-    AXK1ForSequenceClassification,
-    AXK1ForTokenClassification,
-    AXK1Model,
-    AXK1PreTrainedModel,
-)
+``from_pretrained`` is transformers' own, verified before and after; both layouts (``checkpoint/names.py``) are read,
+with ``device_map``, offload and sharding. ``save_pretrained`` writes the released layout unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+from transformers.utils import logging
+
+from axk1 import modeling
+from axk1.checkpoint.errors import CheckpointError
+from axk1.checkpoint.files import Stored, StoredTensor, load_config, open_checkpoint, read_headers, read_json
+from axk1.checkpoint.names import FUSED, LAYOUTS, Layout, detect_layout
+from axk1.checkpoint.verify import check_loaded, check_tensors
+from axk1.checkpoint.write import staged_folder, write_text
+from axk1.modeling.moe import AXK1Router
+
+logger = logging.get_logger(__name__)
+
+
+def expert_converters() -> list[WeightConverter]:
+    """The per-expert layout in transformers' terms: stack the experts, then join gate and up; reversed on saving."""
+    return [
+        WeightConverter(
+            source_patterns=[f"mlp.experts.*.{part}.weight" for part in parts],
+            target_patterns=f"mlp.experts.{fused}",
+            operations=[MergeModulelist(dim=0), Concatenate(dim=1)] if len(parts) > 1 else [MergeModulelist(dim=0)],
+        )
+        for fused, parts in FUSED.items()
+    ]
+
+
+class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
+    """Reading and writing for every A.X K1 class. Nothing global is changed: transformers' own classes work beside."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Self:
+        """transformers' ``from_pretrained`` with all its arguments; either layout, safetensors only, no remote code.
+
+        Raises:
+            CheckpointError: anything wrong with the files; names file and tensor, and no model is returned.
+        """
+        if kwargs.pop("use_safetensors", None) is False:
+            raise CheckpointError("use_safetensors=False asks for pickle files, which can run code and are never read.")
+        if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
+            _check_local(Path(pretrained_model_name_or_path), kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel,
+        state_dict: dict | None,
+        checkpoint_files: list[str] | None,
+        load_config: Any,
+        *args: Any,
+    ) -> Any:
+        """The step of ``from_pretrained`` where the files are known and the model is still on the meta device."""
+        stored = _stored(state_dict, checkpoint_files)
+        layout = detect_layout(stored.tensors)
+        if not getattr(load_config.hf_quantizer, "pre_quantized", False):
+            found = check_tensors(stored, model.config, shapes=not load_config.ignore_mismatched_sizes)  # pyright: ignore[reportArgumentType]
+            _fit_mtp_layers(model, found.mtp_layers, load_config.device_map)
+            ignored = model._keys_to_ignore_on_load_missing or set()
+            model._keys_to_ignore_on_load_missing = {*ignored, *(re.escape(name) for name in found.absent)}
+        if layout == "per_expert":
+            mapping = [*(load_config.weight_mapping or []), *expert_converters()]
+            load_config = dataclasses.replace(load_config, weight_mapping=mapping)
+        result = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args)
+        if checkpoint_files is not None:
+            check_loaded(model.state_dict(), stored)
+        return result
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        *,
+        layout: Layout = "released",
+        **kwargs: Any,
+    ) -> None:
+        """transformers' ``save_pretrained`` into a folder that is never seen half-written.
+
+        Args:
+            layout: ``released`` (fused experts), however the model was loaded, or ``per_expert``.
+            kwargs: as in transformers (``max_shard_size``, ``variant``, ``push_to_hub``, ...).
+
+        Raises:
+            ValueError: an unknown layout, or a request for pickle files.
+        """
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}.")
+        if kwargs.pop("safe_serialization", True) is False:
+            raise ValueError("safe_serialization=False asks for pickle files; only safetensors are written.")
+        _set_layout(self, layout)
+        state_dict = _without_zero_biases(self, self.state_dict() if state_dict is None else state_dict)
+        target = Path(save_directory)
+        if kwargs.get("distributed_checkpoint"):  # every rank writes into one folder
+            return super().save_pretrained(target, is_main_process, state_dict, **kwargs)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", target.name)
+        with staged_folder(target) as staged:
+            super().save_pretrained(staged, is_main_process, state_dict, **kwargs)
+            _forget_remote_code(staged / "config.json")
+
+
+def _check_local(folder: Path, kwargs: dict[str, Any]) -> None:
+    """Checks the files of a local checkpoint before transformers opens any; adapters are transformers' business."""
+    subfolder = kwargs.get("subfolder") or ""
+    if not folder.is_dir() or (folder / subfolder / "adapter_config.json").is_file():
+        return
+    if kwargs.get("config") is None:
+        load_config(folder / subfolder)
+    open_checkpoint(folder, subfolder, kwargs.get("variant"))
+
+
+def _stored(state_dict: dict | None, checkpoint_files: list[str] | None) -> Stored:
+    if checkpoint_files is not None:
+        return read_headers(map(Path, checkpoint_files))
+    words = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+    place = Path("state_dict")
+    tensors = {
+        name: StoredTensor(place, words.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+        for name, tensor in (state_dict or {}).items()
+    }
+    return Stored([place], tensors)
+
+
+def _fit_mtp_layers(model: PreTrainedModel, held: int, device_map: dict[str, Any] | None) -> None:
+    """Drops MTP layers that the file does not hold; says so when it holds more than the configuration asks for."""
+    config, trunk = model.config, model.base_model
+    wanted: int = config.num_nextn_predict_layers
+    if held > wanted:
+        logger.warning(f"{held - wanted} of {held} MTP layers in the checkpoint are left out: {wanted} configured.")
+    if held or not wanted:
+        return
+    logger.warning(f"The checkpoint holds no MTP layer, but {wanted} configured: num_nextn_predict_layers is now 0.")
+    layers = trunk.layers
+    assert isinstance(layers, nn.ModuleList)
+    gone = tuple(f"layers.{config.num_hidden_layers + k}" for k in range(wanted))
+    trunk.layers = layers[: config.num_hidden_layers]
+    config.num_nextn_predict_layers = 0
+    for name in list(device_map or ()):
+        if name.removeprefix("model.").startswith(gone):
+            device_map.pop(name)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _set_layout(model: PreTrainedModel, layout: Layout) -> None:
+    """transformers reverses ``_weight_conversions`` when it saves: ours are there for the per-expert layout only."""
+    own = {pattern for converter in expert_converters() for pattern in converter.target_patterns}
+    kept = [c for c in getattr(model, "_weight_conversions", None) or [] if not own.intersection(c.target_patterns)]
+    model._weight_conversions = kept + (expert_converters() if layout == "per_expert" else [])  # pyright: ignore
+
+
+def _without_zero_biases(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The released file holds no router bias: a zero one is not written (one that is offloaded is)."""
+    routers = (name for name, module in model.named_modules() if isinstance(module, AXK1Router))
+    names = {f"{name}.e_score_correction_bias" for name in routers}
+    return {
+        name: tensor
+        for name, tensor in state_dict.items()
+        if name not in names or tensor.device.type == "meta" or bool(tensor.any())
+    }
+
+
+def _forget_remote_code(config: Path) -> None:
+    """Drops ``auto_map``: a model read without remote code does not ask the next reader for it."""
+    if config.is_file():
+        values = read_json(config)
+        if values.pop("auto_map", None) is not None:
+            write_text(config, json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+class AXK1PreTrainedModel(CheckpointMixin, modeling.AXK1PreTrainedModel):
+    """Base of the classes below."""
+
+
+class AXK1Model(CheckpointMixin, modeling.AXK1Model):
+    __doc__ = modeling.AXK1Model.__doc__
+
+
+class AXK1ForCausalLM(CheckpointMixin, modeling.AXK1ForCausalLM):
+    __doc__ = modeling.AXK1ForCausalLM.__doc__
+
+
+class AXK1ForSequenceClassification(CheckpointMixin, modeling.AXK1ForSequenceClassification):
+    __doc__ = modeling.AXK1ForSequenceClassification.__doc__
+
+
+class AXK1ForTokenClassification(CheckpointMixin, modeling.AXK1ForTokenClassification):
+    __doc__ = modeling.AXK1ForTokenClassification.__doc__
+
 
 __all__ = [
     "AXK1ForCausalLM",
@@ -14,4 +211,5 @@ __all__ = [
     "AXK1ForTokenClassification",
     "AXK1Model",
     "AXK1PreTrainedModel",
+    "CheckpointError",
 ]

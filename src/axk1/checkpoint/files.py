@@ -1,0 +1,176 @@
+"""Which files make up a checkpoint, and what their headers say. No tensor is read here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from axk1.checkpoint.errors import CheckpointError
+from axk1.config import AXK1Config
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class StoredTensor(NamedTuple):
+    """What a header says about one tensor. ``dtype`` is the format's own word, such as ``BF16``."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+@dataclass
+class Stored:
+    """The tensors of a checkpoint by name, from headers only."""
+
+    files: list[Path]
+    tensors: dict[str, StoredTensor]
+    index: Path | None = None
+    promised: dict[str, Path] = field(default_factory=dict)
+    """Where the index says each tensor lies."""
+
+
+def load_config(folder: Path) -> AXK1Config:
+    """Reads ``config.json`` in ``folder``; code that it names (``auto_map``) is never run.
+
+    Raises:
+        CheckpointError: no such file, not JSON, another ``model_type``, or values that contradict each other.
+    """
+    file = folder / "config.json"
+    values = read_json(file)
+    if str(values.get("model_type")).lower() != "axk1":
+        raise CheckpointError(
+            f"model_type is {values.get('model_type')!r}, not 'axk1': this is another architecture's checkpoint.", file
+        )
+    try:
+        return AXK1Config.from_dict(values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"the configuration is not usable: {error}", file) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: the file is missing or holds something else.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError("is missing. Give the folder of a complete checkpoint.", file) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"is not readable JSON ({error}). Download it again.", file) from error
+    if not isinstance(values, dict):
+        raise CheckpointError("holds no JSON object. Download it again.", file)
+    return values
+
+
+def open_checkpoint(folder: Path | str, subfolder: str = "", variant: str | None = None) -> Stored:
+    """Finds the weight files of a local checkpoint and reads their headers.
+
+    A single ``model.safetensors`` goes before an index, as in transformers. ``variant`` reads ``model.{variant}.*``.
+
+    Raises:
+        CheckpointError: no safetensors file, a pickle instead, an unsafe or wrong index, a truncated file.
+    """
+    folder = Path(folder) / subfolder
+    single, index = folder / _with_variant(SINGLE, variant), folder / _with_variant(INDEX, variant)
+    if single.is_file() or single.is_symlink():
+        return read_headers([inside(folder, single.name, folder)])
+    if index.is_file():
+        return _open_sharded(folder, index)
+    if not folder.is_dir():
+        raise CheckpointError("is no folder.", folder)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"holds {pickles[0]} but no {single.name}. Pickle files can run code and are never read: get or make a "
+            "safetensors version of this checkpoint.",
+            folder,
+        )
+    raise CheckpointError(f"holds neither {single.name} nor {index.name}. Give the folder of a checkpoint.", folder)
+
+
+def read_headers(files: Iterable[Path]) -> Stored:
+    """Headers of safetensors files: names, dtypes, shapes; the file's size is checked against its header.
+
+    Raises:
+        CheckpointError: a file that is missing, not safetensors, truncated or damaged, or a tensor stored twice.
+    """
+    stored = Stored(list(files), {})
+    for file in stored.files:
+        for key, tensor in _read_header(file).items():
+            if key in stored.tensors:
+                other = stored.tensors[key].file.name
+                raise CheckpointError(f"tensor {key!r} is stored twice, here and in {other}. Remove one.", file, key)
+            stored.tensors[key] = tensor
+    return stored
+
+
+def inside(folder: Path, name: Any, source: Path) -> Path:
+    """``folder / name``, which must be a plain file of that folder.
+
+    Links within a Hugging Face cache (``snapshots`` to ``blobs``) are the cache's own layout and are allowed.
+
+    Raises:
+        CheckpointError: ``source`` (the file that gave the name) points out of the folder.
+    """
+    if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
+        raise CheckpointError(f"names the file {name!r}, which is not a plain name in its own folder.", source)
+    path = folder / name
+    target, home = path.resolve(), folder.resolve()
+    if target.parent != home and not (
+        folder.parent.name == "snapshots" and target.parent == (folder.parent.parent / "blobs").resolve()
+    ):
+        raise CheckpointError(f"{name!r} links to {target}, outside its folder. Put the file itself there.", source)
+    return path
+
+
+def _open_sharded(folder: Path, index: Path) -> Stored:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError("has no 'weight_map'. Download it again.", index)
+    files = {name: inside(folder, name, index) for name in sorted(set(map(str, weight_map.values())))}
+    for name, file in files.items():
+        if not file.is_file():
+            raise CheckpointError(f"names {name!r}, which is missing. Download that file.", index)
+        if not name.endswith(".safetensors"):
+            raise CheckpointError(f"names {name!r}, which is no safetensors file. Only safetensors are read.", index)
+    stored = read_headers(files.values())
+    stored.index, stored.promised = index, {key: files[name] for key, name in weight_map.items()}
+    for key, file in stored.promised.items():
+        if key not in stored.tensors or stored.tensors[key].file != file:
+            raise CheckpointError(f"lacks tensor {key!r}, which {index.name} promises. Download it again.", file, key)
+    for key, tensor in stored.tensors.items():
+        if key not in stored.promised:
+            raise CheckpointError(f"holds tensor {key!r}, which {index.name} does not list.", tensor.file, key)
+    return stored
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    if file.suffix != ".safetensors":
+        raise CheckpointError("is no safetensors file. Pickle files can run code and are never read.", file)
+    try:
+        with safe_open(file, framework="np") as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+            return {key: StoredTensor(file, s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
+    except FileNotFoundError:
+        raise CheckpointError("is missing.", file) from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"is truncated or damaged ({error}). Download it again.", file) from error
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    return name if variant is None else name.replace("model.", f"model.{variant}.", 1)

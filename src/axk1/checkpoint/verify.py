@@ -1,0 +1,260 @@
+"""Checks a checkpoint against its configuration: from headers before loading, for NaN and infinity at loading."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+
+from axk1.checkpoint.errors import CheckpointError
+from axk1.checkpoint.files import Stored, StoredTensor, load_config, open_checkpoint
+from axk1.checkpoint.names import (
+    HEAD_KEYS,
+    Layout,
+    TensorSpec,
+    detect_layout,
+    detect_prefix,
+    expected_tensors,
+    fused_name,
+    is_ignored,
+    layer_index,
+)
+from axk1.config import AXK1Config
+
+if TYPE_CHECKING:
+    import torch
+
+FLOATS = ("BF16", "F32", "F16", "F64")
+Progress = Callable[[int, int], None]
+"""Called with (values read, all values) while tensors are read."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a checkpoint turned out to be."""
+
+    layout: Layout
+    prefix: str
+    mtp_layers: int
+    """MTP layers in the file; those beyond the configuration's are left out when it is loaded."""
+    absent: tuple[str, ...]
+    """Optional tensors that the file does not hold, by their name in the model."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of ``verify_checkpoint``."""
+
+    path: str
+    layout: Layout
+    files: int
+    tensors: int
+    parameters: int
+    mtp_layers: int
+    dtypes: dict[str, int]
+    finite: bool | None
+    """``None`` where values were not read."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return asdict(self)
+
+
+def check_tensors(stored: Stored, config: AXK1Config, shapes: bool = True) -> Found:
+    """Compares headers with the tensors that ``config`` asks for.
+
+    Allowed, as in transformers: a trunk without head and without ``model.``, classification heads beside or instead of
+    ``lm_head``, the optional tensors of the table, and more MTP layers than the configuration has, or none at all.
+
+    Args:
+        shapes: ``False`` leaves shapes to transformers (``ignore_mismatched_sizes=True``).
+
+    Raises:
+        CheckpointError: a missing, surplus or misshapen tensor, or one that is no float; the first, and how many.
+    """
+    try:
+        layout = detect_layout(stored.tensors)
+    except ValueError as error:
+        raise CheckpointError(str(error), _where(stored)) from error
+    prefix = detect_prefix(stored.tensors)
+    mtp = _mtp_layers(stored.tensors, config)
+    specs = _specs(stored, replace_mtp(config, mtp), layout, prefix)
+    _check_missing(stored, specs)
+    _check_surplus(stored, specs)
+    for name, spec in specs.items():
+        if name in stored.tensors:
+            _check_one(name, stored.tensors[name], spec, shapes)
+    return Found(layout, prefix, mtp, tuple(name for name in specs if name not in stored.tensors))
+
+
+def verify_checkpoint(
+    path: Path | str, finite: bool = True, progress: Progress | None = None, variant: str | None = None
+) -> Report:
+    """Checks a local checkpoint completely, one tensor in memory at a time.
+
+    Args:
+        path: folder with ``config.json`` and safetensors files.
+        finite: also read every value and look for NaN and infinity.
+
+    Raises:
+        CheckpointError: the first fault found; names file and key.
+    """
+    folder = Path(path)
+    config = load_config(folder)
+    if getattr(config, "quantization_config", None):
+        raise CheckpointError("is quantised; only unquantised checkpoints can be verified.", folder)
+    stored = open_checkpoint(folder, variant=variant)
+    found = check_tensors(stored, config)
+    sizes = {name: tensor.size for name, tensor in stored.tensors.items()}
+    if finite:
+        _check_values(stored, sizes, progress)
+    dtypes: dict[str, int] = {}
+    for name, tensor in stored.tensors.items():
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + sizes[name]
+    return Report(
+        str(folder),
+        found.layout,
+        len(stored.files),
+        len(stored.tensors),
+        sum(sizes.values()),
+        found.mtp_layers,
+        dtypes,
+        True if finite else None,
+    )
+
+
+def check_loaded(state_dict: Mapping[str, torch.Tensor], stored: Stored) -> None:
+    """Looks for NaN and infinity in loaded tensors; those offloaded to disk are read from their files.
+
+    A tensor's sum is finite only if all its values are, and costs no second copy; where it is not, the values decide.
+
+    Raises:
+        CheckpointError: names the file and the stored tensor.
+    """
+    sources = _sources(stored.tensors)
+    for name, tensor in state_dict.items():
+        keys = sources.get(_bare(name), [])
+        if not keys or (tensor.device.type != "meta" and _sum_is_finite(tensor)):
+            continue
+        for key in keys:
+            _check_stored(stored.tensors[key].file, key)
+        if tensor.device.type != "meta" and not tensor.isfinite().all():
+            file = stored.tensors[keys[0]].file
+            raise CheckpointError(f"tensor {keys[0]!r} overflows in {tensor.dtype}: load in bfloat16.", file, keys[0])
+
+
+def replace_mtp(config: AXK1Config, layers: int) -> AXK1Config:
+    """``config`` with another number of MTP layers."""
+    config = copy.copy(config)
+    config.num_nextn_predict_layers = layers
+    return config
+
+
+def _mtp_layers(names: Iterable[str], config: AXK1Config) -> int:
+    """MTP layers to expect: those in the file, at least the configuration's, but none where the file holds none."""
+    first = config.num_hidden_layers
+    beyond = [(index, name) for name in names if (index := layer_index(name) or 0) >= first and not is_ignored(name)]
+    if not beyond:
+        return 0
+    complete = {index for index, name in beyond if name.endswith("eh_proj.weight")}
+    held = next(count for count in itertools.count() if first + count not in complete)
+    return max(held, config.num_nextn_predict_layers)
+
+
+def _specs(stored: Stored, config: AXK1Config, layout: Layout, prefix: str) -> dict[str, TensorSpec]:
+    """Expected tensors by name. The head may be absent from a bare trunk and beside a classification head."""
+    specs = {spec.name: spec for spec in expected_tensors(config, layout, prefix)}
+    head = specs.get(HEAD_KEYS[0])
+    if head and (not prefix or any(key in stored.tensors for key in HEAD_KEYS[1:])):
+        specs[head.name] = replace(head, optional=True)
+    return specs
+
+
+def _check_missing(stored: Stored, specs: dict[str, TensorSpec]) -> None:
+    missing = [name for name, spec in specs.items() if not spec.optional and name not in stored.tensors]
+    if missing:
+        raise CheckpointError(
+            f"lacks tensor {missing[0]!r}{_more(missing)}, which the configuration asks for. Download the checkpoint "
+            "again, or give the config.json that belongs to it.",
+            _where(stored),
+            missing[0],
+        )
+
+
+def _check_surplus(stored: Stored, specs: dict[str, TensorSpec]) -> None:
+    surplus = [name for name in stored.tensors if name not in specs and name not in HEAD_KEYS and not is_ignored(name)]
+    if surplus:
+        raise CheckpointError(
+            f"holds tensor {surplus[0]!r}{_more(surplus)}, which the configuration has no place for. Give the "
+            "config.json that belongs to this checkpoint.",
+            stored.tensors[surplus[0]].file,
+            surplus[0],
+        )
+
+
+def _check_one(name: str, tensor: StoredTensor, spec: TensorSpec, shapes: bool) -> None:
+    if tensor.dtype not in FLOATS:
+        raise CheckpointError(
+            f"tensor {name!r} is stored as {tensor.dtype}, expected one of {', '.join(FLOATS)}. Quantised files need "
+            "their 'quantization_config' in config.json.",
+            tensor.file,
+            name,
+        )
+    if shapes and tensor.shape != spec.shape:
+        raise CheckpointError(
+            f"tensor {name!r} has shape {list(tensor.shape)}, the configuration asks for {list(spec.shape)}. Give the "
+            "config.json that belongs to this checkpoint.",
+            tensor.file,
+            name,
+        )
+
+
+def _check_values(stored: Stored, sizes: Mapping[str, int], progress: Progress | None) -> None:
+    done, total = 0, sum(sizes.values())
+    for name, tensor in stored.tensors.items():
+        _check_stored(tensor.file, name)
+        done += sizes[name]
+        if progress:
+            progress(done, total)
+
+
+def _check_stored(file: Path, key: str) -> None:
+    """Reads one tensor, a slice of its first dimension at a time where it is a stack of experts."""
+    with safe_open(file, framework="pt") as opened:
+        view = opened.get_slice(key)
+        shape = view.get_shape()
+        blocks = (view[i] for i in range(shape[0])) if len(shape) == 3 else (opened.get_tensor(key),)
+        for block in blocks:
+            if not _sum_is_finite(block) and not block.isfinite().all():
+                word = "NaN" if block.isnan().any() else "infinity"
+                raise CheckpointError(f"tensor {key!r} holds {word}. Download the file again.", file, key)
+
+
+def _sum_is_finite(tensor: torch.Tensor) -> bool:
+    # fp8 and integers (quantised models) have no NaN that a checkpoint could carry in unnoticed
+    return tensor.itemsize == 1 or not tensor.is_floating_point() or bool(tensor.sum().isfinite())
+
+
+def _sources(names: Mapping[str, StoredTensor]) -> dict[str, list[str]]:
+    """Stored keys by the model tensor they fill, ``model.`` left out on both sides."""
+    sources: dict[str, list[str]] = {}
+    for key in names:
+        sources.setdefault(_bare(fused_name(key) or key), []).append(key)
+    return sources
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("model.")
+
+
+def _where(stored: Stored) -> Path:
+    return stored.index or stored.files[0]
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
