@@ -62,18 +62,20 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Learn `vocab_size - special_slots` ordinary entries from `documents` and add the special slots behind them.
 
-    The result depends on the documents and options alone. Raises ValueError when the vocabulary has no room for the
-    256 bytes, or the text is too little to fill it.
+    No ordinary token is longer than `max_token_bytes`. The result depends on the documents and options alone. Raises
+    ValueError when the vocabulary has no room for the 256 bytes, or the text is too little to fill it.
     """
     ordinary = vocab_size - special_slots
     if ordinary < BYTES:
         raise ValueError(f"vocab_size: {vocab_size} leaves no room for {BYTES} bytes and {special_slots} slots.")
+    if max_token_bytes is not None and max_token_bytes < 2:
+        raise ValueError(f"max_token_bytes: {max_token_bytes} given, a merge needs at least 2.")
     slots = slot_tokens(special_slots)
     tokenizer = new_tokenizer(digits)
     trainer = trainers.BpeTrainer(
         vocab_size=ordinary,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=max_token_bytes,
+        max_token_length=None if max_token_bytes is None else max_token_bytes + 1,  # the library's limit is exclusive
         show_progress=show_progress,
     )
     tokenizer.train_from_iterator(documents, trainer)

@@ -1,0 +1,73 @@
+"""`axk1 tokenizer train` and `report`, run as commands on small files."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from axk1.cli.tokenizer import app
+from axk1.tokenizer.documents import find_files
+from axk1.tokenizer.report import load_tokenizer, measure, sample_texts
+
+SIZES = ["--vocab-size", "360", "--special-slots", "64"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "ko.txt").write_text("도서관에는 책이 많이 있습니다. 사람도 많습니다.\n" * 20, encoding="utf-8")
+    (folder / "en.txt").write_text(
+        "The library holds many books, and many readers come to borrow them.\n" * 20, encoding="utf-8"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tokenizer") / "out"
+    result = CliRunner().invoke(app, ["train", str(out), str(corpus), *SIZES, "--digits", "1", "--weight", "ko=3"])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_train_writes_a_tokenizer(trained):
+    assert load_tokenizer(trained).get_vocab_size() == 360
+    assert load_tokenizer(trained / "tokenizer.json").token_to_id("<think>") == 360 - 64 + 14
+
+
+def test_weights_shift_the_vocabulary(corpus, trained, tmp_path):
+    result = CliRunner().invoke(app, ["train", str(tmp_path / "en"), str(corpus), *SIZES, "--weight", "ko=0"])
+    assert result.exit_code == 0, result.output
+    cells = measure({"ko": load_tokenizer(trained), "en": load_tokenizer(tmp_path / "en")}, texts_of(corpus))
+    assert cells["ko"]["ko"].bytes_per_token > 2 * cells["ko"]["en"].bytes_per_token
+    assert cells["en"]["ko"].bytes_per_token < cells["en"]["en"].bytes_per_token
+
+
+def texts_of(corpus):
+    return sample_texts(find_files([corpus]), 500)
+
+
+def test_report_prints_what_the_tokenizer_does(corpus, trained):
+    arguments = ["report", str(trained), str(trained / "tokenizer.json"), "--corpus", str(corpus)]
+    rows = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).output)
+    text = (corpus / "ko.txt").read_text(encoding="utf-8")
+    cell = rows["ko"][str(trained)]
+    assert cell["bytes"] == len(text.encode()) and cell["tokens"] == len(load_tokenizer(trained).encode(text).ids)
+    assert cell["bytes_per_token"] == round(cell["bytes"] / cell["tokens"], 4)
+    assert rows["ko"][str(trained)] == rows["ko"][str(trained / "tokenizer.json")] and set(rows) == {"ko", "en"}
+    table = CliRunner().invoke(app, arguments).output
+    assert f"{cell['bytes']:,}" in table
+
+
+@pytest.mark.parametrize("weight", ["ko", "ko=x"])
+def test_a_malformed_weight_is_refused(corpus, tmp_path, weight):
+    result = CliRunner().invoke(app, ["train", str(tmp_path), str(corpus), *SIZES, "--weight", weight])
+    assert isinstance(result.exception, ValueError) and "LABEL=NUMBER" in str(result.exception)
+
+
+def test_a_missing_or_broken_tokenizer_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_tokenizer(tmp_path)
