@@ -135,7 +135,8 @@ class AXK1Model(AXK1PreTrainedModel):
     ) -> AXK1ModelOutput:
         """Runs the trunk over ``input_ids`` or ``inputs_embeds`` ``[batch, tokens]``.
 
-        Packed documents: no ``attention_mask`` and no cache, ``position_ids`` that restart at 0 in each document.
+        Packed documents: no ``attention_mask``, no ``past_key_values``, and ``position_ids`` that restart at 0 in each
+        document.
 
         Raises:
             ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` given.
@@ -145,8 +146,6 @@ class AXK1Model(AXK1PreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         hidden_states = cast(torch.Tensor, inputs_embeds)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen).unsqueeze(0)  # pyright: ignore
@@ -161,6 +160,9 @@ class AXK1Model(AXK1PreTrainedModel):
             "position_embeddings": self.rotary_emb(hidden_states, position_ids),
             "position_ids": position_ids,
         }
+        # after the mask: transformers takes restarting positions for packed documents only where there is no cache
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(hidden_states, past_key_values=past_key_values, **context, **kwargs)
         return AXK1ModelOutput(
@@ -304,7 +306,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
                     for router, layer_logits, chosen in zip(routers, logits, indices, strict=True)
                 ]
             ).mean()
-            if self.is_gradient_checkpointing and torch.is_grad_enabled() and not result.aux_loss.requires_grad:
+            if self.model.gradient_checkpointing and torch.is_grad_enabled() and not result.aux_loss.requires_grad:
                 raise ValueError(
                     "router_aux_loss_coef has no effect under reentrant gradient checkpointing, which hides the routers "
                     "from the loss: pass gradient_checkpointing_kwargs={'use_reentrant': False}."
