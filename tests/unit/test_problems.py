@@ -65,7 +65,7 @@ def test_no_numbers_name_or_template_is_in_both_splits(train: list[Problem], hel
 
 def test_no_question_is_in_both_splits(train: list[Problem], heldout: list[Problem]) -> None:
     def normalised(problem: Problem) -> str:
-        return problem.language + re.sub(r"\W", "", problem.question).lower()
+        return problem.language + re.sub(r"[^\w+*×()-]", "", problem.question).lower()
 
     assert {normalised(p) for p in train}.isdisjoint({normalised(p) for p in heldout})
 

@@ -11,7 +11,7 @@ import pytest
 
 from axk1.train.problems import LANGUAGES, TASKS, answer_language, conversations, dialogues, generate, is_held_out
 from axk1.train.problems.language import join_particles
-from axk1.train.problems.text import INTENTS, TABLES
+from axk1.train.problems.text import INTENTS, PREFIXES, TABLES
 from axk1.train.problems.types import Pool
 
 
@@ -69,6 +69,17 @@ def test_conversation_is_told_apart_by_language(language: str) -> None:
         assert answer_language(intent.answer) == language
     answers = [intent.answer for intent in INTENTS[language].values()]
     assert len(set(answers)) == len(answers)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_greeting_before_a_training_sentence_gives_no_held_out_one(language: str) -> None:
+    def said(text: str) -> str:
+        return re.sub(r"\W", "", text).lower()
+
+    for name in ("who", "can", "feeling", "human", "languages", "think", "maker", "unknown"):
+        says = INTENTS[language][name].says
+        in_train = {said(prefix + text) for prefix in ("", *PREFIXES[language]) for text in says.train}
+        assert in_train.isdisjoint({said(text) for text in says.heldout}), name
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ class _Story:
     """Sentences and trace of one story while it is drawn; `current` is the number after the last event."""
 
     def __init__(self, tables: Tables, split: Split, rng: Random) -> None:
-        self.tables, self.split, self.rng = tables, split, rng
+        self.tables, self.rng = tables, rng
+        self.split: Split = split
         self.name = rng.choice(tables.names.train if split == "train" else tables.names.heldout)
         self.slots = dict(rng.choice(tables.items))
         self.sentences: list[str] = []
@@ -23,6 +24,7 @@ class _Story:
         self.numbers: list[int] = []
         self.used: list[str] = []
         self.current = 0
+        self.then = ""
 
     def say(self, kind: str, pool: Pool, then: str = "", **numbers: int) -> list[int]:
         """Append one sentence of `pool`, after the connective `then`; returns the numbers in the order it says them."""
@@ -36,8 +38,8 @@ class _Story:
 
     def happen(self, kind: str, **numbers: int) -> list[int]:
         """Append the sentence of one event, half of the time with a connective."""
-        then = self.rng.choice(self.tables.then) if self.rng.random() < 0.5 else ""
-        return self.say(kind, self.tables.events[kind], then, **numbers)
+        self.then = self.rng.choice([word for word in self.tables.then if word != self.then])
+        return self.say(kind, self.tables.events[kind], self.then if self.rng.random() < 0.5 else "", **numbers)
 
     def note(self, kind: str, *steps: str) -> None:
         self.trace.append(f"{self.tables.labels[kind]} {', '.join(steps)}.")

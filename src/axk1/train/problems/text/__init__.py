@@ -5,11 +5,8 @@ from __future__ import annotations
 from axk1.train.problems.text import chat_en, chat_es, chat_ja, chat_ko, chat_zh, en, es, ja, ko, zh
 from axk1.train.problems.types import Intent, Tables
 
+_CHAT = {"en": chat_en, "ko": chat_ko, "zh": chat_zh, "ja": chat_ja, "es": chat_es}
+
 TABLES: dict[str, Tables] = {module.TABLES.language: module.TABLES for module in (en, ko, zh, ja, es)}
-INTENTS: dict[str, dict[str, Intent]] = {
-    "en": chat_en.INTENTS,
-    "ko": chat_ko.INTENTS,
-    "zh": chat_zh.INTENTS,
-    "ja": chat_ja.INTENTS,
-    "es": chat_es.INTENTS,
-}
+INTENTS: dict[str, dict[str, Intent]] = {language: module.INTENTS for language, module in _CHAT.items()}
+PREFIXES: dict[str, tuple[str, ...]] = {language: module.PREFIXES for language, module in _CHAT.items()}

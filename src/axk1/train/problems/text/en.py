@@ -121,7 +121,7 @@ TABLES = Tables(
                 "{name} buys {n} {item} in a shop.",
                 "{name} gets {n} from a friend.",
                 "{name} finds {n} more in a box.",
-                "Mother gives {name} {n} more {item}.",
+                "An uncle gives {name} {n} more {item}.",
             ),
             heldout=(
                 "A friend gives {name} {n} more.",
@@ -173,7 +173,7 @@ TABLES = Tables(
                 "{name} receives {n} boxes, each with {m}.",
                 "{n} bags with {m} {item} each arrive.",
                 "{name} buys {n} bags with {m} in each.",
-                "Mother gives {name} {n} boxes, each with {m} {item}.",
+                "An uncle gives {name} {n} boxes, each with {m} {item}.",
             ),
             heldout=(
                 "{name} buys {n} bags of {m} {item}.",
