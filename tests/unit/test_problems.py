@@ -184,7 +184,7 @@ def test_sorting_traces_insert_one_number_at_a_time(every: list[Problem]) -> Non
         numbers, descending = integers(asked), lists[-1] != sorted(lists[-1])
         for i, line in enumerate(lists):
             assert line == sorted(numbers[: i + 1], reverse=descending), problem
-        assert len(lists) == len(numbers)
+        assert len(lists) == len(numbers) and inserted[0] == "<>"[descending]
         if problem.multi_step:
             k = integers(pick)[0]
             assert integers(pick)[1:] == [n for i in range(k) for n in (i + 1, lists[-1][i])], problem

@@ -10,13 +10,13 @@ from axk1.train.problems.types import Problem, Split
 
 
 def insertion_trace(numbers: list[int], descending: bool) -> tuple[str, list[int]]:
-    """The sorted list after each insertion, as `45; 12 45; 12 45 78.`, and the list at the end."""
+    """The sorted list after each insertion, as `<: 45; 12 45; 12 45 78.` (< ascending), and the list at the end."""
     done: list[int] = []
     lines = []
     for n in numbers:
         done = sorted([*done, n], reverse=descending)
         lines.append(" ".join(map(str, done)))
-    return "; ".join(lines) + ".", done
+    return f"{'>' if descending else '<'}: {'; '.join(lines)}.", done
 
 
 def build(split: Split, language: str, rng: Random) -> Problem:

@@ -312,26 +312,26 @@ TABLES = Tables(
         train=(
             "¿Cuál es el {k} número más pequeño de {l}?",
             "Halla el {k} número más pequeño: {l}",
-            "Entre {l}, ¿cuál es el {k} más pequeño?",
-            "Estos son los números: {l}. ¿Cuál es el {k} más pequeño?",
-            "¿Qué número es el {k} más pequeño: {l}?",
+            "Entre {l}, ¿cuál es el {k} número más pequeño?",
+            "Estos son los números: {l}. ¿Cuál es el {k} número más pequeño?",
+            "Dime el {k} número más pequeño: {l}",
         ),
         heldout=(
-            "Estos son los números: {l}. Halla el {k} más pequeño.",
-            "Entre {l}, ¿qué número es el {k} más pequeño?",
+            "Estos son los números: {l}. Halla el {k} número más pequeño.",
+            "Entre {l}, halla el {k} número más pequeño.",
         ),
     ),
     kth_large=Pool(
         train=(
             "¿Cuál es el {k} número más grande de {l}?",
             "Halla el {k} número más grande: {l}",
-            "Entre {l}, ¿cuál es el {k} más grande?",
-            "Estos son los números: {l}. ¿Cuál es el {k} más grande?",
-            "¿Qué número es el {k} más grande: {l}?",
+            "Entre {l}, ¿cuál es el {k} número más grande?",
+            "Estos son los números: {l}. ¿Cuál es el {k} número más grande?",
+            "Dime el {k} número más grande: {l}",
         ),
         heldout=(
-            "Estos son los números: {l}. Halla el {k} más grande.",
-            "Entre {l}, ¿qué número es el {k} más grande?",
+            "Estos son los números: {l}. Halla el {k} número más grande.",
+            "Entre {l}, halla el {k} número más grande.",
         ),
     ),
     median=Pool(
