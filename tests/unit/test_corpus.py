@@ -138,6 +138,12 @@ def test_an_interrupted_build_goes_on(tmp_path, apt):
     assert [call[2] for call in apt.calls if call[:2] == ["apt-get", "download"]] == ["second"]
 
 
+def test_a_language_without_packages_is_an_error(tmp_path, apt):
+    with pytest.raises(ValueError, match="no text for 'en'.*apt-get update"):
+        build(tmp_path, sources=(Source("unknown", "MIT", {"en": "*"}),))
+    assert ["apt-get", "update"] in apt.calls
+
+
 def test_without_apt_the_error_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="'apt-get' is not on PATH"):

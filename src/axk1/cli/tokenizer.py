@@ -1,6 +1,7 @@
 """`axk1 tokenizer`: train a vocabulary, and compare vocabularies by bytes per token."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,23 +37,27 @@ def train(
     model_max_length: Annotated[int, typer.Option(help="Context length to declare.")] = 131_072,
 ) -> None:
     """Train a byte-level BPE tokenizer; the same files and options give the same vocabulary."""
-    from rich.progress import Progress
+    from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
     from axk1.tokenizer.documents import find_files, weighted_documents
     from axk1.tokenizer.train import save_tokenizer, train_tokenizer
 
     files = find_files(inputs)
-    with Progress() as bar:
-        reading = bar.add_task("reading and merging", total=sum(file.path.stat().st_size for file in files))
-        documents = weighted_documents(files, _parse_weights(weight or []), lambda size: bar.advance(reading, size))
+    with Progress(SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn()) as bar:
+        task = bar.add_task("reading", total=sum(file.path.stat().st_size for file in files))
+
+        def documents() -> Iterator[str]:
+            yield from weighted_documents(files, _parse_weights(weight or []), lambda size: bar.advance(task, size))
+            bar.reset(task, total=None, description="merging")  # the library reports no fraction of this part
+
         tokenizer = train_tokenizer(
-            documents,
+            documents(),
             vocab_size=vocab_size,
             special_slots=special_slots,
             digits=digits,
             max_token_bytes=max_token_bytes,
         )
-        bar.update(reading, completed=bar.tasks[reading].total)
+        bar.update(task, total=1, completed=1)
     save_tokenizer(tokenizer, out, model_max_length=model_max_length)
     typer.echo(f"{out}: {tokenizer.get_vocab_size()} entries, the last {special_slots} special or reserved")
 

@@ -58,7 +58,6 @@ def train_tokenizer(
     special_slots: int,
     digits: int = 3,
     max_token_bytes: int | None = None,
-    show_progress: bool = False,
 ) -> Tokenizer:
     """Learn `vocab_size - special_slots` ordinary entries from `documents` and add the special slots behind them.
 
@@ -76,7 +75,7 @@ def train_tokenizer(
         vocab_size=ordinary,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=None if max_token_bytes is None else max_token_bytes + 1,  # the library's limit is exclusive
-        show_progress=show_progress,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer)
     learned = tokenizer.get_vocab_size()

@@ -230,6 +230,13 @@ def _known_to_apt(package: str, cwd: Path) -> bool:
     return bool(_run(["apt-cache", "show", package], cwd).stdout.strip())
 
 
+def _prepare_apt(package: str, cwd: Path) -> None:
+    """Check that apt exists, and fetch its lists where they lack `package`, as in a fresh container."""
+    _require_apt()
+    if not _known_to_apt(package, cwd):
+        _run(["apt-get", "update"], cwd)
+
+
 def _download(package: str, folder: Path) -> Path:
     """Download one package into `folder`; the archive's path. ValueError when apt cannot."""
     result = _run(["apt-get", "download", package], folder)
@@ -341,7 +348,9 @@ def _assemble(out: Path, parts: Path, names: list[str], max_bytes: int) -> dict[
         documents = _capped(_deduplicated(language, paths, seen), max_bytes)
         sizes[language] = _write_documents(out / f"{language}.jsonl", documents)
         if not sizes[language]:
-            raise ValueError(f"corpus build: no text for '{language}'; none of its packages is known to this apt.")
+            raise ValueError(
+                f"corpus build: no text for '{language}': apt knows none of its packages; run apt-get update."
+            )
     return sizes
 
 
@@ -363,11 +372,11 @@ def build(
     parts.mkdir(parents=True, exist_ok=True)
     report = progress or (lambda what, done, total: None)
     missing: list[str] = []
-    for step, source in enumerate(sources):
-        report(source.package, step, len(sources) + 2)
-        if (parts / f"{source.package}.json").exists():
-            continue
-        _require_apt()
+    pending = [source for source in sources if not (parts / f"{source.package}.json").exists()]
+    if pending:
+        _prepare_apt(pending[0].package, out)
+    for source in pending:
+        report(source.package, sources.index(source), len(sources) + 2)
         if _known_to_apt(source.package, out):
             _extract_package(source, parts)
         else:
