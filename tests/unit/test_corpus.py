@@ -139,7 +139,7 @@ def test_an_interrupted_build_goes_on(tmp_path, apt):
 
 
 def test_a_language_without_packages_is_an_error(tmp_path, apt):
-    with pytest.raises(ValueError, match="no text for 'en'.*apt-get update"):
+    with pytest.raises(ValueError, match=r"no text for 'en'.*apt-get update"):
         build(tmp_path, sources=(Source("unknown", "MIT", {"en": "*"}),))
     assert ["apt-get", "update"] in apt.calls
 
