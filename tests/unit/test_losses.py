@@ -1,0 +1,79 @@
+"""Targets and token losses against plain loops."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from axk1.modeling.losses import IGNORE, shifted_labels, token_loss
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    start=st.integers(0, 5),
+    shift=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+def test_targets_stay_inside_their_document(lengths: list[int], start: int, shift: int, seed: int) -> None:
+    """Documents of any length, one token too; the first may go on from an earlier row (its positions start later)."""
+    total = sum(lengths)
+    labels = torch.randint(0, 9, (1, total), generator=torch.Generator().manual_seed(seed))
+    labels[labels == 0] = IGNORE
+    positions, owner = [], []
+    for number, length in enumerate(lengths):
+        first = start if number == 0 else 0
+        positions += range(first, first + length)
+        owner += [number] * length
+    found = shifted_labels(labels, torch.tensor([positions]), shift)[0].tolist()
+    for i in range(total):
+        j = i + shift
+        inside = j < total and owner[j] == owner[i]
+        assert found[i] == (labels[0, j].item() if inside else IGNORE)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(batch=st.integers(1, 3), length=st.integers(1, 6), shift=st.integers(1, 8))
+def test_rows_without_positions_are_one_document_each(batch: int, length: int, shift: int) -> None:
+    labels = torch.arange(batch * length).view(batch, length)
+    expected = [[row[i + shift] if i + shift < length else IGNORE for i in range(length)] for row in labels.tolist()]
+    assert shifted_labels(labels, None, shift).tolist() == expected
+    shared = torch.arange(length)[None]  # one row of positions for the whole batch
+    assert shifted_labels(labels, shared, shift).tolist() == expected
+
+
+@pytest.mark.parametrize("items", [None, 7, torch.tensor(7)])
+def test_token_loss_is_the_mean_surprise(items: int | torch.Tensor | None) -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(2, 4, 8), torch.nn.Linear(8, 5, bias=False)
+    targets = torch.tensor([[1, IGNORE, 3, 0], [IGNORE, IGNORE, 4, IGNORE]])
+    total = 0.0
+    for row, position in ((0, 0), (0, 2), (0, 3), (1, 2)):
+        total -= head(hidden[row, position]).log_softmax(-1)[targets[row, position]].item()
+    assert token_loss(hidden, head, targets, items).item() == pytest.approx(total / (7 if items is not None else 4))
+
+
+def test_nothing_to_learn_is_zero_and_has_a_gradient() -> None:
+    hidden, head = torch.randn(1, 3, 8, requires_grad=True), torch.nn.Linear(8, 5, bias=False)
+    loss = token_loss(hidden, head, torch.full((1, 3), IGNORE))
+    loss.backward()
+    assert loss.item() == 0 and head.weight.grad is not None and not head.weight.grad.any()
+
+
+def test_loss_is_computed_in_fp32() -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(1, 64, 8).bfloat16(), torch.nn.Linear(8, 300, bias=False).bfloat16()
+    targets = torch.randint(0, 300, (1, 64))
+    loss = token_loss(hidden, head, targets)
+    exact = torch.nn.functional.cross_entropy(head(hidden).float().flatten(0, 1), targets.flatten())
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), abs=1e-6)
+
+
+def test_head_runs_on_labelled_rows_only() -> None:
+    seen: list[int] = []
+    head = torch.nn.Linear(8, 5, bias=False)
+    head.register_forward_hook(lambda module, args, output: seen.append(args[0].numel() // 8))
+    targets = torch.full((2, 10), IGNORE)
+    targets[1, 3:5] = 1
+    token_loss(torch.randn(2, 10, 8), head, targets)
+    assert seen == [2]
