@@ -119,13 +119,15 @@ class AXK1Experts(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``[T, D]`` with the routing ``[T, K]`` to ``[T, D]``: the weighted sum over each token's experts."""
-        output = torch.zeros_like(hidden_states)
-        for expert in indices.unique().tolist():
-            token, slot = torch.where(indices == expert)
-            gate, up = F.linear(hidden_states[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
-            expert_output = F.linear(self.act_fn(gate) * up, self.down_proj[expert]) * weights[token, slot, None]
-            output.index_add_(0, token, expert_output.to(output.dtype))
-        return output
+        order = indices.reshape(-1).argsort(stable=True)  # slots (token, k) sorted by expert
+        tokens_per_expert = torch.bincount(indices.reshape(-1), minlength=self.num_experts).tolist()
+        inputs = hidden_states[order // indices.shape[-1]].split(tokens_per_expert)
+        outputs = []
+        for expert_input, gate_up, down in zip(inputs, self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True):
+            gate, up = F.linear(expert_input, gate_up).chunk(2, dim=-1)
+            outputs.append(F.linear(self.act_fn(gate) * up, down))
+        by_token = torch.cat(outputs)[order.argsort()].view(*indices.shape, -1)
+        return (by_token * weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
 
 
 class AXK1MoE(nn.Module):

@@ -1,0 +1,1 @@
+"""Training: data, objectives, stages. Stands beside the engine; start reading at ``stages.py``."""

@@ -1,0 +1,106 @@
+"""Token sequences with a loss mask: documents of plain text, and conversations in either mode.
+
+A conversation is rendered by the tokenizer's chat template exactly as the model will meet it: the prompt up to the
+generation prompt (no loss), then the reply (loss). Both are tokenised apart, as they are when the model generates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+from transformers import PreTrainedTokenizerBase
+
+from axk1.train.problems import dialogues, generate, messages
+
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "당신은 친절한 도우미입니다.",
+    "你是一个乐于助人的助手。",
+    "あなたは親切なアシスタントです。",
+    "Eres un asistente servicial.",
+)
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids, and for each whether it is learned."""
+
+    input_ids: list[int]
+    learned: list[bool]
+
+
+def text_examples(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, length: int, seed: int, parts: Sequence[str]
+) -> Iterator[Example]:
+    """Pieces of at most ``length`` tokens of the corpus's documents (``axk1 corpus build``), all learned; endless.
+
+    The parts take turns, document by document in a shuffled order, so that every language has its share.
+
+    Raises:
+        ValueError: a part is missing from ``folder``.
+    """
+    rng, end = Random(f"text/{seed}"), [tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+    streams = {part: _documents(folder / f"{part}.jsonl", rng) for part in parts}
+    while True:
+        # the beginning of each: long documents would crowd out the others
+        documents = [next(streams[part])[: length * 16] for part in parts for _ in range(8)]
+        for ids in tokenizer(documents, add_special_tokens=False)["input_ids"]:  # pyright: ignore[reportGeneralTypeIssues]
+            ids = ids + end
+            for start in range(0, len(ids), length):
+                piece = ids[start : start + length]
+                yield Example(piece, [True] * len(piece))
+
+
+def _documents(path: Path, rng: Random) -> Iterator[str]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: build the corpus with `axk1 corpus build {path.parent}`.")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    while True:
+        rng.shuffle(lines)
+        for line in lines:
+            yield json.loads(line)["text"]
+
+
+def problem_examples(
+    tokenizer: PreTrainedTokenizerBase, seed: int, *, think: float, dialogue: float, learn_prompt: bool
+) -> Iterator[Example]:
+    """Training problems as conversations; endless.
+
+    Args:
+        think: share of Think replies, the others are Non-Think.
+        dialogue: share of conversations with two turns, of which the second is learned.
+        learn_prompt: learn the question too (language modelling stage).
+    """
+    rng = Random(f"examples/{seed}")
+    single, double = generate("train", seed), dialogues("train", seed)
+    rendered = (
+        _render(tokenizer, next(double) if rng.random() < dialogue else (next(single),), rng, rng.random() < think)
+        for _ in iter(int, 1)
+    )
+    while batch := list(islice(rendered, _BATCH)):
+        prompts = _tokenize(tokenizer, (prompt for prompt, _ in batch))
+        replies = _tokenize(tokenizer, (reply for _, reply in batch))
+        for prompt, reply in zip(prompts, replies, strict=True):
+            yield Example(prompt + reply, [learn_prompt] * len(prompt) + [True] * len(reply))
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, turns: tuple, rng: Random, think: bool) -> tuple[str, str]:
+    conversation = [message for problem in turns for message in messages(problem)]
+    if rng.random() < 0.05:
+        conversation.insert(0, {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
+    prompt = tokenizer.apply_chat_template(
+        conversation[:-1], tokenize=False, add_generation_prompt=True, enable_thinking=think
+    )
+    reply = conversation[-1]
+    reasoning = f"{reply['reasoning_content']}</think>" if think else ""
+    return str(prompt), f"{reasoning}{reply['content']}<|im_end|>"
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[list[int]]:
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]

@@ -1,0 +1,201 @@
+"""A recipe's stages from data to weights, on transformers' Trainer. Thin: the objectives live in the model.
+
+``axk1 train RECIPE`` runs every stage that is not finished yet and resumes the one that was cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from axk1.config import AXK1Config
+from axk1.pretrained import AXK1ForCausalLM
+from axk1.train.corpus import PARTS
+from axk1.train.examples import Example, problem_examples, text_examples
+from axk1.train.packing import PackedRows, pack
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the optimizer: ``steps`` steps over its own data, starting from the stage before."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    schedule: str
+    warmup_steps: int = 0
+    text: float = 0.0
+    think: float = 0.65
+    dialogue: float = 0.08
+    learn_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete run; the fields are explained in ``recipes/nano.toml``. Paths are relative to the working folder."""
+
+    preset: str
+    tokenizer: str
+    stage: list[Stage]
+    corpus: str = "corpus"
+    seed: int = 0
+    row_tokens: int = 256
+    batch_rows: int = 16
+    weight_decay: float = 0.05
+    adam_beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    router_bias_update_rate: float = 0.001
+    mtp_loss_weight: float = 0.3
+    model: dict[str, Any] = field(default_factory=dict)
+    """Overrides of the preset's configuration."""
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Reads a TOML recipe.
+
+        Raises:
+            ValueError: no such file, not TOML, an unknown or a missing field.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**values, "stage": [Stage(**stage) for stage in values.get("stage", [])]})
+        except FileNotFoundError:
+            raise ValueError(f"{path} does not exist: give the path of a recipe such as recipes/nano.toml.") from None
+        except (tomllib.TOMLDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is not a valid recipe: {error}.") from None
+
+
+class _LossParts(Trainer):
+    """Logs the next-token and the MTP loss apart; the head runs on labelled positions only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._parts: dict[str, list[float]] = {}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs, skip_logits=True, use_cache=False, num_items_in_batch=num_items_in_batch)
+        for name in ("lm_loss", "mtp_loss", "aux_loss"):
+            if getattr(outputs, name) is not None:
+                self._parts.setdefault(name, []).append(getattr(outputs, name).detach().item())
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        logs |= {name: round(sum(values) / len(values), 4) for name, values in self._parts.items()}
+        self._parts.clear()
+        super().log(logs, *args, **kwargs)
+
+
+class RouterBalance(TrainerCallback):
+    """Auxiliary-loss-free balancing: moves the routers' biases after every optimizer step."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        model.update_router_biases()
+
+
+def run(recipe: Recipe, out: Path) -> Path:
+    """Runs all stages of ``recipe`` in ``out`` and returns the folder of the final checkpoint (fp32).
+
+    A finished stage is skipped, a started one resumed from its last checkpoint. ``out/STAGE/log.jsonl`` holds the curve.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer)
+    before: Path | None = None
+    for stage in recipe.stage:
+        folder = out / stage.name
+        if not (folder / "final" / "config.json").is_file():
+            _run_stage(recipe, stage, tokenizer, before, folder)
+        before = folder / "final"
+    if before is None:
+        raise ValueError("The recipe has no [[stage]]: nothing to train.")
+    return before
+
+
+def _run_stage(
+    recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase, before: Path | None, folder: Path
+) -> None:
+    data = folder / "data.npy"
+    if not data.is_file():
+        rows = stage.steps * recipe.batch_rows
+        pack(_examples(recipe, stage, tokenizer), rows, recipe.row_tokens, tokenizer.pad_token_id, data)  # pyright: ignore
+    set_seed(recipe.seed)
+    trainer = _LossParts(
+        model=_model(recipe, before),
+        args=_arguments(recipe, stage, folder),
+        train_dataset=PackedRows(data),
+        processing_class=tokenizer,
+        callbacks=[RouterBalance()],
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    _write_log(trainer.state.log_history, stage, folder / "log.jsonl")
+    trainer.save_model(str(folder / "final"))
+
+
+def _model(recipe: Recipe, before: Path | None) -> AXK1ForCausalLM:
+    # Off CUDA the plain loop wins: it follows autocast to bf16, transformers' grouped_mm stays in fp32.
+    experts = "grouped_mm" if torch.cuda.is_available() else "eager"
+    if before is not None:
+        return AXK1ForCausalLM.from_pretrained(before, dtype="float32", experts_implementation=experts)
+    config = AXK1Config.preset(
+        recipe.preset,
+        router_bias_update_rate=recipe.router_bias_update_rate,
+        mtp_loss_weight=recipe.mtp_loss_weight,
+        **recipe.model,
+    )
+    model = AXK1ForCausalLM(config)
+    model.set_experts_implementation(experts)
+    return model
+
+
+def _arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=stage.steps,
+        per_device_train_batch_size=recipe.batch_rows,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=stage.schedule,
+        warmup_steps=stage.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        adam_beta2=recipe.adam_beta2,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        seed=recipe.seed,
+        logging_steps=20,
+        save_steps=100,
+        save_total_limit=2,
+        remove_unused_columns=False,
+        report_to=[],
+    )
+
+
+def _examples(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
+    """Problems, mixed with text by tokens so that ``stage.text`` is its share. Other stages see other problems."""
+    seed = recipe.seed * 1_000 + [s.name for s in recipe.stage].index(stage.name)
+    problems = problem_examples(
+        tokenizer, seed, think=stage.think, dialogue=stage.dialogue, learn_prompt=stage.learn_prompt
+    )
+    if not stage.text:
+        yield from problems
+    texts = text_examples(Path(recipe.corpus), tokenizer, recipe.row_tokens, seed, PARTS)
+    tokens = {"text": 0, "problems": 0}
+    while True:
+        source = "text" if tokens["text"] <= stage.text * sum(tokens.values()) else "problems"
+        for example in islice(texts if source == "text" else problems, 8):
+            tokens[source] += len(example.input_ids)
+            yield example
+
+
+def _write_log(history: list[dict[str, Any]], stage: Stage, path: Path) -> None:
+    beside = path.with_name(path.name + ".part")
+    lines = [{"stage": asdict(stage)}, *history]
+    beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    os.replace(beside, path)
