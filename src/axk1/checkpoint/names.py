@@ -23,7 +23,7 @@ Layout = Literal["released", "per_expert"]
 LAYOUTS: tuple[Layout, ...] = ("released", "per_expert")
 PREFIX = "model."  # a trunk saved alone (AXK1Model) has none
 FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-PARTS = (
+PARTS: tuple[str, ...] = (
     "embedding",
     "head",
     "attention",
@@ -33,12 +33,11 @@ PARTS = (
     "router",
     "norms",
     "MTP",
-    "other",
 )
 _EXPERT = re.compile(r"(?P<base>.*\.mlp\.experts\.)(?P<expert>\d+)\.(?P<proj>gate_proj|up_proj|down_proj)\.weight")
 # DeepSeek-style MTP layers repeat the trunk's embedding and head; older files hold rotary tables. All are ignored.
 _IGNORED = re.compile(r"(model\.)?layers\.\d+\.(embed_tokens|shared_head\.head)\.weight|.*rotary_emb\.inv_freq")
-HEAD_KEYS = ("lm_head.weight", "score.weight", "score.bias", "classifier.weight", "classifier.bias")
+HEAD_KEYS = ("lm_head.weight", "score.weight", "score.bias")
 
 
 @dataclass(frozen=True)

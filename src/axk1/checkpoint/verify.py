@@ -83,7 +83,7 @@ def check_tensors(stored: Stored, config: AXK1Config, shapes: bool = True) -> Fo
         raise CheckpointError(str(error), _where(stored)) from error
     prefix = detect_prefix(stored.tensors)
     mtp = _mtp_layers(stored.tensors, config)
-    specs = _specs(stored, replace_mtp(config, mtp), layout, prefix)
+    specs = _specs(stored, with_mtp_layers(config, mtp), layout, prefix)
     _check_missing(stored, specs)
     _check_surplus(stored, specs)
     for name, spec in specs.items():
@@ -148,7 +148,7 @@ def check_loaded(state_dict: Mapping[str, torch.Tensor], stored: Stored) -> None
             raise CheckpointError(f"tensor {keys[0]!r} overflows in {tensor.dtype}: load in bfloat16.", file, keys[0])
 
 
-def replace_mtp(config: AXK1Config, layers: int) -> AXK1Config:
+def with_mtp_layers(config: AXK1Config, layers: int) -> AXK1Config:
     """``config`` with another number of MTP layers."""
     config = copy.copy(config)
     config.num_nextn_predict_layers = layers

@@ -1,0 +1,41 @@
+"""`axk1 convert`: another layout, other shards, another dtype."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Layout(str, Enum):  # noqa: UP042 - typer shows the values as choices
+    """The two layouts as spelled on the command line."""
+
+    released = "released"
+    per_expert = "per-expert"
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="Checkpoint folder to read.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an unfinished conversion.")],
+    layout: Annotated[Layout, typer.Option(help="Routed experts: fused as released, or one tensor an expert.")],
+    max_shard_size: Annotated[str, typer.Option(help="Largest file; a larger tensor gets its own.")] = "5GB",
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. Default: bit-exact.")] = None,
+) -> None:
+    """Rewrite a checkpoint piece by piece in little memory; the same command continues after an interruption."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from axk1.checkpoint.convert import convert_checkpoint
+
+    columns = ("converting", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+        files = convert_checkpoint(
+            source,
+            target,
+            layout.name,
+            max_shard_size,
+            dtype,
+            lambda written, total: bar.update(task, completed=written, total=total),
+        )
+    typer.echo(f"{target}: {len(files)} weight file(s) in the {layout.value} layout")
