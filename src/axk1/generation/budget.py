@@ -39,14 +39,22 @@ class ThinkingBudget(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``input_ids`` [batch, length] int64, ``scores`` [batch, vocabulary] float; returns new scores."""
-        generated = input_ids[:, self._prompt_length :]
-        for row, budget in enumerate(self._budgets):
-            step = generated.shape[1] - budget
-            if budget == UNLIMITED or not 0 <= step < len(self._close_ids):
-                continue
-            reasoning = self._tokenizer.decode(generated[row, :budget], skip_special_tokens=False)
-            if THINK_CLOSE not in reasoning:
-                forced = torch.full_like(scores[row], float("-inf"))
-                forced[self._close_ids[step]] = 0.0
-                scores = scores.index_copy(0, torch.tensor([row], device=scores.device), forced[None])
+        step = input_ids.shape[1] - self._prompt_length
+        forced = {
+            row: self._close_ids[step - budget]
+            for row, budget in enumerate(self._budgets)
+            if budget != UNLIMITED
+            and 0 <= step - budget < len(self._close_ids)
+            and self._is_open(input_ids[row], budget)
+        }
+        if not forced:
+            return scores
+        rows, tokens = list(forced), list(forced.values())
+        scores = scores.clone()
+        scores[rows] = float("-inf")
+        scores[rows, tokens] = 0.0
         return scores
+
+    def _is_open(self, ids: Tensor, budget: int) -> bool:
+        reasoning = ids[self._prompt_length : self._prompt_length + budget]
+        return THINK_CLOSE not in self._tokenizer.decode(reasoning, skip_special_tokens=False)

@@ -1,0 +1,228 @@
+"""`axk1 chat`, piped and in a real terminal."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+from axk1.cli.main import main
+
+COMMAND = [sys.executable, "-c", "from axk1.cli.main import main; main()", "chat"]
+
+
+@pytest.fixture
+def talk(endless_checkpoint, monkeypatch, capsys):
+    """Runs `axk1 chat` on lines from standard input; gives its exit code and what it printed."""
+
+    def run(lines: list[str], *options: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["axk1", "chat", str(endless_checkpoint), *options])
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capsys.readouterr().out
+
+    return run
+
+
+def test_piped_lines_in_both_modes(talk):
+    code, out = talk(["hi", "/think", "/budget 6", "hi"])
+    assert code == 0
+    assert out == "Ys,42é\nThink, budget -1.\nThinking budget 6.\n[reasoning]\nabc ab\n[answer]\nYs,42é\n"
+
+
+def test_saved_conversation_holds_everything_and_loads(talk, tmp_path):
+    file = tmp_path / "talk.json"
+    lines = [
+        "/think",
+        "/budget 2",
+        "/system Be brief.",
+        "first \\",
+        "second",
+        '"""/exit',
+        "  block",
+        '"""',
+        f"/save {file}",
+    ]
+    talk(lines)
+    saved = json.loads(file.read_text())
+    assert (saved["system"], saved["think"], saved["budget"]) == ("Be brief.", True, 2)
+    assert [turn["content"] for turn in saved["messages"]] == ["first \nsecond", "Ys,42é", "/exit\n  block", "Ys,42é"]
+    assert saved["messages"][1]["reasoning_content"] == "ab"
+    code, out = talk([f"/load {file}", "third", "/clear", f"/save {file}"])
+    assert (code, "Loaded 4 turns") == (0, out.splitlines()[0][:14])
+    assert "[reasoning]\nab\n[answer]\nYs,42é\n" in out  # the mode and the budget came along
+    assert json.loads(file.read_text())["messages"] == []
+
+
+def test_history_is_part_of_the_next_prompt(talk, tmp_path):
+    """A context that holds the first turns and not the third, with an error that loses nothing."""
+    file = tmp_path / "talk.json"
+    code, out = talk(["x" * 1500, "y" * 1500, "z" * 1500, f"/save {file}"])
+    assert code == 0
+    assert "error: The prompt has 4" in out
+    assert len(json.loads(file.read_text())["messages"]) == 4
+
+
+def test_errors_leave_the_program_running(talk, tmp_path):
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"system": null, "think": 1, "budget": 0, "messages": []}')
+    lines = [
+        "/fly",
+        "/budget -2",
+        "/budget x",
+        "/save",
+        f"/load {tmp_path}/none",
+        f"/load {bad}",
+        "/save /none/x",
+        "hi",
+    ]
+    code, out = talk(lines)
+    errors = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert (code, len(errors)) == (0, 7)
+    assert out.endswith("Ys,42é\n")
+
+
+def test_exit_ends_and_help_lists_every_command(talk):
+    code, out = talk(["/help", "/exit", "hi"])
+    assert code == 0
+    commands = ["think", "nothink", "budget", "system", "clear", "save", "load", "help", "exit"]
+    assert all(f"/{name} " in out for name in commands)
+    assert "Ys,42é" not in out
+
+
+def test_unclosed_reasoning_is_marked(talk):
+    assert "[no tokens left" in talk(["hi"], "--think", "--max-new-tokens", "4")[1]
+
+
+def test_wrong_model_path_is_one_sentence(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["axk1", "chat", str(tmp_path / "none")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code not in (0, None)
+    captured = capsys.readouterr()
+    assert "no checkpoint at" in captured.err
+    assert "Traceback" not in captured.err
+
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Terminal:
+    """A program on a pseudo-terminal. ``seen`` is what it showed, without escape sequences; ``raw`` with them."""
+
+    def __init__(self, command: list[str], env: dict[str, str]):
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execvpe(command[0], command, os.environ | env)
+        self.seen = ""
+        self.raw = b""
+        self._read_to = 0
+
+    def expect(self, text: str, seconds: float = 90) -> None:
+        """Reads until ``text`` appears after what was expected before."""
+        deadline = time.monotonic() + seconds
+        while (found := self.seen.find(text, self._read_to)) < 0:
+            assert self._read(deadline), f"{text!r} did not come; the terminal shows {self.seen[-2000:]!r}"
+        self._read_to = found + len(text)
+
+    def send(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def _read(self, deadline: float) -> bool:
+        """Reads what is there, waiting for it until the deadline; False when nothing came or the program has ended."""
+        ready, _, _ = select.select([self.fd], [], [], max(0.0, deadline - time.monotonic()))
+        with suppress(OSError):  # the program has ended
+            if ready and (read := os.read(self.fd, 65536)):
+                self.raw += read
+                self.seen = ESCAPE.sub("", self.raw.decode(errors="replace"))
+                return True
+        return False
+
+    def wait(self, seconds: float = 60) -> int:
+        """The exit code, once the program has closed the terminal."""
+        deadline = time.monotonic() + seconds
+        while self._read(deadline):
+            pass
+        assert time.monotonic() < deadline, f"the program goes on; the terminal shows {self.seen[-2000:]!r}"
+        pid, self.pid = self.pid, 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def close(self) -> None:
+        """Ends the program if it still runs."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.fd)
+
+
+@pytest.fixture
+def terminal(endless_checkpoint, tmp_path):
+    opened = []
+
+    def start(*options: str) -> Terminal:
+        env = {"TERM": "xterm", "XDG_STATE_HOME": str(tmp_path / "state"), "OMP_NUM_THREADS": "1"}
+        opened.append(Terminal([*COMMAND, str(endless_checkpoint), *options], env))
+        return opened[-1]
+
+    yield start
+    for program in opened:
+        program.close()
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_program(terminal, tmp_path):
+    file = tmp_path / "talk.json"
+    program = terminal("--think")
+    program.expect("think> ")
+    program.send("\x03")  # at the prompt: nothing happens
+    program.expect("think> ")
+    program.send("hello\r")
+    program.expect("abc abc abc")
+    program.send("\x03\x03")  # twice: the second must not hurt either
+    program.expect("[stopped]")
+    program.expect("tokens/s")
+    program.expect("think> ")
+    program.send("/nothink\r")
+    program.expect("\n> ")
+    program.send("again\r")
+    program.expect("Ys,42é")
+    program.expect("0 reasoning + 7 answer tokens")
+    program.send(f"/save {file}\r")
+    program.expect("Saved to")
+    program.expect("\n> ")
+    program.send("\x04")
+    assert program.wait() == 0
+    assert b"\x1b[2mabc" in program.raw or b"\x1b[2ma" in program.raw  # reasoning is dimmed
+    assert b"\x1b[2mY" not in program.raw  # the answer is not
+    first, stopped, second, whole = json.loads(file.read_text())["messages"]
+    assert (first["content"], second["content"]) == ("hello", "again")
+    assert (stopped["content"], stopped["interrupted"]) == ("", True)
+    assert stopped["reasoning_content"].startswith("abc abc abc")
+    assert (whole["content"], "interrupted" in whole) == ("Ys,42é", False)
+
+
+def test_line_history_and_blocks(terminal, tmp_path):
+    history = tmp_path / "state" / "axk1" / "chat_history"
+    history.parent.mkdir(parents=True)
+    history.write_text("from an earlier day\n")
+    program = terminal()
+    program.expect("> ")
+    program.send("\x1b[A\r")  # up
+    program.expect("from an earlier day")
+    program.expect("Ys,42é")
+    program.expect("\n> ")
+    program.send('"""two\r')
+    program.expect("... ")
+    program.send('lines"""\r')
+    program.expect("Ys,42é")
+    program.expect("\n> ")
+    program.send("/exit\r")
+    assert program.wait() == 0
+    assert history.read_text().splitlines()[-3:] == ['"""two', 'lines"""', "/exit"]

@@ -1,0 +1,177 @@
+"""`axk1 generate`: one prompt, standard input, JSONL files that resume, errors in a sentence."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from axk1.cli.main import main
+
+
+@pytest.fixture
+def generate(endless_checkpoint, monkeypatch, capsys):
+    """Runs `axk1 generate MODEL ...`; gives exit code, standard output and standard error."""
+
+    def run(*options: object, model: object = endless_checkpoint, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["axk1", "generate", str(model), *map(str, options)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def requests(tmp_path):
+    file = tmp_path / "in.jsonl"
+    lines = [
+        {"prompt": "one"},
+        {"id": "two", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "two\u2028"}]},
+        {"prompt": "three", "think": True},
+        {"prompt": "four", "think": False, "id": 40},
+        {"prompt": "five"},
+    ]
+    file.write_text("\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n", encoding="utf-8")
+    return file
+
+
+def replies(file) -> list[dict]:
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_answer_on_stdout_reasoning_on_stderr(generate):
+    assert generate("hi") == (0, "Ys,42é\n", "")
+    code, out, err = generate("hi", "--think", "--budget", 5)
+    assert (code, out) == (0, "Ys,42é\n")
+    assert err.strip() == "abc a"
+
+
+def test_standard_input_is_the_prompt(generate):
+    for options in (["-"], []):
+        _, out, _ = generate(*options, "--json", stdin="hi\n")
+        assert json.loads(out)["prompt_tokens"] == json.loads(generate("hi", "--json")[1])["prompt_tokens"]
+
+
+def test_json(generate):
+    _, out, _ = generate("hi", "--json", "--think", "--budget", 5, "--stop", ",4")
+    reply = json.loads(out)
+    assert (reply["reasoning"], reply["answer"], reply["reasoning_tokens"]) == ("abc a", "Ys", 5)
+    assert reply["finish_reason"] == "stop"
+
+
+def test_reply_cut_inside_the_reasoning_says_so(generate):
+    code, out, err = generate("hi", "--think", "--max-new-tokens", 5)
+    assert (code, out) == (0, "\n")
+    assert "ended inside the reasoning" in err
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_file_of_requests(generate, requests, tmp_path, batch_size):
+    output = tmp_path / "out.jsonl"
+    code, out, err = generate("--input", requests, "--output", output, "--budget", 3, "--batch-size", batch_size)
+    assert (code, out) == (0, "")
+    assert "5/5" in err
+    rows = replies(output)
+    assert [(row["id"], row["think"]) for row in rows] == [
+        (0, False),
+        ("two", False),
+        (2, True),
+        (40, False),
+        (4, False),
+    ]
+    assert [row["reasoning"] for row in rows] == ["", "", "abc", "", ""]
+    assert {row["answer"] for row in rows} == {"Ys,42é"}
+
+
+def test_interrupted_run_goes_on(generate, requests, tmp_path, tiny_checkpoint):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    options = ("--input", requests, "--max-new-tokens", 8, "--seed", 3, "--batch-size", 2, "--temperature", 2)
+    generate(*options, "--output", whole, model=tiny_checkpoint)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    for kept, torn in ((0, 20), (2, 20), (2, 3), (4, 0), (5, 0)):
+        output.write_bytes(b"".join(lines[:kept]) + (lines[kept][:torn] if torn else b""))
+        code, _, err = generate(*options, "--output", output, model=tiny_checkpoint)
+        assert (code, "5/5" in err) == (0, True)
+        assert output.read_bytes().splitlines(keepends=True)[:kept] == lines[:kept]  # not made again
+        assert replies(output) == replies(whole)
+    assert len({row["answer"] for row in replies(whole)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 3"),
+        ("[]", "either 'prompt' or 'messages'"),
+        ('{"prompt": "a", "messages": []}', "either 'prompt' or 'messages'"),
+        ('{"prompt": 3}', "'prompt' must be text"),
+        ('{"messages": []}', "no messages"),
+        ('{"messages": "hi"}', "no messages"),
+        ('{"messages": [{"role": "boss", "content": ""}]}', "role is one of"),
+        ('{"prompt": "a", "think": 1}', "'think' must be"),
+        ('{"prompt": "a", "id": [1]}', "'id' must be"),
+        ('{"prompt": "a", "id": 0}', "used in line 1 already"),
+        ('{"prompt": "%s"}' % ("x" * 5000), "context holds 4096"),
+    ],
+)
+def test_bad_request_names_its_line_and_nothing_is_written(generate, tmp_path, line, message):
+    file, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text(f'{{"prompt": "fine"}}\n\n{line}\n')
+    code, _, err = generate("--input", file, "--output", output)
+    flat = " ".join(err.split())
+    assert code != 0
+    assert "line 3" in flat.lower()
+    assert message in flat
+    assert "Traceback" not in err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("content", [b"precious notes", b'{"id": 0}\nprecious notes\n{"id": 1', b'{"text": 1}\n'])
+def test_foreign_output_file_is_left_alone(generate, requests, tmp_path, content):
+    output = tmp_path / "out.jsonl"
+    output.write_bytes(content)
+    code, _, err = generate("--input", requests, "--output", output)
+    assert code != 0
+    assert "not a reply of an earlier run" in " ".join(err.split())
+    assert output.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["hi", "--top-p", "2"], "top_p is 2.0"),
+        (["hi", "--budget", "-3"], "budget is -3"),
+        (["hi", "--think", "--budget", "9", "--max-new-tokens", "9"], "leaves no room"),
+        (["hi", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["hi", "--device", "abacus"], "abacus"),
+        (["   "], "prompt is empty"),
+        (["hi", "--output", "x"], "--output needs --input"),
+        (["--input", "x"], "--input needs --output"),
+        (["hi", "--input", "x", "--output", "y"], "leave out the prompt"),
+        (["--input", "/none/x", "--output", "y"], "cannot be read"),
+        (["hi", "--temperature", "warm"], "--temperature"),
+    ],
+)
+def test_bad_options(generate, options, message):
+    code, out, err = generate(*options)
+    assert (code != 0, out) == (True, "")
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_input_as_output_is_refused(generate, requests):
+    before = requests.read_bytes()
+    code, _, err = generate("--input", requests, "--output", requests)
+    assert code != 0
+    assert "choose another" in err
+    assert requests.read_bytes() == before
+
+
+def test_wrong_model_path(generate, tmp_path):
+    code, _, err = generate("hi", model=tmp_path / "none")
+    assert code != 0
+    assert "no checkpoint at" in " ".join(err.split())
+    assert "Traceback" not in err
