@@ -31,16 +31,34 @@ RELEASED_TOKEN_IDS: dict[str, Any] = {
     "eos_token_id": [163_704, 163_691],  # <|im_end|>, <|endoftext|>
 }
 
-_POSITIVE = (
-    "vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_attention_heads "
-    "n_routed_experts num_experts_per_tok n_group topk_group kv_lora_rank q_lora_rank qk_rope_head_dim "
-    "qk_nope_head_dim v_head_dim max_position_embeddings"
-).split()
+_POSITIVE = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "n_group",
+    "topk_group",
+    "kv_lora_rank",
+    "q_lora_rank",
+    "qk_rope_head_dim",
+    "qk_nope_head_dim",
+    "v_head_dim",
+    "max_position_embeddings",
+]
 _COUNTS = ("num_nextn_predict_layers", "n_shared_experts")
-_NOT_NEGATIVE = (
-    "mtp_loss_weight router_aux_loss_coef router_bias_update_rate routed_scaling_factor attention_dropout "
-    "initializer_range rms_norm_eps"
-).split()
+_NOT_NEGATIVE = [
+    "mtp_loss_weight",
+    "router_aux_loss_coef",
+    "router_bias_update_rate",
+    "routed_scaling_factor",
+    "attention_dropout",
+    "initializer_range",
+    "rms_norm_eps",
+]
 _CHOICES = {
     "scoring_func": ("sigmoid", "softmax"),
     "topk_method": ("noaux_tc", "group_limited_greedy", "greedy"),
@@ -237,7 +255,8 @@ class AXK1Config(PreTrainedConfig):
         require(experts % groups == 0, "n_routed_experts", f"must be a multiple of n_group={groups}")
         require(self.topk_group <= groups, "topk_group", f"must not exceed n_group={groups}")
         require(
-            self.num_experts_per_tok <= experts // groups * (groups if self.topk_method == "greedy" else self.topk_group),
+            self.num_experts_per_tok
+            <= experts // groups * (groups if self.topk_method == "greedy" else self.topk_group),
             "num_experts_per_tok",
             f"must fit into the experts of the kept groups (topk_group={self.topk_group} x {experts // groups})",
         )

@@ -46,9 +46,13 @@ class AXK1Attention(nn.Module):
         self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=bias)
         self.q_a_layernorm = AXK1RMSNorm(config.q_lora_rank)
         self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(config.hidden_size, config.kv_lora_rank + config.qk_rope_head_dim, bias=bias)
+        self.kv_a_proj_with_mqa = nn.Linear(
+            config.hidden_size, config.kv_lora_rank + config.qk_rope_head_dim, bias=bias
+        )
         self.kv_a_layernorm = AXK1RMSNorm(config.kv_lora_rank)
-        self.kv_b_proj = nn.Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False)
+        self.kv_b_proj = nn.Linear(
+            config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
+        )
         self.o_proj = nn.Linear(heads * config.v_head_dim, config.hidden_size, bias=bias)
         self.scaling = softmax_scale(config)
         # read by transformers' attention functions
@@ -68,7 +72,9 @@ class AXK1Attention(nn.Module):
         query_BHTD = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
         query_BHTD = query_BHTD.view(batch, tokens, -1, config.qk_head_dim).transpose(1, 2)
         q_nope, q_rope = query_BHTD.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
-        latent, k_rope = self.kv_a_proj_with_mqa(hidden_states).split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
+        latent, k_rope = self.kv_a_proj_with_mqa(hidden_states).split(
+            [config.kv_lora_rank, config.qk_rope_head_dim], -1
+        )
         latent_B1TC, k_rope_B1TR = self.kv_a_layernorm(latent).unsqueeze(1), k_rope.unsqueeze(1)
         q_rope = rotate(q_rope, *position_embeddings, interleave=config.rope_interleave)
         k_rope_B1TR = rotate(k_rope_B1TR, *position_embeddings, interleave=config.rope_interleave)

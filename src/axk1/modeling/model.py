@@ -85,7 +85,10 @@ class AXK1PreTrainedModel(PreTrainedModel):
     # Released: no bias, which means zero. Some exports lack the unused norm of the dense layers; DeepSeek-style files
     # repeat the embedding and the head in each MTP layer.
     _keys_to_ignore_on_load_missing = [r"e_score_correction_bias", r"layers\.0\.post_mlp_layernorm\.weight"]
-    _keys_to_ignore_on_load_unexpected = [r"layers\.\d+\.embed_tokens\.weight", r"layers\.\d+\.shared_head\.head\.weight"]
+    _keys_to_ignore_on_load_unexpected = [
+        r"layers\.\d+\.embed_tokens\.weight",
+        r"layers\.\d+\.shared_head\.head\.weight",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

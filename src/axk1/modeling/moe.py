@@ -123,7 +123,9 @@ class AXK1Experts(nn.Module):
         tokens_per_expert = torch.bincount(indices.reshape(-1), minlength=self.num_experts).tolist()
         inputs = hidden_states[order // indices.shape[-1]].split(tokens_per_expert)
         outputs = []
-        for expert_input, gate_up, down in zip(inputs, self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True):
+        for expert_input, gate_up, down in zip(
+            inputs, self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True
+        ):
             gate, up = F.linear(expert_input, gate_up).chunk(2, dim=-1)
             outputs.append(F.linear(self.act_fn(gate) * up, down))
         by_token = torch.cat(outputs)[order.argsort()].view(*indices.shape, -1)

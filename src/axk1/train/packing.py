@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def pack(examples: Iterable[Example], rows: int, row_tokens: int, pad_id: int, p
     beside = path.with_name(path.name + ".part")
     with beside.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-    os.replace(beside, path)
+    beside.replace(path)
 
 
 class _Row:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -105,7 +104,8 @@ class RouterBalance(TrainerCallback):
 def run(recipe: Recipe, out: Path) -> Path:
     """Runs all stages of ``recipe`` in ``out`` and returns the folder of the final checkpoint (fp32).
 
-    A finished stage is skipped, a started one resumed from its last checkpoint. ``out/STAGE/log.jsonl`` holds the curve.
+    A finished stage is skipped, a started one resumed from its last checkpoint;
+    ``out/STAGE/log.jsonl`` holds the curve.
     """
     tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer)
     before: Path | None = None
@@ -117,6 +117,14 @@ def run(recipe: Recipe, out: Path) -> Path:
     if before is None:
         raise ValueError("The recipe has no [[stage]]: nothing to train.")
     return before
+
+
+def export_model(final: Path, tokenizer: Path, out: Path) -> None:
+    """Writes the trained model in bf16 to ``out``, beside its tokenizer and template."""
+    model = AXK1ForCausalLM.from_pretrained(final, dtype="bfloat16")
+    model.config.router_bias_update_rate = 0.0  # a shipped model is not being trained
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
 
 
 def _run_stage(
@@ -198,4 +206,4 @@ def _write_log(history: list[dict[str, Any]], stage: Stage, path: Path) -> None:
     beside = path.with_name(path.name + ".part")
     lines = [{"stage": asdict(stage)}, *history]
     beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    os.replace(beside, path)
+    beside.replace(path)
