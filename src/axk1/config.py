@@ -242,7 +242,7 @@ class AXK1Config(PreTrainedConfig):
                 "each 'dense' or 'sparse'."
             )
         if self.first_k_dense_replace is None:
-            leading = (self.mlp_layer_types + ["sparse"]).index("sparse")
+            leading = [*self.mlp_layer_types, "sparse"].index("sparse")
             if "dense" not in self.mlp_layer_types[leading:]:
                 self.first_k_dense_replace, self.moe_layer_freq = leading, 1
 

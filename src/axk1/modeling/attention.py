@@ -1,6 +1,7 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-Shapes: B batch, T tokens, S cached tokens, H heads, C kv_lora_rank, R qk_rope_head_dim, N qk_nope_head_dim, V v_head_dim.
+Shapes: B batch, T tokens, S cached tokens, H heads, C kv_lora_rank, R qk_rope_head_dim, N qk_nope_head_dim,
+V v_head_dim.
 """
 
 import math
@@ -66,7 +67,7 @@ class AXK1Attention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``[B, T, hidden]`` to the same shape, and the attention weights ``[B, H, T, S]`` where the function has them."""
+        """``[B, T, hidden]`` to the same shape, and the weights ``[B, H, T, S]`` of attention functions that give them."""
         config = self.config
         batch, tokens = hidden_states.shape[:2]
         query_BHTD = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
@@ -105,7 +106,7 @@ class AXK1Attention(nn.Module):
 
 
 def softmax_scale(config: AXK1Config) -> float:
-    """``qk_head_dim ** -0.5``, times YaRN's squared mscale where ``mscale_all_dim`` is not 0 (the released value is 0)."""
+    """``qk_head_dim ** -0.5``, times YaRN's squared mscale where ``mscale_all_dim`` is not 0 (released: 0)."""
     rope = config.rope_parameters or {}
     scale, factor, all_dim = config.qk_head_dim**-0.5, rope.get("factor") or 1.0, rope.get("mscale_all_dim") or 0.0
     if rope.get("rope_type", "default") == "default" or not all_dim or factor <= 1:

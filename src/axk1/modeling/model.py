@@ -104,7 +104,7 @@ class AXK1PreTrainedModel(PreTrainedModel):
 
 
 class AXK1Model(AXK1PreTrainedModel):
-    """The trunk: embedding, decoder layers, final norm. MTP modules follow in ``layers`` but only ForCausalLM runs them."""
+    """The trunk: embedding, decoder layers, final norm; the MTP modules, last in ``layers``, are run by ForCausalLM."""
 
     def __init__(self, config: AXK1Config) -> None:
         super().__init__(config)
@@ -311,15 +311,18 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             ).mean()
             if self.model.gradient_checkpointing and torch.is_grad_enabled() and not result.aux_loss.requires_grad:
                 raise ValueError(
-                    "router_aux_loss_coef has no effect under reentrant gradient checkpointing, which hides the routers "
-                    "from the loss: pass gradient_checkpointing_kwargs={'use_reentrant': False}."
+                    "router_aux_loss_coef has no effect under reentrant gradient checkpointing, which hides the "
+                    "routers from the loss: pass gradient_checkpointing_kwargs={'use_reentrant': False}."
                 )
             result.loss = result.loss + config.router_aux_loss_coef * result.aux_loss
 
     @torch.no_grad()
     def update_router_biases(self, rate: float | None = None) -> None:
-        """Auxiliary-loss-free balancing (arXiv 2408.15664): after an optimizer step, move each expert's bias by ``rate``
-        (default ``router_bias_update_rate``) up if it was chosen less often than the mean, down if more; clear counts."""
+        """Auxiliary-loss-free balancing (arXiv 2408.15664), to be called after an optimizer step.
+
+        Moves each expert's bias by ``rate`` (default ``router_bias_update_rate``), up if it was chosen less often than
+        the mean and down if more, and clears the counts.
+        """
         for router in self.modules():
             if isinstance(router, AXK1Router):
                 router.update_bias(self.config.router_bias_update_rate if rate is None else rate)

@@ -1,6 +1,7 @@
 """Mixture of experts of A.X K1: SwiGLU, grouped sigmoid router, routed and shared experts.
 
-Shapes: T tokens (batch and sequence flattened), D hidden, E routed experts, G groups, K experts a token, F expert width.
+Shapes: T tokens (batch and sequence flattened), D hidden, E routed experts, G groups, K experts a token,
+F expert width.
 Source: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2); the norm after the block is A.X K1's (see ``model.py``).
 """
 
@@ -103,8 +104,9 @@ class AXK1Router(nn.Module):
 
 @use_experts_implementation
 class AXK1Experts(nn.Module):
-    """All routed experts in two tensors, as released: ``gate_up_proj`` ``[E, 2F, D]`` (gate rows first), ``down_proj`` ``[E, D, F]``.
+    """All routed experts in two tensors, as released.
 
+    ``gate_up_proj`` is ``[E, 2F, D]``, gate rows first; ``down_proj`` is ``[E, D, F]``.
     This forward is the reference ("eager"): one expert after the other. transformers' experts interface replaces it by
     ``grouped_mm`` (default), ``batched_mm`` or any function that is registered there.
     """

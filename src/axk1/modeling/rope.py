@@ -37,7 +37,7 @@ class AXK1RotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin ``[batch, tokens, qk_rope_head_dim / 2]`` in ``x``'s dtype for ``position_ids`` ``[batch, tokens]``."""
+        """cos and sin ``[batch, tokens, qk_rope_head_dim / 2]`` of ``position_ids`` ``[batch, tokens]``, as ``x``."""
         angles = position_ids[..., None].float() * self.inv_freq.float().to(x.device)
         return (angles.cos() * self.attention_scaling).to(x.dtype), (angles.sin() * self.attention_scaling).to(x.dtype)
 
