@@ -67,7 +67,7 @@ class AXK1Attention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``[B, T, hidden]`` to the same shape, and the weights ``[B, H, T, S]`` of attention functions that give them."""
+        """``[B, T, hidden]`` to the same shape, and the weights ``[B, H, T, S]`` where the implementation has them."""
         config = self.config
         batch, tokens = hidden_states.shape[:2]
         query_BHTD = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
