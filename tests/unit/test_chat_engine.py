@@ -131,9 +131,10 @@ def test_bad_options(endless, options, message):
     ("messages", "message"),
     [
         ([], "no message"),
-        ([{"content": "x"}], "'role'"),
+        ([{"content": "x"}], "role is one of"),
         ([{"role": "user", "content": None}], "must be text"),
-        ([{"role": "nobody", "content": "x"}], "unknown role"),
+        ([{"role": "user", "content": "\ud800"}], "lone surrogate"),
+        ([{"role": "nobody", "content": "x"}], "role is one of"),
         ([{"role": "user", "content": "x" * 5000}], "context holds 4096"),
     ],
 )
@@ -197,6 +198,15 @@ def test_model_path_from_the_environment(endless_checkpoint, monkeypatch):
 def test_load_with_a_bad_option(endless_checkpoint, options, message):
     with pytest.raises(ValueError, match=message):
         axk1.chat.load(endless_checkpoint, **options)
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "chat_template.jinja", "model.safetensors"])
+def test_load_of_an_incomplete_checkpoint(endless_checkpoint, tmp_path, missing):
+    for file in endless_checkpoint.iterdir():
+        if file.name != missing:
+            (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(ValueError, match=missing.partition(".")[0]):
+        axk1.chat.load(tmp_path)
 
 
 def test_load_keeps_the_asked_dtype(endless_checkpoint):

@@ -55,8 +55,10 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
     number = torch.float32 if dtype == "auto" and where.type == "cpu" else getattr(torch, dtype, dtype)
     if number != "auto" and not isinstance(number, torch.dtype):
         raise ValueError(f"dtype is {dtype!r}; use auto, float32, bfloat16 or float16.")
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"The checkpoint at {folder} has no tokenizer.json, so it cannot read or write text.")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
         raise ValueError(f"The checkpoint at {folder} has no chat template (chat_template.jinja), so it cannot chat.")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, local_files_only=True, use_safetensors=True)
     return Chat(model.to(where), tokenizer)  # pyright: ignore[reportArgumentType]

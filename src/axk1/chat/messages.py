@@ -18,7 +18,18 @@ def check_messages(messages: Sequence[Message]) -> None:
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise ValueError(f"A message must be an object whose role is one of {', '.join(ROLES)}; got {message!r}.")
-        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-            raise ValueError(
-                f"The content of a {message['role']} message must be text; got {message.get('content')!r}."
-            )
+        role, content = message["role"], message.get("content")
+        if content is None and message.get("tool_calls"):
+            continue
+        if not isinstance(content, str):
+            raise ValueError(f"The content of a {role} message must be text; got {content!r}.")
+        if not _is_unicode(content):
+            raise ValueError(f"The content of a {role} message is not valid Unicode: it has a lone surrogate.")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

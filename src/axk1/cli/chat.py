@@ -51,6 +51,7 @@ def chat(
 
     from axk1.generation.sampling import Sampling
 
+    options.lenient_stdin()
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
     with console.status("Loading the model"):

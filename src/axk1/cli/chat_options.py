@@ -1,6 +1,8 @@
 """Options that `axk1 chat` and `axk1 generate` share."""
 
+import io
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +31,12 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def printable(text: str) -> str:
     """``text`` without control characters, which could steer the terminal; new lines and tabs stay."""
     return _CONTROL.sub("\ufffd", text)
+
+
+def lenient_stdin() -> None:
+    """Makes bytes on standard input that are not text arrive as replacement characters."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
 
 
 def load_chat(model: Path | None, device: str | None, dtype: str) -> "Chat":

@@ -46,6 +46,7 @@ def generate(
         "sampling": Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
     }
     if input is None or output is None:
+        options.lenient_stdin()
         text = sys.stdin.read().rstrip("\n") if prompt in (None, "-") else prompt
         if not text.strip():
             raise ValueError("The prompt is empty.")
