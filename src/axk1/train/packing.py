@@ -35,7 +35,7 @@ def pack(examples: Iterable[Example], rows: int, row_tokens: int, pad_id: int, p
     """Writes ``rows`` full rows to ``path`` (beside it first, then renamed). Padding is a document of its own.
 
     Raises:
-        ValueError: an example is longer than a row.
+        ValueError: an example is longer than a row, or the examples end before the rows are full.
     """
     array = np.empty((rows, 3, row_tokens), dtype=np.int32)
     done, open_rows = 0, [_Row() for _ in range(_OPEN_ROWS)]
@@ -50,6 +50,8 @@ def pack(examples: Iterable[Example], rows: int, row_tokens: int, pad_id: int, p
             if done == rows:
                 break
         row.add(example)
+    if done < rows:
+        raise ValueError(f"The examples ended after {done} full rows of the {rows} that were asked for.")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     with beside.open("wb") as file:

@@ -55,6 +55,7 @@ class Recipe:
     max_grad_norm: float = 1.0
     router_bias_update_rate: float = 0.001
     mtp_loss_weight: float = 0.3
+    save_steps: int = 100
     model: dict[str, Any] = field(default_factory=dict)
     """Overrides of the preset's configuration."""
 
@@ -152,12 +153,11 @@ def _model(recipe: Recipe, before: Path | None) -> AXK1ForCausalLM:
     experts = "grouped_mm" if torch.cuda.is_available() else "eager"
     if before is not None:
         return AXK1ForCausalLM.from_pretrained(before, dtype="float32", experts_implementation=experts)
-    config = AXK1Config.preset(
-        recipe.preset,
-        router_bias_update_rate=recipe.router_bias_update_rate,
-        mtp_loss_weight=recipe.mtp_loss_weight,
-        **recipe.model,
-    )
+    training = {
+        "router_bias_update_rate": recipe.router_bias_update_rate,
+        "mtp_loss_weight": recipe.mtp_loss_weight,
+    }
+    config = AXK1Config.preset(recipe.preset, **{**training, **recipe.model})
     model = AXK1ForCausalLM(config)
     model.set_experts_implementation(experts)
     return model
@@ -177,8 +177,8 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
         seed=recipe.seed,
-        logging_steps=20,
-        save_steps=100,
+        logging_steps=min(20, max(1, stage.steps // 4)),
+        save_steps=recipe.save_steps,
         save_total_limit=2,
         remove_unused_columns=False,
         report_to=[],
