@@ -66,11 +66,13 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         state_dict: dict | None,
         checkpoint_files: list[str] | None,
         load_config: Any,
-        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """The step of ``from_pretrained`` where the files are known and the model is still on the meta device."""
+        if getattr(model, "_hf_peft_config_loaded", False):  # this is an adapter's file
+            return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
         stored = _stored(state_dict, checkpoint_files)
-        layout = detect_layout(stored.tensors)
+        layout = detect_layout(stored.tensors, stored.files[0].parent)
         if not getattr(load_config.hf_quantizer, "pre_quantized", False):
             found = check_tensors(stored, model.config, shapes=not load_config.ignore_mismatched_sizes)  # pyright: ignore[reportArgumentType]
             _fit_mtp_layers(model, found.mtp_layers, load_config.device_map)
@@ -79,7 +81,7 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         if layout == "per_expert":
             mapping = [*(load_config.weight_mapping or []), *expert_converters()]
             load_config = dataclasses.replace(load_config, weight_mapping=mapping)
-        result = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args)
+        result = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
         if checkpoint_files is not None:
             check_loaded(model.state_dict(), stored)
         return result
@@ -107,7 +109,7 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         if kwargs.pop("safe_serialization", True) is False:
             raise ValueError("safe_serialization=False asks for pickle files; only safetensors are written.")
         _set_layout(self, layout)
-        state_dict = _without_zero_biases(self, self.state_dict() if state_dict is None else state_dict)
+        state_dict = _without_unused_biases(self, self.state_dict() if state_dict is None else state_dict)
         target = Path(save_directory)
         if kwargs.get("distributed_checkpoint"):  # every rank writes into one folder
             return super().save_pretrained(target, is_main_process, state_dict, **kwargs)
@@ -166,15 +168,14 @@ def _set_layout(model: PreTrainedModel, layout: Layout) -> None:
     model._weight_conversions = kept + (expert_converters() if layout == "per_expert" else [])  # pyright: ignore
 
 
-def _without_zero_biases(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The released file holds no router bias: a zero one is not written (one that is offloaded is)."""
+def _without_unused_biases(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The released file holds no router bias: biases are written once any of them is not zero (or is offloaded)."""
     routers = (name for name, module in model.named_modules() if isinstance(module, AXK1Router))
     names = {f"{name}.e_score_correction_bias" for name in routers}
-    return {
-        name: tensor
-        for name, tensor in state_dict.items()
-        if name not in names or tensor.device.type == "meta" or bool(tensor.any())
-    }
+    biases = [tensor for name, tensor in state_dict.items() if name in names]
+    if any(bias.device.type == "meta" or bool(bias.any()) for bias in biases):
+        return state_dict
+    return {name: tensor for name, tensor in state_dict.items() if name not in names}
 
 
 def _forget_remote_code(config: Path) -> None:
