@@ -105,7 +105,15 @@ class AXK1Config(PreTrainedConfig):
     """
 
     model_type = "axk1"
-    keys_to_ignore_at_inference = ["past_key_values", "router_logits", "mtp_logits"]
+    keys_to_ignore_at_inference = [  # Trainer's predictions are the logits alone
+        "past_key_values",
+        "router_logits",
+        "router_indices",
+        "mtp_logits",
+        "lm_loss",
+        "mtp_loss",
+        "aux_loss",
+    ]
     attribute_map = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
 
     vocab_size: int = 163_840

@@ -273,7 +273,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         if balances:
             mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
             self._add_router_losses(result, mask)
-        return result
+        return AXK1CausalLMOutput(**result)  # in the order of its fields, so that a tuple begins with the loss
 
     def _add_token_losses(
         self,
