@@ -295,7 +295,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"mlp_layer_types": "dense"}, "each 'dense' or 'sparse'"),
     ({"mlp_layer_types": ["dense"] * 3, "first_k_dense_replace": 1}, "contradicts first_k_dense_replace=1"),
     ({"num_mtp_layers": 2, "num_nextn_predict_layers": 1}, "contradicts num_nextn_predict_layers=1"),
-    ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, r"\['rope_type'\]='spiral' must be one of .*yarn"),
+    (
+        {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}},
+        r"\['rope_type'\]='spiral' must be one of .*yarn",
+    ),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, r"\['rope_theta'\]=0 must be a number above 0"),
     ({"rope_parameters": {**YARN, "factor": 0.5}}, r"\['factor'\]=0.5 must be a number of at least 1"),
     ({"rope_parameters": {k: v for k, v in YARN.items() if k != "factor"}}, r"\['factor'\]=None"),

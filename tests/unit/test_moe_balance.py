@@ -12,7 +12,7 @@ from axk1 import AXK1Config
 from axk1.modeling.losses import sequence_balance_loss, tokens_per_expert
 from axk1.modeling.moe import AXK1Router
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")  # the name since 5.23
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_:FutureWarning")  # renamed in 5.23
 
 
 def plain_balance_loss(scores: list, indices: list, mask: list, experts: int, k: int) -> float:

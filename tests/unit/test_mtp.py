@@ -28,7 +28,9 @@ def turn(pair: torch.Tensor, angle: float, factor: float) -> torch.Tensor:
 def plain_attention(x: torch.Tensor, w: Weights, config: Any, frequencies: list[float], factor: float) -> torch.Tensor:
     """MLA over ``[T, hidden]``, head by head and pair of positions by pair of positions."""
     nope, rope, v_dim, heads = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim, 2
-    query = (rms(x @ w["q_a_proj.weight"].T, w["q_a_layernorm.weight"]) @ w["q_b_proj.weight"].T).view(-1, heads, nope + rope)
+    query = (rms(x @ w["q_a_proj.weight"].T, w["q_a_layernorm.weight"]) @ w["q_b_proj.weight"].T).view(
+        -1, heads, nope + rope
+    )
     latent, k_rope = (x @ w["kv_a_proj_with_mqa.weight"].T).split([config.kv_lora_rank, rope], dim=-1)
     kv = (rms(latent, w["kv_a_layernorm.weight"]) @ w["kv_b_proj.weight"].T).view(-1, heads, nope + v_dim)
 
@@ -58,7 +60,9 @@ def plain_moe(x: torch.Tensor, w: Weights, config: Any) -> torch.Tensor:
     output = swiglu(x, *(w[f"shared_experts.{name}_proj.weight"] for name in ("gate", "up", "down")))
     for e in chosen:
         gate_up = w["experts.gate_up_proj"][e]
-        output = output + 2.5 * scores[e] / total * swiglu(x, gate_up[:width], gate_up[width:], w["experts.down_proj"][e])
+        output = output + 2.5 * scores[e] / total * swiglu(
+            x, gate_up[:width], gate_up[width:], w["experts.down_proj"][e]
+        )
     return output
 
 
@@ -277,9 +281,7 @@ def test_mtp_trains_embedding_head_and_trunk() -> None:
     model = small_model(num_nextn_predict_layers=1).train()
     model(tokens(4, 12), labels=tokens(4, 12)).mtp_loss.backward()
     silent = [
-        name
-        for name, p in model.named_parameters()
-        if p.requires_grad and (p.grad is None or p.grad.abs().sum() == 0)
+        name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or p.grad.abs().sum() == 0)
     ]
     assert silent == []
 
