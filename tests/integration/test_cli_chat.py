@@ -106,7 +106,7 @@ def test_wrong_model_path_is_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["axk1", "chat", str(tmp_path / "none")])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code not in (0, None)
+    assert ended.value.code == 2
     captured = capsys.readouterr()
     assert "no checkpoint at" in captured.err
     assert "Traceback" not in captured.err

@@ -2,7 +2,10 @@
 
 import io
 import json
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -101,6 +104,26 @@ def test_interrupted_run_goes_on(generate, requests, tmp_path, tiny_checkpoint):
     assert len({row["answer"] for row in replies(whole)}) > 1
 
 
+def test_ctrl_c_keeps_what_is_finished(generate, tmp_path, endless_checkpoint):
+    """The first request ends at once, the second never does."""
+    file, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "think": true}\n')
+    options = ["--input", str(file), "--output", str(output), "--batch-size", "1"]
+    command = [sys.executable, "-c", "from axk1.cli.main import main; main()", "generate", str(endless_checkpoint)]
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as program:
+        deadline = time.monotonic() + 90
+        while not (output.exists() and output.read_bytes().endswith(b"\n")):
+            assert time.monotonic() < deadline and program.poll() is None
+            time.sleep(0.05)
+        program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert "Traceback" not in err
+    assert [row["id"] for row in replies(output)] == [0]
+    assert generate(*options, "--budget", 3)[0] == 0
+    assert [(row["id"], row["reasoning"]) for row in replies(output)] == [(0, ""), (1, "abc")]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -122,7 +145,7 @@ def test_bad_request_names_its_line_and_nothing_is_written(generate, tmp_path, l
     file.write_text(f'{{"prompt": "fine"}}\n\n{line}\n')
     code, _, err = generate("--input", file, "--output", output)
     flat = " ".join(err.split())
-    assert code != 0
+    assert code == 2
     assert "line 3" in flat.lower()
     assert message in flat
     assert "Traceback" not in err
@@ -134,7 +157,7 @@ def test_foreign_output_file_is_left_alone(generate, requests, tmp_path, content
     output = tmp_path / "out.jsonl"
     output.write_bytes(content)
     code, _, err = generate("--input", requests, "--output", output)
-    assert code != 0
+    assert code == 2
     assert "not a reply of an earlier run" in " ".join(err.split())
     assert output.read_bytes() == content
 
@@ -157,7 +180,7 @@ def test_foreign_output_file_is_left_alone(generate, requests, tmp_path, content
 )
 def test_bad_options(generate, options, message):
     code, out, err = generate(*options)
-    assert (code != 0, out) == (True, "")
+    assert (code, out) == (2, "")
     assert message in " ".join(err.split())
     assert "Traceback" not in err
 
@@ -165,13 +188,13 @@ def test_bad_options(generate, options, message):
 def test_input_as_output_is_refused(generate, requests):
     before = requests.read_bytes()
     code, _, err = generate("--input", requests, "--output", requests)
-    assert code != 0
+    assert code == 2
     assert "choose another" in err
     assert requests.read_bytes() == before
 
 
 def test_wrong_model_path(generate, tmp_path):
     code, _, err = generate("hi", model=tmp_path / "none")
-    assert code != 0
+    assert code == 2
     assert "no checkpoint at" in " ".join(err.split())
     assert "Traceback" not in err
