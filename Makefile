@@ -1,0 +1,56 @@
+# `make demo` and `make test` set up .venv by themselves. Needs Python 3.11 or newer (PYTHON=... to choose) and make.
+# pip's own settings (PIP_INDEX_URL, PIP_CACHE_DIR, ...) are respected.
+
+PYTHON ?= python3
+TORCH := $(shell grep '^torch==' constraints.txt)
+BIN := .venv/bin
+OLDEST := .venv-oldest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-oldest lint docs readme-demo clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
+
+setup: .venv/.ready ## .venv with the tested set of packages (the other targets do it too)
+
+demo: .venv/.ready ## the nano answers in five languages, with its reasoning and without
+	$(BIN)/axk1 demo
+
+test: lint docs ## lint, types, documentation, then all tests
+	$(BIN)/python -m pytest
+
+test-oldest: $(OLDEST)/.ready ## the quick tests with the oldest transformers that is supported
+	$(OLDEST)/bin/python -m pytest tests/unit tests/parity -m "not slow"
+
+lint: .venv/.ready ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+docs: .venv/.ready ## the documentation site, in site/; a broken link fails
+	$(BIN)/mkdocs build --strict --quiet
+
+readme-demo: .venv/.ready ## put the demo's output into README.md and README.ko.md
+	$(BIN)/python docs/readme_demo.py
+
+clean: ## remove what the other targets made, .venv included
+	rm -rf .venv $(OLDEST) site .pytest_cache .ruff_cache .hypothesis
+	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
+
+# Torch goes first and by itself: asked for as torch==VERSION, any build of that version satisfies pip.
+.venv/.torch $(OLDEST)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "axk1 needs Python 3.11 or newer;" \
+		"'$(PYTHON)' is not. Choose another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet $(TORCH)
+	@touch $@
+
+.venv/.ready: pyproject.toml constraints.txt | .venv/.torch
+	$(@D)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(OLDEST)/.ready: pyproject.toml constraints.txt | $(OLDEST)/.torch
+	grep -v '^transformers==' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet -c $(@D)/constraints.txt -e '.[dev]' 'transformers==5.16.*'
+	@touch $@

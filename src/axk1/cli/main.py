@@ -1,0 +1,74 @@
+"""The command line `axk1`: its commands, and what a user sees when one fails.
+
+The files of the commands import torch and transformers inside their functions, so that `axk1 --help` is fast.
+"""
+
+import os
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import axk1
+from axk1.cli import chat, convert, corpus, demo, evaluate, generate, info, tokenizer, train, verify
+
+
+class Group(TyperGroup):
+    """Turns what a user can cause into one line on standard error; `--debug` or AXK1_DEBUG=1 shows the traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command: exit code 2 for an error with a clear message, 130 after Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:  # `axk1 ... | head`
+            raise
+        except (ValueError, OSError) as error:
+            if _debugging():
+                raise
+            typer.secho("Error: " + " ".join(str(error).split()), fg=typer.colors.RED, err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+for function in (demo.demo, chat.chat, generate.generate, info.info, verify.verify, convert.convert):
+    app.command()(function)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(corpus.app, name="corpus")
+
+
+def _debugging() -> bool:
+    return os.environ.get("AXK1_DEBUG", "0") not in ("", "0")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"axk1 {axk1.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and libraries' notices (also AXK1_DEBUG=1).")
+    ] = False,
+) -> None:
+    """Run, check, convert and train models of the A.X K1 architecture."""
+    if debug:
+        os.environ["AXK1_DEBUG"] = "1"
+    if not _debugging():
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def main() -> None:
+    """The entry point of the `axk1` command."""
+    app()
