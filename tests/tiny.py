@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from axk1 import AXK1Config, AXK1ForCausalLM, AXK1PreTrainedModel
+from axk1 import AXK1Config, AXK1ForCausalLM, modeling
 
 VOCAB = 61
 PAD, BOS = 0, 1
@@ -101,7 +101,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 
 
 def build(
-    fields: dict[str, Any], seed: int = 0, cls: type[AXK1PreTrainedModel] = AXK1ForCausalLM, **overrides: Any
+    fields: dict[str, Any], seed: int = 0, cls: type[modeling.AXK1PreTrainedModel] = AXK1ForCausalLM, **overrides: Any
 ) -> Any:
     """A randomised model in eval mode."""
     torch.manual_seed(seed)
@@ -110,7 +110,7 @@ def build(
     return model.eval()
 
 
-def small_model(seed: int = 0, cls: type[AXK1PreTrainedModel] = AXK1ForCausalLM, **overrides: Any) -> Any:
+def small_model(seed: int = 0, cls: type[modeling.AXK1PreTrainedModel] = AXK1ForCausalLM, **overrides: Any) -> Any:
     """One fixed shape (a dense and two MoE layers, YaRN) for tests that do not need many."""
     shape = dict(
         mlp_layer_types=list(LAYERS[1]),

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from tiny import ROPES, build, random_fields
+from transformers import PreTrainedModel
 from transformers.models.axk1.configuration_axk1 import AXK1Config as TheirConfig
 from transformers.models.axk1.modeling_axk1 import AXK1ForCausalLM as TheirModel
-
-from axk1 import AXK1PreTrainedModel
 
 
 @dataclass
@@ -27,9 +26,9 @@ def their_name(name: str) -> str:
     return name.replace(".post_mlp_layernorm", ".mlp.post_mlp_layernorm")
 
 
-def their_state(model: AXK1PreTrainedModel) -> dict[str, torch.Tensor]:
+def their_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Our weights under their names, without the dense layers' unused norm and the MTP modules, which they lack."""
-    config = model.config
+    config: Any = model.config
     kept = {}
     for name, tensor in model.state_dict().items():
         layer = int(name.split(".")[2]) if name.startswith("model.layers.") else None

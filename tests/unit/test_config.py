@@ -161,7 +161,7 @@ def test_dense_layer_spellings(
 
 @pytest.mark.parametrize("name", ["num_nextn_predict_layers", "num_mtp_layers"])
 def test_mtp_spellings(name: str, tmp_path: Path) -> None:
-    config = AXK1Config(**random_fields(0), **{name: 2})
+    config = AXK1Config(**{**random_fields(0), name: 2})
     assert config.num_nextn_predict_layers == config.num_mtp_layers == 2
     written, again = reread(config, tmp_path)
     assert written["num_nextn_predict_layers"] == again.num_nextn_predict_layers == 2

@@ -197,5 +197,5 @@ def test_auxiliary_loss_under_checkpointing_trains_or_says_why_not() -> None:
         assert plain.abs().max() > 0 and torch.allclose(plain, checkpointed, atol=1e-6)
     model = training_model(router_aux_loss_coef=10.0)
     model.gradient_checkpointing_enable({"use_reentrant": True})
-    with pytest.raises(ValueError, match="router_aux_loss_coef.*use_reentrant"):
+    with pytest.raises(ValueError, match=r"router_aux_loss_coef.*use_reentrant"):
         model(ids, labels=ids)

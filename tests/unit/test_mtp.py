@@ -54,7 +54,7 @@ def plain_moe(x: torch.Tensor, w: Weights, config: Any) -> torch.Tensor:
     choice = (scores + w["gate.e_score_correction_bias"]).tolist()
     groups = [[0, 1], [2, 3], [4, 5], [6, 7]]
     kept = sorted(groups, key=lambda group: -sum(choice[e] for e in group))[:2]
-    chosen = sorted(sum(kept, []), key=lambda e: -choice[e])[:3]
+    chosen = sorted([e for group in kept for e in group], key=lambda e: -choice[e])[:3]
     total = sum(scores[e] for e in chosen)
     width = config.moe_intermediate_size
     output = swiglu(x, *(w[f"shared_experts.{name}_proj.weight"] for name in ("gate", "up", "down")))
