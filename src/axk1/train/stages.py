@@ -21,6 +21,7 @@ from axk1.config import AXK1Config
 from axk1.pretrained import AXK1ForCausalLM
 from axk1.train.corpus import PARTS
 from axk1.train.examples import Example, problem_examples, text_examples
+from axk1.train.muon import MuonAdamW, parameter_groups
 from axk1.train.packing import PackedRows, pack
 
 
@@ -33,6 +34,8 @@ class Stage:
     learning_rate: float
     schedule: str
     warmup_steps: int = 0
+    muon_learning_rate: float = 0.0
+    """Learning rate of the matrices under Muon; 0: AdamW for all."""
     text: float = 0.0
     think: float = 0.65
     dialogue: float = 0.08
@@ -136,8 +139,10 @@ def _run_stage(
         rows = stage.steps * recipe.batch_rows
         pack(_examples(recipe, stage, tokenizer), rows, recipe.row_tokens, tokenizer.pad_token_id, data)  # pyright: ignore
     set_seed(recipe.seed)
+    model = _model(recipe, before)
     trainer = _LossParts(
-        model=_model(recipe, before),
+        model=model,
+        optimizers=(_muon(recipe, stage, model), None),
         args=_arguments(recipe, stage, folder),
         train_dataset=PackedRows(data),
         processing_class=tokenizer,
@@ -161,6 +166,13 @@ def _model(recipe: Recipe, before: Path | None) -> AXK1ForCausalLM:
     model = AXK1ForCausalLM(config)
     model.set_experts_implementation(experts)
     return model
+
+
+def _muon(recipe: Recipe, stage: Stage, model: AXK1ForCausalLM) -> MuonAdamW | None:
+    if not stage.muon_learning_rate:
+        return None
+    groups = parameter_groups(model, muon_lr=stage.muon_learning_rate, lr=stage.learning_rate)
+    return MuonAdamW(groups, betas=(0.9, recipe.adam_beta2), weight_decay=recipe.weight_decay)
 
 
 def _arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
