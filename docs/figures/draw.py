@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -53,7 +54,7 @@ def box(axes: Axes, x: float, y: float, text: str, color: str = PLAIN, width: fl
 
 def arrow(axes: Axes, *points: tuple[float, float]) -> None:
     """A line through the points, its last piece an arrow."""
-    for start, end in zip(points, points[1:], strict=False):
+    for start, end in pairwise(points):
         last = end == points[-1]
         axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>" if last else "-", "color": "#555555"})
 
@@ -75,7 +76,7 @@ def draw_layer() -> Figure:
     for y, text, color in rows:
         if text:
             box(axes, 3.2, y, text, color, width=0.5 if text == "+" else 3.4, height=0.42)
-    for (above, *_), (below, *_) in zip(rows, rows[1:], strict=False):
+    for (above, *_), (below, *_) in pairwise(rows):
         arrow(axes, (3.2, above - 0.22), (3.2, below + 0.22))
     for top, bottom in ((5.85, 3.9), (3.55, 0.4)):  # residual paths
         arrow(axes, (3.2, top), (0.5, top), (0.5, bottom), (2.94, bottom))

@@ -1,0 +1,104 @@
+"""The `axk1` command itself: speed of --help, one-line errors, exit codes, quiet libraries."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import axk1
+from axk1.cli.main import app
+
+COMMANDS = ["demo", "chat", "generate", "info", "verify", "convert", "train", "eval", "tokenizer", "corpus"]
+AXK1 = [sys.executable, "-c", "from axk1.cli.main import main; main()"]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """The command sets variables; they end with the test."""
+    for name in ("AXK1_DEBUG", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def run(*arguments: str, **options):
+    return subprocess.run([*AXK1, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+def test_help_lists_every_command_and_needs_no_heavy_import():
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from axk1.cli.main import app
+runner = CliRunner()
+listing = runner.invoke(app, ["--help"])
+assert listing.exit_code == 0, listing.output
+for command in {COMMANDS}:
+    assert command in listing.output, command
+    assert runner.invoke(app, [command, "--help"]).exit_code == 0, command
+heavy = {{"torch", "transformers", "tokenizers", "numpy"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"axk1 {axk1.__version__}\n")
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path):
+    result = CliRunner().invoke(app, ["chat", str(tmp_path / "nowhere")])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: There is no checkpoint at ") and result.stderr.count("\n") == 1
+
+
+def test_a_message_of_several_lines_becomes_one(monkeypatch):
+    def fails(name):
+        raise ValueError("first\n  second")
+
+    monkeypatch.setattr("axk1.checkpoint.info.describe", fails)
+    assert CliRunner().invoke(app, ["info", "k1"]).stderr == "Error: first second\n"
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, ["corpus", "problems", str(tmp_path / "file" / "below.jsonl"), "--count", "1"])
+    assert result.exit_code == 2
+    assert "Not a directory" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments,variable", [(["--debug"], None), ([], "1")])
+def test_debug_shows_the_traceback(tmp_path, arguments, variable):
+    environment = {**os.environ, **({"AXK1_DEBUG": variable} if variable else {})}
+    done = run(*arguments, "chat", str(tmp_path / "nowhere"), env=environment)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "resolve_model_path" in done.stderr
+
+
+def test_a_wrong_option_is_exit_code_2():
+    result = CliRunner().invoke(app, ["info", "--no-such-option"])
+    assert result.exit_code == 2 and "Traceback" not in result.output
+
+
+def test_ctrl_c_is_quiet_and_exit_code_130(monkeypatch):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("axk1.checkpoint.info.describe", interrupted)
+    result = CliRunner().invoke(app, ["info", "k1"])
+    assert (result.exit_code, result.output) == (130, "")
+
+
+def test_libraries_are_quiet(closing_checkpoint):
+    done = run("generate", str(closing_checkpoint), "Hello", "--temperature", "0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Yes\n", "")
+
+
+def test_a_closed_pipe_is_no_traceback():
+    command = f'{sys.executable} -c "from axk1.cli.main import main; main()" info k1 | head -n 1'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("k1") and done.stderr == ""
