@@ -26,7 +26,8 @@ def workplace(tmp_path, closing_checkpoint) -> Path:
     _script(tools / "axk1", f'exec {python} -c "from axk1.cli.main import main; main()" "$@"')
     make = f"{shutil.which('make')} -C {shlex.quote(str(ROOT))} --dry-run"
     _script(tools / "make", f'unset MAKEFLAGS MAKELEVEL; exec {make} "$@"')
-    (tools / "activate").write_text(f"PATH={shlex.quote(str(tools))}:$PATH\n")
+    model = "" if trained else "export AXK1_MODEL=models/nano\n"
+    (tools / "activate").write_text(f"PATH={shlex.quote(str(tools))}:$PATH\n{model}")
     return tmp_path
 
 

@@ -54,7 +54,7 @@ def test_python_examples_run(workplace, monkeypatch):
 def test_commands_exist_with_their_options(page):
     """Every `axk1` line of every page is parsed by the command line itself, without being run."""
     for block in blocks(page, "bash"):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("axk1 "):
                 parse(shlex.split(line, comments=True)[1:])
 
