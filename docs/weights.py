@@ -92,8 +92,8 @@ The layouts hold the same numbers. With `F` = 2,048, the width of an expert:
 * `down_proj[N]` is `experts.N.down_proj.weight`.
 """
 
-_MTP = """The released checkpoint holds none. A DeepSeek-style module of depth k is stored as layer `{layers} + k - 1`; one
-adds {mtp} parameters. It has every tensor of a MoE layer (above), its own router and post-MLP norm included, and
+_MTP = """The released checkpoint holds none. A DeepSeek-style module of depth k is stored as layer `{layers} + k - 1`;
+one adds {mtp} parameters. It has every tensor of a MoE layer (above), router and post-MLP norm included, and
 """
 
 _READING = """

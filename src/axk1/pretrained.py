@@ -22,7 +22,7 @@ from transformers.utils import logging
 from axk1 import modeling
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, StoredTensor, load_config, open_checkpoint, read_headers, read_json
-from axk1.checkpoint.names import FUSED, LAYOUTS, Layout, detect_layout
+from axk1.checkpoint.names import FUSED, HEAD_KEYS, LAYOUTS, Layout, detect_layout
 from axk1.checkpoint.verify import check_loaded, check_tensors
 from axk1.checkpoint.write import staged_folder, write_text
 from axk1.modeling.moe import AXK1Router
@@ -75,6 +75,8 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         layout = detect_layout(stored.tensors, stored.files[0].parent)
         if not getattr(load_config.hf_quantizer, "pre_quantized", False):
             found = check_tensors(stored, model.config, shapes=not load_config.ignore_mismatched_sizes)  # pyright: ignore[reportArgumentType]
+            if not load_config.ignore_mismatched_sizes:
+                _check_heads(model, stored)
             _fit_mtp_layers(model, found.mtp_layers, load_config.device_map)
             ignored = model._keys_to_ignore_on_load_missing or set()
             model._keys_to_ignore_on_load_missing = {*ignored, *(re.escape(name) for name in found.absent)}
@@ -140,6 +142,19 @@ def _stored(state_dict: dict | None, checkpoint_files: list[str] | None) -> Stor
         for name, tensor in (state_dict or {}).items()
     }
     return Stored([place], tensors)
+
+
+def _check_heads(model: PreTrainedModel, stored: Stored) -> None:
+    """Classification heads take their shape from ``num_labels``, which the table of tensors does not know."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in HEAD_KEYS}
+    for name, shape in shapes.items():
+        if name in stored.tensors and stored.tensors[name].shape != shape:
+            raise CheckpointError(
+                f"tensor {name!r} has shape {list(stored.tensors[name].shape)}, the model {list(shape)}. Give the "
+                "stored num_labels, or ignore_mismatched_sizes=True for a new head.",
+                stored.tensors[name].file,
+                name,
+            )
 
 
 def _fit_mtp_layers(model: PreTrainedModel, held: int, device_map: dict[str, Any] | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,9 +37,6 @@ class Stored:
 
     files: list[Path]
     tensors: dict[str, StoredTensor]
-    index: Path | None = None
-    promised: dict[str, Path] = field(default_factory=dict)
-    """Where the index says each tensor lies."""
 
 
 def load_config(folder: Path) -> AXK1Config:
@@ -127,7 +124,7 @@ def inside(folder: Path, name: Any, source: Path) -> Path:
     Raises:
         CheckpointError: ``source`` (the file that gave the name) points out of the folder.
     """
-    if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
+    if not isinstance(name, str) or not name or Path(name).name != name or name == ".." or "\\" in name:
         raise CheckpointError(f"names the file {name!r}, which is not a plain name in its own folder.", source)
     path = folder / name
     target, home = path.resolve(), folder.resolve()
@@ -149,12 +146,12 @@ def _open_sharded(folder: Path, index: Path) -> Stored:
         if not name.endswith(".safetensors"):
             raise CheckpointError(f"names {name!r}, which is no safetensors file. Only safetensors are read.", index)
     stored = read_headers(files.values())
-    stored.index, stored.promised = index, {key: files[name] for key, name in weight_map.items()}
-    for key, file in stored.promised.items():
+    for key, name in weight_map.items():
+        file = files[name]
         if key not in stored.tensors or stored.tensors[key].file != file:
             raise CheckpointError(f"lacks tensor {key!r}, which {index.name} promises. Download it again.", file, key)
     for key, tensor in stored.tensors.items():
-        if key not in stored.promised:
+        if key not in weight_map:
             raise CheckpointError(f"holds tensor {key!r}, which {index.name} does not list.", tensor.file, key)
     return stored
 

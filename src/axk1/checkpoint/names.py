@@ -15,8 +15,10 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+from axk1.checkpoint.errors import CheckpointError
 from axk1.config import AXK1Config
 
 Layout = Literal["released", "per_expert"]
@@ -184,8 +186,8 @@ LAYER_ROWS = (
         "mlp.gate.e_score_correction_bias",
         lambda c: (c.n_routed_experts,),
         "router",
-        "added to the scores when experts are chosen, never to their weights; missing means zero, and zeros are not "
-        "written",
+        "added to the scores when experts are chosen, never to their weights; missing means zero; not written while "
+        "all are zero",
         "moe",
         optional=True,
         float32=True,
@@ -342,11 +344,11 @@ def fused_name(name: str) -> str | None:
     return match["base"] + next(fused for fused, parts in FUSED.items() if match["proj"] in parts)
 
 
-def detect_layout(names: Iterable[str]) -> Layout:
-    """The layout of the keys ``names``.
+def detect_layout(names: Iterable[str], where: Path | None = None) -> Layout:
+    """The layout of the keys ``names``, stored in ``where``.
 
     Raises:
-        ValueError: both layouts are mixed.
+        CheckpointError: both layouts are mixed.
     """
     per_expert = fused = None
     for name in names:
@@ -355,7 +357,8 @@ def detect_layout(names: Iterable[str]) -> Layout:
         elif re.search(r"\.mlp\.experts\.(gate_up_proj|down_proj)$", name):
             fused = name
     if per_expert and fused:
-        raise ValueError(f"The experts are stored in two layouts at once: {fused!r} and {per_expert!r}.")
+        message = f"stores experts in two layouts at once: {fused!r} and {per_expert!r}. Remove one."
+        raise CheckpointError(message, where, per_expert)
     return "per_expert" if per_expert else "released"
 
 

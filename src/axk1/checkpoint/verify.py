@@ -43,7 +43,7 @@ class Found:
     mtp_layers: int
     """MTP layers in the file; those beyond the configuration's are left out when it is loaded."""
     absent: tuple[str, ...]
-    """Optional tensors that the file does not hold, by their name in the model."""
+    """Optional tensors that the file does not hold and that need no training: the heads are not among them."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,7 @@ def check_tensors(stored: Stored, config: AXK1Config, shapes: bool = True) -> Fo
     Raises:
         CheckpointError: a missing, surplus or misshapen tensor, or one that is no float; the first, and how many.
     """
-    try:
-        layout = detect_layout(stored.tensors)
-    except ValueError as error:
-        raise CheckpointError(str(error), _where(stored)) from error
+    layout = detect_layout(stored.tensors, _where(stored))
     prefix = detect_prefix(stored.tensors)
     mtp = _mtp_layers(stored.tensors, config)
     specs = _specs(stored, with_mtp_layers(config, mtp), layout, prefix)
@@ -89,7 +86,8 @@ def check_tensors(stored: Stored, config: AXK1Config, shapes: bool = True) -> Fo
     for name, spec in specs.items():
         if name in stored.tensors:
             _check_one(name, stored.tensors[name], spec, shapes)
-    return Found(layout, prefix, mtp, tuple(name for name in specs if name not in stored.tensors))
+    absent = tuple(name for name in specs if name not in stored.tensors and name not in HEAD_KEYS)
+    return Found(layout, prefix, mtp, absent)
 
 
 def verify_checkpoint(
@@ -253,7 +251,7 @@ def _bare(name: str) -> str:
 
 
 def _where(stored: Stored) -> Path:
-    return stored.index or stored.files[0]
+    return stored.files[0] if len(stored.files) == 1 else stored.files[0].parent
 
 
 def _more(names: list[str]) -> str:
