@@ -51,6 +51,6 @@ clean: ## remove what the other targets made, .venv included
 	@touch $@
 
 $(OLDEST)/.ready: pyproject.toml constraints.txt | $(OLDEST)/.torch
-	grep -v '^transformers==' constraints.txt > $(@D)/constraints.txt
+	grep -vE '^(transformers|huggingface_hub)==' constraints.txt > $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install --quiet -c $(@D)/constraints.txt -e '.[dev]' 'transformers==5.16.*'
 	@touch $@
