@@ -43,7 +43,8 @@ clean: ## remove what the other targets made, .venv included
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "axk1 needs Python 3.11 or newer;" \
 		"'$(PYTHON)' is not. Choose another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet $(TORCH)
+	@echo "Setting up $(@D), once. PyTorch is large: this takes minutes."
+	$(@D)/bin/python -m pip install $(TORCH)
 	@touch $@
 
 .venv/.ready: pyproject.toml constraints.txt | .venv/.torch

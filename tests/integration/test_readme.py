@@ -1,10 +1,15 @@
-"""Every command and example of both READMEs, as written."""
+"""Every command and example of both READMEs, as written, and the set-up behind `make`."""
 
 import re
+import shutil
 import subprocess
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from pages import ROOT, blocks
 
 PAGES = (ROOT / "README.md", ROOT / "README.ko.md")
@@ -50,3 +55,24 @@ def test_python_example_runs(page, workplace, monkeypatch, capsys):
     for block in blocks(page, "python"):
         exec(block, {})
     assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_make_says_so_when_python_is_too_old(tmp_path):
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run(
+        ["make", "demo", "PYTHON=false"], cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
+    )
+    assert done.returncode != 0 and "make demo PYTHON=/path/to/python3.12" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_the_tested_set_is_within_the_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.lower().replace("_", "-").split("==") for line in lines if "==" in line)
+    for requirement in map(Requirement, wanted):
+        if requirement.name != "axk1":
+            assert Version(tested[requirement.name]) in requirement.specifier, requirement
+    assert (tested["torch"], tested["transformers"]) == ("2.13.0", "5.23.0")
