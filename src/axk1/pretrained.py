@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from axk1 import modeling
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.files import Stored, StoredTensor, load_config, open_checkpoint, read_headers, read_json
+from axk1.checkpoint.files import Stored, StoredTensor, inside, load_config, open_checkpoint, read_headers, read_json
 from axk1.checkpoint.names import FUSED, HEAD_KEYS, LAYOUTS, Layout, detect_layout
 from axk1.checkpoint.verify import check_loaded, check_tensors
 from axk1.checkpoint.write import staged_folder, write_text
@@ -112,7 +112,7 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
             raise ValueError("safe_serialization=False asks for pickle files; only safetensors are written.")
         _set_layout(self, layout)
         state_dict = _without_unused_biases(self, self.state_dict() if state_dict is None else state_dict)
-        target = Path(save_directory)
+        target = Path(save_directory).resolve()
         if kwargs.get("distributed_checkpoint"):  # every rank writes into one folder
             return super().save_pretrained(target, is_main_process, state_dict, **kwargs)
         if kwargs.get("push_to_hub"):
@@ -127,9 +127,12 @@ def _check_local(folder: Path, kwargs: dict[str, Any]) -> None:
     subfolder = kwargs.get("subfolder") or ""
     if not folder.is_dir() or (folder / subfolder / "adapter_config.json").is_file():
         return
-    if kwargs.get("config") is None:
-        load_config(folder / subfolder)
-    open_checkpoint(folder, subfolder, kwargs.get("variant"))
+    config = kwargs.get("config") or load_config(folder / subfolder)
+    named = getattr(config, "transformers_weights", None)  # transformers reads this file instead of model.safetensors
+    if named is not None:
+        inside(folder / subfolder, named, folder / subfolder / "config.json")
+    else:
+        open_checkpoint(folder, subfolder, kwargs.get("variant"))
 
 
 def _stored(state_dict: dict | None, checkpoint_files: list[str] | None) -> Stored:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import small_model
 
-from axk1 import AXK1ForCausalLM
+from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint import CheckpointError, verify_checkpoint
 from axk1.checkpoint.files import open_checkpoint
 
@@ -283,6 +283,18 @@ def test_unreadable_config(copy, text):
     if text is not None:
         (folder / "config.json").write_text(text)
     assert_refused(folder, file="config.json")
+
+
+def test_config_may_not_name_weights_elsewhere(copy):
+    folder = copy("single")
+    shutil.copy(folder / "model.safetensors", folder.parent / "other.safetensors")
+    edit_json(folder / "config.json", lambda config: config.update(transformers_weights="../other.safetensors"))
+    for config in (None, AXK1Config.from_pretrained(folder)):
+        with pytest.raises(CheckpointError, match="plain name"):
+            AXK1ForCausalLM.from_pretrained(folder, config=config)
+    (folder / "model.safetensors").rename(folder / "mine.safetensors")
+    edit_json(folder / "config.json", lambda config: config.update(transformers_weights="mine.safetensors"))
+    AXK1ForCausalLM.from_pretrained(folder)
 
 
 def test_config_of_another_size(copy):

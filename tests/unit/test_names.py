@@ -9,6 +9,7 @@ from tiny import tiny_fields
 from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint.names import (
     LAYOUTS,
+    Layout,
     detect_layout,
     detect_prefix,
     expected_tensors,
@@ -23,7 +24,7 @@ def model_shapes(config: AXK1Config) -> dict[str, tuple[int, ...]]:
         return {name: tuple(value.shape) for name, value in AXK1ForCausalLM(config).state_dict().items()}
 
 
-def table_shapes(config: AXK1Config, layout="released") -> dict[str, tuple[int, ...]]:
+def table_shapes(config: AXK1Config, layout: Layout = "released") -> dict[str, tuple[int, ...]]:
     return {spec.name: spec.shape for spec in expected_tensors(config, layout)}
 
 

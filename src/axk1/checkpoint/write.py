@@ -13,13 +13,15 @@ from axk1.checkpoint.files import INDEX, SINGLE
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside ``target`` to write into; its files appear in ``target`` when the block ends without error.
+    """A hidden folder to write into; its files appear in ``target`` when the block ends without error.
 
-    A new ``target`` appears at once. In an existing one the old entry (the index or the single weight file) goes first
-    and the new one comes last, so that at no moment a configuration, an index and weights of two saves stand together.
+    It lies beside a new ``target``, which appears at once, or inside an existing one (perhaps a mount point). In it
+    the old entry (index or single weight file) goes first and the new one comes last, so that at no moment a
+    configuration, an index and weights of two saves stand together.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    home = target if target.is_dir() else target.parent
+    home.mkdir(parents=True, exist_ok=True)
+    staged = home / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
     staged.mkdir()
     try:
         yield staged
