@@ -21,6 +21,7 @@ from axk1.config import AXK1Config
 from axk1.pretrained import AXK1ForCausalLM
 from axk1.train.corpus import PARTS
 from axk1.train.examples import Example, problem_examples, text_examples
+from axk1.train.initialize import initialize
 from axk1.train.muon import MuonAdamW, parameter_groups
 from axk1.train.packing import PackedRows, pack
 
@@ -59,6 +60,8 @@ class Recipe:
     router_bias_update_rate: float = 0.001
     mtp_loss_weight: float = 0.3
     save_steps: int = 100
+    unit_init: bool = True
+    """Starting weights of ``initialize.py`` instead of the configuration's ``initializer_range``."""
     model: dict[str, Any] = field(default_factory=dict)
     """Overrides of the preset's configuration."""
 
@@ -164,6 +167,8 @@ def _model(recipe: Recipe, before: Path | None) -> AXK1ForCausalLM:
     }
     config = AXK1Config.preset(recipe.preset, **{**training, **recipe.model})
     model = AXK1ForCausalLM(config)
+    if recipe.unit_init:
+        initialize(model)
     model.set_experts_implementation(experts)
     return model
 
