@@ -150,6 +150,28 @@ def test_compiled_flex_attention_equals_sdpa() -> None:
     assert flex_difference("packed") < 1e-4
 
 
+def test_registered_attention_gets_what_flash_attention_needs() -> None:
+    """Any function of the interface is called with MLA's shapes, the scale, and positions that tell documents apart."""
+    from transformers import AttentionInterface
+
+    calls: list[dict[str, Any]] = []
+
+    def spy(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        calls.append(kwargs | {"shapes": [tuple(x.shape) for x in (query, key, value)], "causal": module.is_causal})
+        return torch.zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+
+    AttentionInterface.register("spy", spy)
+    model = small_model(qk_nope_head_dim=4, qk_rope_head_dim=8, v_head_dim=6)
+    model.set_attn_implementation("spy")
+    ids, positions = pack_rows([tokens(1, 3)[0], tokens(1, 4)[0]])
+    model(ids, position_ids=positions)
+    assert len(calls) == 3
+    for call in calls:
+        assert call["shapes"] == [(1, 2, 7, 12), (1, 2, 7, 12), (1, 2, 7, 6)]
+        assert call["scaling"] == 12**-0.5 and call["causal"] and call["dropout"] == 0.0
+        assert torch.equal(call["position_ids"], positions)
+
+
 def test_attention_dropout_only_in_training() -> None:
     model, ids = small_model(attention_dropout=0.5), tokens(2, 12)
     assert torch.equal(model(ids).logits, model(ids).logits)
