@@ -100,7 +100,8 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         """transformers' ``save_pretrained`` into a folder that is never seen half-written.
 
         Args:
-            layout: ``released`` (fused experts), however the model was loaded, or ``per_expert``.
+            layout: ``released`` (fused experts), however it was loaded, or ``per_expert``, in which the experts of
+                one fused tensor stay in one file whatever ``max_shard_size`` (``axk1 convert`` splits them).
             kwargs: as in transformers (``max_shard_size``, ``variant``, ``push_to_hub``, ...).
 
         Raises:
