@@ -11,11 +11,16 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from pages import DOCS, ROOT, blocks
+from pages import DOCS, ROOT, blocks, make_workplace
 
 from axk1.cli.main import app
 
 PAGES = sorted(DOCS.glob("*.md")) + sorted(ROOT.glob("README*.md"))
+
+
+@pytest.fixture
+def workplace(tmp_path, closing_checkpoint):
+    return make_workplace(tmp_path, closing_checkpoint)
 
 
 def text(page: str) -> str:

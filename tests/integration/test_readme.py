@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
-from pages import ROOT, blocks
+from pages import ROOT, blocks, make_workplace
 
 PAGES = (ROOT / "README.md", ROOT / "README.ko.md")
+
+
+@pytest.fixture
+def workplace(tmp_path, closing_checkpoint):
+    return make_workplace(tmp_path, closing_checkpoint)
 
 
 def commands(page: Path) -> list[str]:
