@@ -7,6 +7,7 @@ import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 
 def register_config() -> None:
@@ -70,6 +71,9 @@ class _Loader(importlib.abc.Loader):
 
     def __init__(self, finder: _Finder, loader: importlib.abc.Loader) -> None:
         self.finder, self.loader = finder, loader
+
+    def __getattr__(self, name: str) -> Any:  # runpy and inspect ask for more than the two methods below
+        return getattr(self.loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)

@@ -167,9 +167,12 @@ def test_counting_traces_walk_through_the_list(every: list[Problem]) -> None:
                 assert step == f"{n}{'>' if n > bound else '<' if n < bound else '='}{bound}"
             items, said = [str(n) for n in numbers], str(bound)
         else:
-            items, said = [step for step, _ in steps], head
-            hits = [item == head for item in items]
-        assert re.search(rf"(?<!\w){gap.join(items)}|{gap.join(items)}", problem.question), problem
+            positions, items = zip(*[step.split(" ", 1) for step, _ in steps], strict=True)
+            assert positions == tuple(str(i + 1) for i in range(len(steps)))
+            said, hits = head, [item == head for item in items]
+            items = [f"{i + 1}) {item}" for i, item in enumerate(items)]
+        joined = gap.join(map(re.escape, items))
+        assert re.search(rf"(?<!\d){joined}(?!\d)", problem.question), problem
         assert said in problem.question
         assert [int(count) for _, count in steps] == list(itertools.accumulate(hits)), problem
         assert problem.value == str(sum(hits))
@@ -179,11 +182,13 @@ def test_sorting_traces_insert_one_number_at_a_time(every: list[Problem]) -> Non
     picked = Counter()
     for problem in of_task(every, "sorting"):
         inserted, _, pick = problem.reasoning.partition(".")
-        lists = [integers(line) for line in inserted.split(";")]
+        steps = [line.rsplit(":", 1) for line in inserted.split(";")]
+        lists = [integers(line) for _, line in steps]
         asked = max(re.findall(r"\d+(?:(?:, |、)\d+)+", problem.question), key=len)
         numbers, descending = integers(asked), lists[-1] != sorted(lists[-1])
         for i, line in enumerate(lists):
             assert line == sorted(numbers[: i + 1], reverse=descending), problem
+            assert integers(steps[i][0]) == [numbers[i]], problem
         assert len(lists) == len(numbers) and inserted[0] == "<>"[descending]
         if problem.multi_step:
             k = integers(pick)[0]

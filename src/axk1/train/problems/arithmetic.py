@@ -13,7 +13,7 @@ from axk1.train.problems.types import Problem, Split
 
 LARGEST = 999
 _SHARE_ONE_STEP = 0.2
-_SHARE_REASONING_GYM = 0.2  # of the English ones
+_SHARE_REASONING_GYM = 0.1  # of the English ones
 _TOKEN = re.compile(r"\d+|[-+*()]")
 
 
@@ -62,7 +62,7 @@ def _chain(rng: Random, length: int) -> str:
             terms.append(f"{rng.randint(2, 9)}*{rng.randint(2, 9)}")
             operands -= 2
         elif operands >= 2 and terms and rng.random() < 0.25:
-            a, b = rng.randint(2, 60), rng.randint(2, 60)
+            a, b = rng.randint(2, 40), rng.randint(2, 40)
             terms.append(f"({max(a, b)}{rng.choice('+-')}{min(a, b)})")
             operands -= 2
         elif operands == 3 and not terms and rng.random() < 0.12:
@@ -72,7 +72,7 @@ def _chain(rng: Random, length: int) -> str:
             terms.append(f"{inner}*{rng.randint(2, 9)}")
             operands -= 3
         else:
-            terms.append(str(rng.randint(2, 99)))
+            terms.append(str(rng.randint(2, 50)))
             operands -= 1
     text = terms[0]
     for term in terms[1:]:
@@ -132,7 +132,7 @@ def build(split: Split, language: str, rng: Random) -> Problem | None:
 def follow_up(previous: Problem, rng: Random) -> Problem:
     """A second turn that adds to, or subtracts from, the number that `previous` was answered with."""
     tables, split = TABLES[previous.language], "train" if previous.split == "train" else "heldout"
-    current, n = int(previous.value), rng.randint(2, 60)
+    current, n = int(previous.value), rng.randint(2, 30)
     kind = "subtract" if current > n and rng.random() < 0.5 else "add"
     slot, text = tables.follow_up[kind].pick(split, rng)
     value = current - n if kind == "subtract" else current + n

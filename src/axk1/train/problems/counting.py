@@ -10,7 +10,10 @@ from axk1.train.problems.types import Problem, Split
 
 
 def build(split: Split, language: str, rng: Random) -> Problem:
-    """One counting problem; the trace walks through the list with a running counter."""
+    """One counting problem; the trace walks through the list with a running counter.
+
+    Items recur, so the list numbers them: the trace says the position, the item there and the count. Numbers differ.
+    """
     return _items(split, language, rng) if rng.random() < 0.55 else _bound(split, language, rng)
 
 
@@ -20,13 +23,14 @@ def _items(split: Split, language: str, rng: Random) -> Problem:
     words = tables.count_words[group]
     kinds = rng.sample(range(len(words)), rng.randint(2, 4))
     target = kinds[0]
-    drawn = [target if rng.random() < 0.4 else rng.choice(kinds) for _ in range(rng.randint(6, 12))]
+    drawn = [target if rng.random() < 0.4 else rng.choice(kinds) for _ in range(rng.randint(5, 9))]
     steps, count = [], 0
-    for index in drawn:
+    for position, index in enumerate(drawn, start=1):
         count += index == target
-        steps.append(f"{words[index]} {count}")
+        steps.append(f"{position} {words[index]} {count}")
+    listed = [f"{position}) {words[index]}" for position, index in enumerate(drawn, start=1)]
     slot, text = tables.count_item.pick(split, rng)
-    question = text.format(x=words[target], l=tables.list_gap.join(words[i] for i in drawn))
+    question = text.format(x=words[target], l=tables.list_gap.join(listed))
     reasoning = f"{words[target]}: {', '.join(steps)}."
     numbers = (group, target, *drawn)
     return _problem(split, language, question, reasoning, count, numbers, f"item:{slot}", multi_step=False)
@@ -35,7 +39,7 @@ def _items(split: Split, language: str, rng: Random) -> Problem:
 def _bound(split: Split, language: str, rng: Random) -> Problem:
     tables = TABLES[language]
     bound, above = rng.randint(15, 85), rng.random() < 0.5
-    numbers = [rng.randint(1, 99) for _ in range(rng.randint(6, 8))]
+    numbers = rng.sample(range(1, 100), rng.randint(5, 7))
     steps, count = [], 0
     for n in numbers:
         count += n > bound if above else n < bound

@@ -10,12 +10,12 @@ from axk1.train.problems.types import Problem, Split
 
 
 def insertion_trace(numbers: list[int], descending: bool) -> tuple[str, list[int]]:
-    """The sorted list after each insertion, as `<: 45; 12 45; 12 45 78.` (< ascending), and the list at the end."""
+    """Each number and the sorted list with it, as `<: 45: 45; 12: 12 45.` (< ascending), and the list at the end."""
     done: list[int] = []
     lines = []
     for n in numbers:
         done = sorted([*done, n], reverse=descending)
-        lines.append(" ".join(map(str, done)))
+        lines.append(f"{n}: {' '.join(map(str, done))}")
     return f"{'>' if descending else '<'}: {'; '.join(lines)}.", done
 
 
@@ -23,7 +23,7 @@ def build(split: Split, language: str, rng: Random) -> Problem:
     """One sorting problem of 4 to 6 different numbers, half of them asking for one number of the order."""
     tables = TABLES[language]
     kind = rng.choice(("sort_up", "sort_down", "sort_up", "sort_down", "kth_small", "kth_large", "median"))
-    length = {"median": 5, "kth_small": 4, "kth_large": 4}.get(kind) or rng.choice((4, 5, 5, 6))
+    length = {"median": 5, "kth_small": 4, "kth_large": 4}.get(kind) or rng.choice((4, 4, 5, 5))
     if kind.startswith("kth"):
         length += rng.randint(0, 1)
     drawn = rng.sample(range(1, 100), length)

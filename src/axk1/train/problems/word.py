@@ -8,7 +8,7 @@ from axk1.train.problems.language import join_particles
 from axk1.train.problems.text import TABLES
 from axk1.train.problems.types import Pool, Problem, Split, Tables
 
-LARGEST = 199
+LARGEST = 150
 
 
 class _Story:
@@ -46,11 +46,11 @@ class _Story:
 
     def open(self) -> None:
         if self.rng.random() < 0.2:
-            n, m = self.say("packed", self.tables.opening_packed, n=self.rng.randint(2, 9), m=self.rng.randint(2, 9))
+            n, m = self.say("packed", self.tables.opening_packed, n=self.rng.randint(2, 6), m=self.rng.randint(2, 6))
             self.current = n * m
             self.note("start", f"{n}*{m}={self.current}")
         else:
-            self.current = self.rng.randint(5, 80)
+            self.current = self.rng.randint(5, 60)
             self.say("open", self.tables.opening, n=self.current)
             self.note("start", str(self.current))
 
@@ -69,17 +69,17 @@ class _Story:
             self.happen("double")
             self.note("double", f"{before}+{before}={self.current}")
         elif draw < 0.32:
-            n, m = self.happen("boxes", n=self.rng.randint(2, 9), m=self.rng.randint(2, 9))
+            n, m = self.happen("boxes", n=self.rng.randint(2, 6), m=self.rng.randint(2, 6))
             self.current += n * m
             self.note("boxes", f"{n}*{m}={n * m}", f"{before}+{n * m}={self.current}")
         elif draw < 0.68 and before > 4:
-            self.change(-self.rng.randint(2, min(before - 1, 60)))
+            self.change(-self.rng.randint(2, min(before - 1, 30)))
         else:
-            self.change(self.rng.randint(2, 60))
+            self.change(self.rng.randint(2, 30))
 
     def share(self) -> bool:
         """Bring the number to a small multiple and divide it; False where no event of 2 or more does so."""
-        people, each = self.rng.randint(2, 9), self.rng.randint(2, 9)
+        people, each = self.rng.randint(2, 6), self.rng.randint(2, 6)
         if abs(people * each - self.current) < 2:
             return False
         self.change(people * each - self.current)
