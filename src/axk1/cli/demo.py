@@ -14,90 +14,34 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from axk1.chat import Chat, Reply
-
-
-class Question(NamedTuple):
-    """One problem and the value its answer must state."""
-
-    language: str
-    task: str
-    text: str
-    value: str
+    from axk1.train.problems import Problem
 
 
 LANGUAGES = {"en": "English", "ko": "한국어", "zh": "中文", "ja": "日本語", "es": "Español"}
-
-# From the held-out split (axk1.train.problems): training saw none of these numbers, names and wordings. Each needs
-# several steps. Chosen before any model answered them; tests/integration/test_demo.py draws them again.
-QUESTIONS = [
-    Question(
-        "en",
-        "word",
-        "Felix has 71 coins on the table. Now Felix buys 3 bags of 2 coins. After that Felix gives 13 to a friend. "
-        "How many coins in total does Felix have?",
-        "64",
-    ),
-    Question(
-        "en",
-        "calendar",
-        "Today is Thursday. The work is in 23 days, and the test is 18 days after that. Which weekday is the test?",
-        "Wednesday",
-    ),
-    Question(
-        "ko",
-        "word",
-        "슬기의 책상 위에는 스티커가 49장 있었습니다. 친구가 그중 13장을 가져갔습니다. 슬기는 스티커 7장이 든 "
-        "상자를 8개 받았습니다. 이제 슬기에게 스티커가 몇 장 있나요?",
-        "92",
-    ),
-    Question("ko", "sorting", "여기 수가 있습니다: 53, 51, 94, 30. 세 번째로 큰 수를 찾으세요.", "51"),
-    Question(
-        "zh",
-        "word",
-        "孙亮家里有3袋书，每袋有7本。现在孙亮的书变成了两倍。之后孙亮从朋友那里又收到了27本书。现在孙亮还剩多少本书？",
-        "69",
-    ),
-    Question("zh", "counting", "下面的数里有几个大于54：9、80、96、34、9、61、8", "3"),
-    Question(
-        "ja",
-        "word",
-        "次郎さんの家には切手が7枚入った箱が9箱あります。その後、次郎さんは切手を8枚なくしました。"
-        "今度は友だちが次郎さんにあと15枚くれました。次郎さんの切手は何枚になりましたか？",
-        "70",
-    ),
-    Question("ja", "arithmetic", "次の値を求めてください：8×9+33+64", "169"),
-    Question(
-        "es",
-        "word",
-        "Por la mañana Inés empieza con 36 botones. Inés recibe 41 botones de un amigo. Inés compra 8 bolsas de 4 "
-        "botones. ¿Cuál es el número de botones al final?",
-        "109",
-    ),
-    Question(
-        "es",
-        "calendar",
-        "Hoy es domingo. En 6 días empieza el viaje, y termina 6 días después. ¿Qué día termina?",
-        "viernes",
-    ),
-]
-MAX_NEW_TOKENS = 256  # the longest reasoning here takes 75
+TASKS = {
+    "en": ("word", "calendar"),
+    "ko": ("word", "sorting"),
+    "zh": ("word", "counting"),
+    "ja": ("word", "arithmetic"),
+    "es": ("word", "calendar"),
+}
+SEED = 100  # chosen for its variety, before any model answered
+MAX_NEW_TOKENS = 256
 
 
 class Answered(NamedTuple):
-    """One question answered in one mode."""
+    """One problem answered in one mode."""
 
-    question: Question
+    problem: "Problem"
     think: bool
     reply: "Reply"
 
     @property
     def right(self) -> bool:
         """Whether the answer states the value."""
-        from axk1.train.problems import Problem, score
+        from axk1.train.problems import score
 
-        language, task, text, value = self.question
-        problem = Problem(task, language, text, "", "", value, (), "", (), multi_step=True, split="heldout")
-        return self.reply.closed and score(problem, self.reply.answer)
+        return self.reply.closed and score(self.problem, self.reply.answer)
 
     @property
     def tokens(self) -> int:
@@ -108,6 +52,7 @@ class Answered(NamedTuple):
 def demo(
     model: Annotated[Path | None, typer.Argument(help="Checkpoint folder. Default: AXK1_MODEL, else the nano.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    seed: Annotated[int, typer.Option(help="Another seed asks other problems.")] = SEED,
     device: options.Device = None,
 ) -> None:
     """Answer ten held-out problems in five languages, with reasoning (Think) and directly (Non-Think)."""
@@ -115,26 +60,42 @@ def demo(
 
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, quiet=as_json)
     engine = options.load_chat(model, device, "auto")
-    results = list(_answer_all(engine, console))
+    results = list(_answer_all(engine, console, draw_problems(seed)))
     if as_json:
         typer.echo(json.dumps([_record(result) for result in results], indent=2, ensure_ascii=False))
     console.print(_table(results))
     console.print("Held-out problems: training saw other numbers, names and wordings. Decoding is greedy.", style="dim")
 
 
-def _answer_all(engine: "Chat", console: "Console") -> Iterator[Answered]:
-    for question in QUESTIONS:
-        console.print(f"{LANGUAGES[question.language]}: {question.text}", style="bold")
+def draw_problems(seed: int) -> "list[Problem]":
+    """Two problems a language, each of several steps, from the held-out split: training saw other numbers, names and
+    wordings."""
+    from axk1.train.problems import generate
+
+    pairs = [(language, task) for language, tasks in TASKS.items() for task in tasks]
+    return [
+        next(
+            problem
+            for problem in generate("heldout", seed + i, tasks=[task], languages=[language])
+            if problem.multi_step
+        )
+        for i, (language, task) in enumerate(pairs)
+    ]
+
+
+def _answer_all(engine: "Chat", console: "Console", problems: "list[Problem]") -> Iterator[Answered]:
+    for problem in problems:
+        console.print(f"{LANGUAGES[problem.language]}: {problem.question}", style="bold")
         for think in (True, False):
-            yield _answer(engine, console, question, think)
+            yield _answer(engine, console, problem, think)
         console.print()
 
 
-def _answer(engine: "Chat", console: "Console", question: Question, think: bool) -> Answered:
+def _answer(engine: "Chat", console: "Console", problem: "Problem", think: bool) -> Answered:
     """Streams one reply to the console, the reasoning dimmed and on a line of its own."""
     from axk1.generation.sampling import GREEDY
 
-    messages = [{"role": "user", "content": question.text}]
+    messages = [{"role": "user", "content": problem.question}]
     stream = engine.stream(messages, think=think, sampling=GREEDY, max_new_tokens=MAX_NEW_TOKENS)
     console.print(f"  {'Think' if think else 'Non-Think':<11}", style="cyan", end="")
     previous = None
@@ -144,8 +105,8 @@ def _answer(engine: "Chat", console: "Console", question: Question, think: bool)
         style = "dim" if delta.kind == "reasoning" else "bold"
         console.print(options.printable(delta.text), style=style, end="")
         previous = delta.kind
-    result = Answered(question, think, stream.reply)
-    verdict = "right" if result.right else f"wrong, it is {question.value}"
+    result = Answered(problem, think, stream.reply)
+    verdict = "right" if result.right else f"wrong, it is {problem.value}"
     console.print(f"  [{verdict}; ", style="green" if result.right else "red", end="")
     console.print(f"{result.tokens} tokens, {result.tokens / result.reply.seconds:.0f} tokens/s]", style="dim")
     return result
@@ -154,7 +115,7 @@ def _answer(engine: "Chat", console: "Console", question: Question, think: bool)
 def _record(result: Answered) -> dict[str, Any]:
     reply = result.reply
     return {
-        **result.question._asdict(),
+        **{name: getattr(result.problem, name) for name in ("language", "task", "question", "value")},
         "think": result.think,
         "reasoning": reply.reasoning,
         "answer": reply.answer,
@@ -170,7 +131,7 @@ def _table(results: list[Answered]) -> "Table":
     table = Table("Right answers", *LANGUAGES, "all", "tokens", "tokens/s")
     for think in (True, False):
         chosen = [result for result in results if result.think is think]
-        groups = [[r for r in chosen if r.question.language == language] for language in LANGUAGES]
+        groups = [[r for r in chosen if r.problem.language == language] for language in LANGUAGES]
         cells = [f"{sum(r.right for r in group)}/{len(group)}" for group in (*groups, chosen)]
         tokens, seconds = sum(r.tokens for r in chosen), sum(r.reply.seconds for r in chosen)
         table.add_row("Think" if think else "Non-Think", *cells, str(tokens), f"{tokens / seconds:.0f}")
