@@ -24,6 +24,17 @@ def apply(left: int, operator: str, right: int) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[operator]
 
 
+def written(left: int, operator: str, right: int) -> str:
+    """One operation with its value; a sum or difference of two digits goes by tens and units, as
+    `35+48: 35+40=75, 75+8=83`, so that no single step needs more than a digit and a carry."""
+    value, units = apply(left, operator, right), right % 10
+    if operator in "*/" or units in (0, right):
+        return f"{left}{operator}{right}={value}"
+    between = apply(left, operator, right - units)
+    first, second = f"{left}{operator}{right - units}={between}", f"{between}{operator}{units}={value}"
+    return f"{left}{operator}{right}: {first}, {second}"
+
+
 def _next_operation(tokens: list[str]) -> int:
     """Index of the operator to evaluate first: inside the first inner parentheses, products before sums."""
     close = tokens.index(")") if ")" in tokens else len(tokens)
@@ -35,7 +46,7 @@ def _next_operation(tokens: list[str]) -> int:
 def reduce_expression(expression: str) -> tuple[list[str], list[int]]:
     """Trace sentences of an expression such as 35+4*6-9, and the value after each operation.
 
-    Each operation is written out as `4*6=24.`, then what remains of the expression, unless that is one operation and so
+    Each operation is written out (see `written`), then what remains of the expression, unless that is one operation and so
     opens the next sentence by itself.
     """
     tokens = _TOKEN.findall(expression)
@@ -43,8 +54,9 @@ def reduce_expression(expression: str) -> tuple[list[str], list[int]]:
     values: list[int] = []
     while len(tokens) > 1:
         i = _next_operation(tokens)
-        value = apply(int(tokens[i - 1]), tokens[i], int(tokens[i + 1]))
-        sentences.append(f"{tokens[i - 1]}{tokens[i]}{tokens[i + 1]}={value}.")
+        operation = int(tokens[i - 1]), tokens[i], int(tokens[i + 1])
+        value = apply(*operation)
+        sentences.append(written(*operation) + ".")
         values.append(value)
         enclosed = i >= 2 and tokens[i - 2] == "(" and tokens[i + 2] == ")"
         tokens[i - 1 - enclosed : i + 2 + enclosed] = [str(value)]
@@ -140,7 +152,7 @@ def follow_up(previous: Problem, rng: Random) -> Problem:
         task="arithmetic",
         language=previous.language,
         question=join_particles(text.format(n=n)),
-        reasoning=f"{current}{'-' if kind == 'subtract' else '+'}{n}={value}.",
+        reasoning=written(current, "-" if kind == "subtract" else "+", n) + ".",
         answer=tables.number_answer.format(v=value),
         value=str(value),
         numbers=(current, n),

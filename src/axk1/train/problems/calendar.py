@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from axk1.train.problems.arithmetic import written
 from axk1.train.problems.language import join_particles
 from axk1.train.problems.text import TABLES
 from axk1.train.problems.types import Problem, Split
@@ -22,7 +23,7 @@ def build(split: Split, language: str, rng: Random) -> Problem:
     sign = -1 if kind == "before" else 1
     total = n + m
     rest = total % 7
-    steps = [f"{n}+{m}={total}"] if twice else []
+    steps = [written(n, "+", m)] if twice else []
     steps.append(f"{total}-{total - rest}={rest}")
     days = [tables.weekdays[(start + sign * i) % 7] for i in range(rest + 1)]
     walk = [days[0], *(f"{i} {day}" for i, day in enumerate(days[1:], 1))]

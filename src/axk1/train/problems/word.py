@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from axk1.train.problems.arithmetic import written
 from axk1.train.problems.language import join_particles
 from axk1.train.problems.text import TABLES
 from axk1.train.problems.types import Pool, Problem, Split, Tables
@@ -48,7 +49,7 @@ class _Story:
         if self.rng.random() < 0.2:
             n, m = self.say("packed", self.tables.opening_packed, n=self.rng.randint(2, 6), m=self.rng.randint(2, 6))
             self.current = n * m
-            self.note("start", f"{n}*{m}={self.current}")
+            self.note("start", written(n, "*", m))
         else:
             self.current = self.rng.randint(5, 60)
             self.say("open", self.tables.opening, n=self.current)
@@ -59,7 +60,7 @@ class _Story:
         kind, sign, before = ("gain", "+", self.current) if by > 0 else ("lose", "-", self.current)
         self.current += by
         self.happen(kind, n=abs(by))
-        self.note(kind, f"{before}{sign}{abs(by)}={self.current}")
+        self.note(kind, written(before, sign, abs(by)))
 
     def event(self) -> None:
         """One event that keeps the number in 1..LARGEST."""
@@ -67,11 +68,11 @@ class _Story:
         if draw < 0.15 and 2 * before <= LARGEST:
             self.current = 2 * before
             self.happen("double")
-            self.note("double", f"{before}+{before}={self.current}")
+            self.note("double", written(before, "+", before))
         elif draw < 0.32:
             n, m = self.happen("boxes", n=self.rng.randint(2, 6), m=self.rng.randint(2, 6))
             self.current += n * m
-            self.note("boxes", f"{n}*{m}={n * m}", f"{before}+{n * m}={self.current}")
+            self.note("boxes", written(n, "*", m), written(before, "+", n * m))
         elif draw < 0.68 and before > 4:
             self.change(-self.rng.randint(2, min(before - 1, 30)))
         else:
@@ -84,7 +85,7 @@ class _Story:
             return False
         self.change(people * each - self.current)
         self.happen("share", n=people)
-        self.note("share", f"{self.current}/{people}={each}")
+        self.note("share", written(self.current, "/", people))
         self.current = each
         return True
 
@@ -105,7 +106,7 @@ def build(split: Split, language: str, rng: Random) -> Problem | None:
         for _ in range(rng.choice((2, 2, 3))):
             story.event()
     story.close(shared)
-    operations = sum(sentence.count("=") for sentence in story.trace)
+    operations = sum(sentence.count("=") - sentence.count(":") for sentence in story.trace)
     if not 2 <= operations <= 4 or story.current > LARGEST:
         return None
     return Problem(
