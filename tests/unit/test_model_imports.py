@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,17 +62,20 @@ AUTO = (
 )
 
 
+def in_order(name: str, imports: str, *marks: pytest.MarkDecorator) -> Any:
+    return pytest.param(imports, id=name, marks=marks)
+
+
 @pytest.mark.parametrize(
     "imports",
     [
-        f"import axk1\n{AUTO}",
-        f"{AUTO}\nimport axk1",
-        f"import transformers\nimport axk1\n{AUTO}",
-        f"import axk1\naxk1.AXK1Config\n{AUTO}",
-        f"import axk1.modeling\n{AUTO}\nimport axk1",
-        f"import transformers.models.axk1.modeling_axk1\nimport axk1\n{AUTO}",
+        in_order("ours-first", f"import axk1\n{AUTO}"),
+        in_order("theirs-first", f"{AUTO}\nimport axk1"),
+        in_order("package-first", f"import transformers\nimport axk1\n{AUTO}", pytest.mark.slow),
+        in_order("config-first", f"import axk1\naxk1.AXK1Config\n{AUTO}", pytest.mark.slow),
+        in_order("modeling-first", f"import axk1.modeling\n{AUTO}\nimport axk1", pytest.mark.slow),
+        in_order("their-axk1-first", f"import transformers.models.axk1.modeling_axk1\nimport axk1\n{AUTO}"),
     ],
-    ids=["ours-first", "theirs-first", "package-first", "config-first", "modeling-first", "their-axk1-first"],
 )
 def test_registration_in_every_order(imports: str) -> None:
     python(imports + REGISTERED)
