@@ -91,7 +91,7 @@ def test_rows_hold_whole_examples_once(tmp_path_factory, lengths, seed) -> None:
     originals = {(tuple(e.input_ids), tuple(e.learned)) for e in examples}
     for row in rows:
         starts = [*np.flatnonzero(row["position_ids"] == 0), 24]
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in itertools.pairwise(starts):
             ids, labels = row["input_ids"][start:end].tolist(), row["labels"][start:end].tolist()
             if set(ids) == {PAD}:
                 assert set(labels) == {-100} and end == 24

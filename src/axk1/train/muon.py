@@ -78,7 +78,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: torch.Tensor, rounds: int = 5) -> torch.Tensor:
-    """Nearest semi-orthogonal matrix of each ``[..., rows, columns]``, roughly: singular values end in about 0.7 to 1.2.
+    """Nearest semi-orthogonal matrix of each ``[..., rows, columns]``, roughly: singular values end near 0.7 to 1.2.
 
     Newton-Schulz iteration in bf16, over the shorter side.
     """

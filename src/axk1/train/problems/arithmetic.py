@@ -46,8 +46,8 @@ def _next_operation(tokens: list[str]) -> int:
 def reduce_expression(expression: str) -> tuple[list[str], list[int]]:
     """Trace sentences of an expression such as 35+4*6-9, and the value after each operation.
 
-    Each operation is written out (see `written`), then what remains of the expression, unless that is one operation and so
-    opens the next sentence by itself.
+    Each operation is written out (see `written`), then what remains of the expression, unless that is one operation
+    and so opens the next sentence by itself.
     """
     tokens = _TOKEN.findall(expression)
     sentences: list[str] = []
