@@ -1,7 +1,7 @@
 """Starting weights for small models trained from scratch.
 
 The released configuration draws every matrix with a standard deviation of 0.02, which suits a width of 7,168. At a
-width of 192 it leaves the embedding at a fiftieth of what the normed MoE blocks add to the residual stream and attention
+width of 192 it leaves the embedding at a fiftieth of what the normed MoE blocks add to the residual stream, and attention
 uniform; the nano then learns to look back five times later (LOG.md).
 """
 
