@@ -314,3 +314,15 @@ def test_recorded_outputs_of_the_trunk_stay_the_trunks() -> None:
         assert all(torch.equal(a, b) for a, b in zip(getattr(plain, name), getattr(labelled, name), strict=True))
     assert len(plain.router_logits) == len(plain.router_indices) == 2
     assert len(labelled.router_logits) == len(labelled.router_indices) == 4
+
+
+@pytest.mark.parametrize(
+    "asks", [{"output_mtp_logits": True}, {"labels": tokens(1, 2)}], ids=lambda asks: next(iter(asks))
+)
+def test_filled_cache_is_refused(asks: dict[str, Any]) -> None:
+    """The modules keep no cache: over the last tokens alone their logits would be wrong without a sign of it."""
+    model, ids = small_model(num_nextn_predict_layers=1), tokens(1, 8)
+    cache = model(ids[:, :6]).past_key_values
+    with pytest.raises(ValueError, match="no filled past_key_values"):
+        model(ids[:, 6:], past_key_values=cache, **asks)
+    assert small_model()(ids[:, 6:], past_key_values=cache, **asks).logits.shape == (1, 2, VOCAB), "no module, no limit"

@@ -235,8 +235,17 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             skip_logits: with ``labels``, run the head on labelled positions only and return no logits: what training
                 needs at a fraction of the cost.
             num_items_in_batch: divisor of the summed losses, as transformers' Trainer passes it.
+
+        Raises:
+            ValueError: MTP modules are to run behind a filled cache, or both or neither kind of input is given.
         """
         config = self.config
+        runs_mtp = bool(output_mtp_logits or labels is not None)
+        if runs_mtp and self.model.mtp_layers and past_key_values is not None and past_key_values.get_seq_length() > 0:
+            raise ValueError(
+                "labels and output_mtp_logits run the MTP modules, which need the whole sequence: "
+                "pass all tokens and no filled past_key_values."
+            )
         wants_router = config.output_router_logits if output_router_logits is None else output_router_logits
         balances = labels is not None and self.training and config.router_aux_loss_coef + config.router_bias_update_rate
         record = {"output_router_logits": bool(wants_router or balances)}
@@ -259,7 +268,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             result.logits = self.lm_head(hidden[:, keep, :])
         mtp = AXK1MTPOutput()
-        if output_mtp_logits or labels is not None:
+        if runs_mtp:
             embeddings = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
             quiet = {"output_hidden_states": False, "output_attentions": False}
             mtp = self.model.forward_mtp(hidden, embeddings, outputs.attention_context, **record, **{**kwargs, **quiet})
