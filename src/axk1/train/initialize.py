@@ -1,8 +1,8 @@
 """Starting weights for small models trained from scratch.
 
 The released configuration draws every matrix with a standard deviation of 0.02, which suits a width of 7,168. At a
-width of 192 it leaves the embedding at a fiftieth of what the normed MoE blocks add to the residual stream, and attention
-uniform; the nano then learns to look back five times later (LOG.md).
+width of 192 it leaves the embedding at a fiftieth of what the normed MoE blocks add to the residual stream, and
+attention uniform; the nano then learns to look back five times later (LOG.md).
 """
 
 from __future__ import annotations
