@@ -55,8 +55,9 @@ def test_language_modelling_learns_the_prompt_too(tokenizer) -> None:
 
 
 def test_the_same_seed_gives_the_same_examples(tokenizer) -> None:
-    options = dict(think=0.5, dialogue=0.2, learn_prompt=False)
-    first, again, other = (take(problem_examples(tokenizer, seed, **options), 30) for seed in (3, 3, 4))
+    first, again, other = (
+        take(problem_examples(tokenizer, seed, think=0.5, dialogue=0.2, learn_prompt=False), 30) for seed in (3, 3, 4)
+    )
     assert first == again != other
 
 

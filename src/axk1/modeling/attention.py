@@ -5,7 +5,7 @@ V v_head_dim.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ class AXK1Attention(nn.Module):
         if past_key_values is not None:
             latent_B1TC, k_rope_B1TR = past_key_values.update(latent_B1TC, k_rope_B1TR, self.layer_idx)
         key, value = self.expand(latent_B1TC, k_rope_B1TR)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(cast(str, config._attn_implementation), eager_attention)
         output_BTHV, weights = attend(
             self,
             torch.cat([q_nope, q_rope], dim=-1),

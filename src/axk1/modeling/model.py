@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.utils import ModelOutput, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from axk1.config import AXK1Config
@@ -99,8 +98,8 @@ class AXK1PreTrainedModel(PreTrainedModel):
             initialization.zeros_(module.e_score_correction_bias)
             initialization.zeros_(module.tokens_per_expert)
         elif isinstance(module, AXK1Experts):
-            initialization.normal_(module.gate_up_proj, mean=0.0, std=std)
-            initialization.normal_(module.down_proj, mean=0.0, std=std)
+            initialization.normal_(cast(torch.Tensor, module.gate_up_proj), mean=0.0, std=std)
+            initialization.normal_(cast(torch.Tensor, module.down_proj), mean=0.0, std=std)
 
 
 class AXK1Model(AXK1PreTrainedModel):
@@ -269,13 +268,14 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             result.logits = self.lm_head(hidden[:, keep, :])
         mtp = AXK1MTPOutput()
         if runs_mtp:
+            context = cast(dict, outputs.attention_context)
             embeddings = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
             quiet = {"output_hidden_states": False, "output_attentions": False}
-            mtp = self.model.forward_mtp(hidden, embeddings, outputs.attention_context, **record, **{**kwargs, **quiet})
+            mtp = self.model.forward_mtp(hidden, embeddings, context, **record, **{**kwargs, **quiet})
         if output_mtp_logits:
             result.mtp_logits = tuple(self.lm_head(state) for state in mtp.mtp_states or ())
         if record["output_router_logits"]:
-            result.router_logits = (outputs.router_logits or ()) + (mtp.router_logits or ())
+            result.router_logits = (outputs.router_logits or ()) + (mtp.router_logits or ())  # pyright: ignore
             result.router_indices = (outputs.router_indices or ()) + (mtp.router_indices or ())
         if labels is not None:
             self._add_token_losses(result, hidden, mtp.mtp_states or (), labels, position_ids, num_items_in_batch)
@@ -323,7 +323,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
                     "router_aux_loss_coef has no effect under reentrant gradient checkpointing, which hides the "
                     "routers from the loss: pass gradient_checkpointing_kwargs={'use_reentrant': False}."
                 )
-            result.loss = result.loss + config.router_aux_loss_coef * result.aux_loss
+            result.loss = cast(torch.Tensor, result.loss) + config.router_aux_loss_coef * result.aux_loss
 
     @torch.no_grad()
     def update_router_biases(self, rate: float | None = None) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.integrations import use_experts_implementation
+from transformers.integrations.moe import use_experts_implementation
 
 from axk1.config import AXK1Config
 

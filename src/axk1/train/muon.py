@@ -7,7 +7,7 @@ is scaled to AdamW's usual size (Liu et al., 2025, arXiv 2502.16982), so that on
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -45,7 +45,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _muon(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         for parameter in parameters:
-            gradient, state = parameter.grad, self.state[parameter]
+            gradient, state = cast(torch.Tensor, parameter.grad), self.state[parameter]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(gradient, 1 - group["momentum"])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -105,7 +105,7 @@ class RouterBalance(TrainerCallback):
     """Auxiliary-loss-free balancing: moves the routers' biases after every optimizer step."""
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        model.update_router_biases()
+        cast(AXK1ForCausalLM, model).update_router_biases()
 
 
 def run(recipe: Recipe, out: Path) -> Path:
