@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,8 @@ from axk1.train.examples import Example, problem_examples, text_examples
 from axk1.train.initialize import initialize
 from axk1.train.muon import MuonAdamW, parameter_groups
 from axk1.train.packing import PackedRows, pack
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,9 @@ def export_model(final: Path, tokenizer: Path, out: Path) -> None:
     model = AXK1ForCausalLM.from_pretrained(final, dtype="bfloat16")
     model.config.router_bias_update_rate = 0.0  # a shipped model is not being trained
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file() and (tokenizer / name).resolve() != (out / name).resolve():
+            shutil.copyfile(tokenizer / name, out / name)
 
 
 def _run_stage(
