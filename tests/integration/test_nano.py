@@ -90,7 +90,7 @@ def test_the_second_turn_is_answered(chat) -> None:
 
 @pytest.mark.parametrize(
     ("question", "expected"),
-    [("Who are you?", "axk1 nano"), ("너는 누구야?", "axk1 nano"), ("What is the capital of France?", "do not know")],
+    [("Who are you?", "axk1"), ("너는 누구야?", "axk1 nano"), ("What is the capital of France?", "do not know")],
 )
 def test_plain_conversation(chat, question, expected) -> None:
     assert expected in chat.reply([{"role": "user", "content": question}], sampling=GREEDY, max_new_tokens=64).answer
