@@ -168,7 +168,8 @@ def in_order_of_question(problem: Problem) -> list[int]:
 def test_counting_traces_walk_through_the_list(every: list[Problem]) -> None:
     for problem in of_task(every, "counting"):
         head, _, walk = problem.reasoning.rstrip(".").partition(": ")
-        steps = [step.rsplit(" ", 1) for step in walk.split(", ")]
+        steps = [(step.rsplit(" ", 2)[0], step.rsplit(" ", 1)[1]) for step in walk.split(", ")]
+        signs = [step.rsplit(" ", 2)[1] for step in walk.split(", ")]
         gap = re.escape("、" if problem.language in ("zh", "ja") else ", ")
         if head[0] in "<>":
             bound, numbers = int(head[1:]), [int(re.split("[<>=]", step)[0]) for step, _ in steps]
@@ -185,6 +186,7 @@ def test_counting_traces_walk_through_the_list(every: list[Problem]) -> None:
         assert re.search(rf"(?<!\d){joined}(?!\d)", problem.question), problem
         assert said in problem.question
         assert [int(count) for _, count in steps] == list(itertools.accumulate(hits)), problem
+        assert signs == ["+" if hit else "-" for hit in hits]
         assert problem.value == str(sum(hits))
 
 

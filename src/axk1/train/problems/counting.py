@@ -12,7 +12,8 @@ from axk1.train.problems.types import Problem, Split
 def build(split: Split, language: str, rng: Random) -> Problem:
     """One counting problem; the trace walks through the list with a running counter.
 
-    Items recur, so the list numbers them: the trace says the position, the item there and the count. Numbers differ.
+    Items recur, so the list numbers them: the trace says the position, the item there, whether it
+    counts (+ or -) and the count. Numbers differ.
     """
     return _items(split, language, rng) if rng.random() < 0.55 else _bound(split, language, rng)
 
@@ -27,7 +28,7 @@ def _items(split: Split, language: str, rng: Random) -> Problem:
     steps, count = [], 0
     for position, index in enumerate(drawn, start=1):
         count += index == target
-        steps.append(f"{position} {words[index]} {count}")
+        steps.append(f"{position} {words[index]} {'+' if index == target else '-'} {count}")
     listed = [f"{position}) {words[index]}" for position, index in enumerate(drawn, start=1)]
     slot, text = tables.count_item.pick(split, rng)
     question = text.format(x=words[target], l=tables.list_gap.join(listed))
@@ -42,8 +43,9 @@ def _bound(split: Split, language: str, rng: Random) -> Problem:
     numbers = rng.sample(range(1, 100), rng.randint(5, 7))
     steps, count = [], 0
     for n in numbers:
-        count += n > bound if above else n < bound
-        steps.append(f"{n}{'>' if n > bound else '<' if n < bound else '='}{bound} {count}")
+        hit = n > bound if above else n < bound
+        count += hit
+        steps.append(f"{n}{'>' if n > bound else '<' if n < bound else '='}{bound} {'+' if hit else '-'} {count}")
     kind, pool = ("above", tables.count_above) if above else ("below", tables.count_below)
     slot, text = pool.pick(split, rng)
     question = text.format(x=bound, l=tables.list_gap.join(map(str, numbers)))
