@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,7 @@ def evaluate(
     if chat.model.config.num_nextn_predict_layers:
         report["mtp_acceptance"] = round(room.acceptance(chat, results), 4)
     if details is not None:
-        lines = (json.dumps(room.as_record(r), ensure_ascii=False) + "\n" for r in results)
+        lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
         details.write_text("".join(lines), encoding="utf-8")
     print(json.dumps(report, indent=2)) if as_json else _show(report, Console())  # noqa: T201
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -139,8 +139,3 @@ def summary(results: list[Result]) -> dict[str, Any]:
             "mean_tokens": round(sum(r.tokens for r in chosen) / max(len(chosen), 1), 1),
         }
     return report
-
-
-def as_record(result: Result) -> dict[str, Any]:
-    """A result as JSON."""
-    return asdict(result)
