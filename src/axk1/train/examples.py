@@ -7,7 +7,7 @@ generation prompt (no loss), then the reply (loss). Both are tokenised apart, as
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,7 +68,13 @@ def _documents(path: Path, rng: Random) -> Iterator[str]:
 
 
 def problem_examples(
-    tokenizer: PreTrainedTokenizerBase, seed: int, *, think: float, dialogue: float, learn_prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    *,
+    think: float,
+    dialogue: float,
+    learn_prompt: bool,
+    tasks: Mapping[str, float] | None = None,
 ) -> Iterator[Example]:
     """Training problems as conversations; endless.
 
@@ -76,9 +82,10 @@ def problem_examples(
         think: share of Think replies, the others are Non-Think.
         dialogue: share of conversations with two turns, of which the second is learned.
         learn_prompt: learn the question too (language modelling stage).
+        tasks: share of each task in conversations of one turn; None or empty: the usual shares.
     """
     rng = Random(f"examples/{seed}")
-    single, double = generate("train", seed), dialogues("train", seed)
+    single, double = generate("train", seed, weights=tasks or None), dialogues("train", seed)
     rendered = (
         _render(tokenizer, next(double) if rng.random() < dialogue else (next(single),), rng, rng.random() < think)
         for _ in iter(int, 1)

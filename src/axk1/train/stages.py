@@ -44,6 +44,8 @@ class Stage:
     think: float = 0.65
     dialogue: float = 0.08
     learn_prompt: bool = False
+    tasks: dict[str, float] = field(default_factory=dict)
+    """Share of each task in single problems, rescaled to 1; empty: the shares of the held-out problems."""
 
 
 @dataclass(frozen=True)
@@ -210,9 +212,15 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
 def _examples(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
     """Problems, mixed with text by tokens so that ``stage.text`` is its share. Other stages see other problems."""
     seed = recipe.seed * 1_000 + [s.name for s in recipe.stage].index(stage.name)
-    problems = problem_examples(
-        tokenizer, seed, think=stage.think, dialogue=stage.dialogue, learn_prompt=stage.learn_prompt
+    drawn = problem_examples(
+        tokenizer,
+        seed,
+        think=stage.think,
+        dialogue=stage.dialogue,
+        learn_prompt=stage.learn_prompt,
+        tasks=stage.tasks,
     )
+    problems = (example for example in drawn if len(example.input_ids) <= recipe.row_tokens)  # a rare long dialogue
     if not stage.text:
         yield from problems
     texts = text_examples(Path(recipe.corpus), tokenizer, recipe.row_tokens, seed, PARTS)
