@@ -44,30 +44,30 @@ def test_proportions_of_the_architecture(chat) -> None:
 
 @pytest.mark.slow
 def test_think_solves_held_out_problems(report) -> None:
-    """Measured 77% over 300; the aim of 90% is not reached yet (models/nano/README.md)."""
-    assert report["think"]["all"]["share"] >= 0.68
+    """Measured 96.7% over 1,000 (models/nano/README.md)."""
+    assert report["think"]["all"]["share"] >= 0.92
 
 
 @pytest.mark.slow
 def test_thinking_pays_on_problems_with_several_steps(report) -> None:
     gap = report["think"]["multi_step"]["share"] - report["non_think"]["multi_step"]["share"]
-    assert gap >= 0.50
+    assert gap >= 0.70
 
 
 @pytest.mark.slow
 def test_the_mode_is_obeyed_and_the_language_kept(report) -> None:
-    assert report["mode_obeyed"]["share"] >= 0.99
-    assert report["language_kept"]["share"] >= 0.97
+    assert report["mode_obeyed"]["share"] >= 0.995
+    assert report["language_kept"]["share"] >= 0.99
 
 
 @pytest.mark.slow
 def test_every_language_is_solved(report) -> None:
-    assert min(cell["share"] for cell in report["think"]["by_language"].values()) >= 0.5
+    assert min(cell["share"] for cell in report["think"]["by_language"].values()) >= 0.85
 
 
 @pytest.mark.slow
 def test_mtp_acceptance(chat, results) -> None:
-    assert evaluate.acceptance(chat, results) >= 0.90
+    assert evaluate.acceptance(chat, results) >= 0.95
 
 
 def test_the_second_turn_is_answered(chat) -> None:
@@ -83,14 +83,14 @@ def test_the_second_turn_is_answered(chat) -> None:
     ]
     replies = chat.reply_batch(conversations, think=True, sampling=GREEDY, max_new_tokens=128)
     solved = [score(second, reply.answer) for (_, second), reply in zip(pairs, replies, strict=True)]
-    assert sum(solved) >= 20
+    assert sum(solved) >= 30
     kept = [answer_language(r.answer) == second.language for (_, second), r in zip(pairs, replies, strict=True)]
-    assert sum(kept) >= 36
+    assert sum(kept) >= 39
 
 
 @pytest.mark.parametrize(
     ("question", "expected"),
-    [("Who are you?", "axk1"), ("너는 누구야?", "axk1 nano"), ("What is the capital of France?", "do not know")],
+    [("Who are you?", "axk1 nano"), ("너는 누구야?", "axk1 nano"), ("What is the capital of France?", "do not know")],
 )
 def test_plain_conversation(chat, question, expected) -> None:
     assert expected in chat.reply([{"role": "user", "content": question}], sampling=GREEDY, max_new_tokens=64).answer

@@ -123,4 +123,4 @@ def test_a_missing_recipe_is_named(tmp_path) -> None:
 
 def test_the_shipped_recipe_loads() -> None:
     recipe = Recipe.load(Path(__file__).parents[2] / "recipes" / "nano.toml")
-    assert [stage.name for stage in recipe.stage] == ["pretrain", "sft", "anneal", "refine"]
+    assert [stage.name for stage in recipe.stage] == ["pretrain", "sft", "anneal", "refine", "more", "finish"]
