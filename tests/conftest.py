@@ -1,5 +1,6 @@
 """Tiny checkpoints, built once a session: a random one, and scripted ones whose replies are known."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ SIZES: dict[str, Any] = dict(
     pad_token_id=257,
     eos_token_id=[269, 256],
 )
+
+
+def pytest_configure() -> None:
+    """A job started in the background ignores Ctrl-C, and so would every program that the tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def make_tokenizer():
