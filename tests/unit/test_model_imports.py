@@ -98,8 +98,7 @@ EXPORTED = {"AXK1Config": "config"} | {name: "pretrained" for name in axk1.__all
 MAY_IMPORT = {
     "config": set(),
     "modeling": {"config"},
-    "quantized": {"config", "modeling"},
-    "checkpoint": {"config", "modeling", "quantized"},
+    "checkpoint": {"config", "modeling"},
     "tokenizer": {"config"},
 }
 NEVER = {

@@ -27,7 +27,6 @@ def info(
     console = Console()
     source = f"{found.files} files" if found.files else "preset, nothing stored"
     mtp = f"{found.mtp_layers} MTP layer(s)" if found.mtp_layers else "no MTP layer"
-    mtp += f", quantised: {found.quantization}" if found.quantization else ""
     console.print(
         f"[bold]{found.name}[/bold]: {source}, {found.tensors:,} tensors, {found.layout.replace('_', '-')} layout, "
         f"{', '.join(found.dtypes)}, {mtp}",
@@ -53,9 +52,8 @@ def _parts(found: "Info") -> "Table":
 
 def _bytes(found: "Info") -> "Table":
     table = _table("Weights", "whole model", "read a token")
-    labels = {"int4": "int4 (4.5 bits)", "stored": "as stored"}
     for dtype, size in found.bytes.items():
-        label = labels.get(dtype, dtype)
+        label = "int4 (4.5 bits)" if dtype == "int4" else dtype
         table.add_row(label, size_text(size), size_text(found.bytes_per_token[dtype]))
     return table
 
