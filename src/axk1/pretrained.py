@@ -2,6 +2,7 @@
 
 ``from_pretrained`` is transformers' own, verified before and after; both layouts (``checkpoint/names.py``) are read,
 with ``device_map``, offload and sharding. ``save_pretrained`` writes the released layout unless told otherwise.
+Quantised checkpoints (``quantized/``) are read into quantised modules and written back as they are, expert by expert.
 """
 
 from __future__ import annotations
@@ -15,19 +16,26 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 from transformers.utils import logging
 
-from axk1 import modeling
+from axk1 import kernels, modeling
+from axk1.checkpoint.compressed import read_plan
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, StoredTensor, inside, load_config, open_checkpoint, read_headers, read_json
 from axk1.checkpoint.names import FUSED, HEAD_KEYS, LAYOUTS, Layout, detect_layout
 from axk1.checkpoint.verify import check_loaded, check_tensors
 from axk1.checkpoint.write import staged_folder, write_text
 from axk1.modeling.moe import AXK1Router
+from axk1.modeling.runners import LAYER_RUNNERS, LINEAR_RUNNERS
+from axk1.quantized.loading import converters as quantized_converters
+from axk1.quantized.loading import with_our_method, with_shapes
+from axk1.quantized.plan import plan_of
 
 logger = logging.get_logger(__name__)
+LAYER_RUNNERS["cpu"], LINEAR_RUNNERS["cpu"] = kernels.run_layers, kernels.linear
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def expert_converters() -> list[WeightConverter]:
@@ -58,6 +66,7 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
             raise CheckpointError("use_safetensors=False asks for pickle files, which can run code and are never read.")
         if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
             _check_local(Path(pretrained_model_name_or_path), kwargs)
+            kwargs = _with_quantized_config(cls, pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
 
     @staticmethod
@@ -73,15 +82,19 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
             return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
         stored = _stored(state_dict, checkpoint_files)
         layout = detect_layout(stored.tensors, stored.files[0].parent)
-        if not getattr(load_config.hf_quantizer, "pre_quantized", False):
+        plan = plan_of(model.config)
+        if plan or not getattr(load_config.hf_quantizer, "pre_quantized", False):
             found = check_tensors(stored, model.config, shapes=not load_config.ignore_mismatched_sizes)  # pyright: ignore[reportArgumentType]
             if not load_config.ignore_mismatched_sizes:
                 _check_heads(model, stored)
             _fit_mtp_layers(model, found.mtp_layers, load_config.device_map)
             ignored = model._keys_to_ignore_on_load_missing or set()
             model._keys_to_ignore_on_load_missing = {*ignored, *(re.escape(name) for name in found.absent)}
+            surplus = model._keys_to_ignore_on_load_unexpected or set()
+            model._keys_to_ignore_on_load_unexpected = {*surplus, r"(weight|proj)_shape$"}  # of packed weights
         if layout == "per_expert":
-            mapping = [*(load_config.weight_mapping or []), *expert_converters()]
+            converters = quantized_converters() if plan else expert_converters()
+            mapping = [*(load_config.weight_mapping or []), *converters]
             load_config = dataclasses.replace(load_config, weight_mapping=mapping)
         result = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
         if checkpoint_files is not None:
@@ -94,25 +107,30 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         is_main_process: bool = True,
         state_dict: dict[str, torch.Tensor] | None = None,
         *,
-        layout: Layout = "released",
+        layout: Layout | None = None,
         **kwargs: Any,
     ) -> None:
         """transformers' ``save_pretrained`` into a folder that is never seen half-written.
 
         Args:
-            layout: ``released`` (fused experts), however it was loaded, or ``per_expert``, in which the experts of
-                one fused tensor stay in one file whatever ``max_shard_size`` (``axk1 convert`` splits them).
+            layout: ``released`` (fused experts; the default), however it was loaded, or ``per_expert``, in which the
+                experts of one fused tensor stay in one file whatever ``max_shard_size`` (``axk1 convert`` splits
+                them). A quantised model has ``per_expert`` only.
             kwargs: as in transformers (``max_shard_size``, ``variant``, ``push_to_hub``, ...).
 
         Raises:
             ValueError: an unknown layout, or a request for pickle files.
         """
+        quantized = plan_of(self.config) is not None
+        layout = layout or ("per_expert" if quantized else "released")
         if layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}.")
+        if quantized and (layout != "per_expert" or state_dict is not None):
+            raise ValueError("A quantised model is saved in layout='per_expert', from its own state_dict.")
         if kwargs.pop("safe_serialization", True) is False:
             raise ValueError("safe_serialization=False asks for pickle files; only safetensors are written.")
         _set_layout(self, layout)
-        state_dict = _without_unused_biases(self, self.state_dict() if state_dict is None else state_dict)
+        state_dict = self.tensors_to_save(state_dict)
         target = Path(save_directory).resolve()
         if kwargs.get("distributed_checkpoint"):  # every rank writes into one folder
             return super().save_pretrained(target, is_main_process, state_dict, **kwargs)
@@ -122,6 +140,32 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
             super().save_pretrained(staged, is_main_process, state_dict, **kwargs)
             _forget_remote_code(staged / "config.json")
 
+    def tensors_to_save(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """``state_dict`` (the model's) as ``save_pretrained`` writes it, but for the layout of its experts."""
+        tensors = _without_unused_biases(self, self.state_dict() if state_dict is None else state_dict)
+        return with_shapes(self, tensors) if plan_of(self.config) else tensors
+
+
+def _with_quantized_config(cls: Any, name: str | os.PathLike, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """``kwargs``, for a quantised checkpoint with a ``config`` that makes transformers load it into our modules."""
+    given = kwargs.get("config")
+    if kwargs.get("quantization_config") is not None:  # another way of loading it is asked for
+        return kwargs
+    if not isinstance(given, PreTrainedConfig):
+        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+        try:
+            values, _ = PreTrainedConfig.get_config_dict(given or name, **hub)
+        except OSError:  # an adapter's folder, or one that transformers has words for
+            return kwargs
+        if "quantization_config" not in values:
+            return kwargs
+        rest = {key: value for key, value in kwargs.items() if key != "config"}
+        given, rest = cls.config_class.from_pretrained(given or name, return_unused_kwargs=True, **rest)
+        kwargs = {**hub, **rest, "config": given}
+    if plan_of(given) is None:
+        return kwargs
+    return {"offload_buffers": True, **kwargs, "config": with_our_method(given)}  # the weights are buffers
+
 
 def _check_local(folder: Path, kwargs: dict[str, Any]) -> None:
     """Checks the files of a local checkpoint before transformers opens any; adapters are transformers' business."""
@@ -129,6 +173,7 @@ def _check_local(folder: Path, kwargs: dict[str, Any]) -> None:
     if not folder.is_dir() or (folder / subfolder / "adapter_config.json").is_file():
         return
     config = kwargs.get("config") or load_config(folder / subfolder)
+    read_plan(config, folder / subfolder)
     named = getattr(config, "transformers_weights", None)  # transformers reads this file instead of model.safetensors
     if named is not None:
         inside(folder / subfolder, named, folder / subfolder / "config.json")
@@ -182,9 +227,11 @@ def _fit_mtp_layers(model: PreTrainedModel, held: int, device_map: dict[str, Any
 
 def _set_layout(model: PreTrainedModel, layout: Layout) -> None:
     """transformers reverses ``_weight_conversions`` when it saves: ours are there for the per-expert layout only."""
-    own = {pattern for converter in expert_converters() for pattern in converter.target_patterns}
+    plain, quantized = expert_converters(), quantized_converters()
+    own = {pattern for converter in plain + quantized for pattern in converter.target_patterns}
     kept = [c for c in getattr(model, "_weight_conversions", None) or [] if not own.intersection(c.target_patterns)]
-    model._weight_conversions = kept + (expert_converters() if layout == "per_expert" else [])  # pyright: ignore
+    per_expert = quantized if plan_of(model.config) else plain
+    model._weight_conversions = kept + (per_expert if layout == "per_expert" else [])  # pyright: ignore
 
 
 def _without_unused_biases(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

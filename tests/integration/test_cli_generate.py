@@ -66,6 +66,49 @@ def test_json(generate):
     assert reply["finish_reason"] == "stop"
 
 
+def test_json_reports_drafts_and_log_probabilities(generate):
+    """The scripted model's drafts are all right."""
+    options = ["hi", "--json", "--think", "--budget", 20, "--logprobs", 2]
+    with_drafts, without = (json.loads(generate(*options, "--drafts", n)[1]) for n in (3, 0))
+    drafts, none = with_drafts.pop("drafts"), without.pop("drafts")
+    assert drafts["accepted"] == drafts["drafted"] > 0 == none["drafted"]
+    assert drafts["acceptance_at"] == [1.0, 1.0, 1.0] and drafts["steps"] < none["steps"]
+    assert drafts["tokens_per_second"]["with"] > 0 and none["tokens_per_second"]["with"] is None
+    assert "".join(token["token"] for token in with_drafts["logprobs"][:5]) == with_drafts["reasoning"][:5]
+    assert all(token["top"][0]["logprob"] >= token["top"][1]["logprob"] for token in with_drafts["logprobs"])
+    for reply in (with_drafts, without):
+        for token in reply.pop("logprobs"):
+            assert token["top"] or token["logprob"] <= 0
+        del reply["seconds"]
+    assert with_drafts == without
+
+
+def test_penalties_and_biases(generate):
+    """Each keeps the model from what it would write: Y again, or at all."""
+    assert json.loads(generate("hi", "--json", "--logit-bias", "89=-100", "--temperature", 0)[1])["answer"][:1] != "Y"
+    (plain, _), (penalised, _) = (
+        (generate("hi", "--think", "--max-new-tokens", 12, "--temperature", 0, "--json", *more)[1], 0)
+        for more in ([], ["--presence-penalty", 50, "--frequency-penalty", 1])
+    )
+    assert json.loads(plain)["reasoning"] == "abc abc abc "
+    assert len(set(token := json.loads(penalised)["reasoning"])) == len(token)
+
+
+def test_log_probabilities_in_a_file(generate, requests, tmp_path):
+    output = tmp_path / "out.jsonl"
+    assert generate("--input", requests, "--output", output, "--budget", 3, "--logprobs", 1)[0] == 0
+    assert all(len(row["logprobs"]) >= row["answer_tokens"] for row in replies(output))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_seed_gives_the_same_file_whatever_the_batch(generate, requests, tmp_path, tiny_checkpoint, batch_size):
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    options = ("--input", requests, "--max-new-tokens", 8, "--seed", 3, "--temperature", 2)
+    for file, size in zip(files, (batch_size, 3), strict=True):
+        generate(*options, "--output", file, "--batch-size", size, model=tiny_checkpoint)
+    assert replies(files[0]) == replies(files[1])
+
+
 def test_reply_cut_inside_the_reasoning_says_so(generate):
     code, out, err = generate("hi", "--think", "--max-new-tokens", 5)
     assert (code, out) == (0, "\n")
@@ -176,6 +219,14 @@ def test_foreign_output_file_is_left_alone(generate, requests, tmp_path, content
         (["hi", "--input", "x", "--output", "y"], "leave out the prompt"),
         (["--input", "/none/x", "--output", "y"], "cannot be read"),
         (["hi", "--temperature", "warm"], "--temperature"),
+        (["hi", "--drafts", "some"], "--drafts is 'some'"),
+        (["hi", "--drafts", "16"], "drafts is 16"),
+        (["hi", "--drafts", "-1"], "--drafts is '-1'"),
+        (["hi", "--logit-bias", "7"], "--logit-bias is '7'"),
+        (["hi", "--logit-bias", "-7=1"], "logit_bias is"),
+        (["hi", "--presence-penalty", "nan"], "presence_penalty is nan"),
+        (["hi", "--logprobs", "1"], "--logprobs needs --json"),
+        (["hi", "--json", "--logprobs", "-1"], "logprobs is -1"),
     ],
 )
 def test_bad_options(generate, options, message):

@@ -1,7 +1,5 @@
 """Sampling options, the thinking budget on any batch, the decode loop, MTP acceptance."""
 
-import threading
-
 import pytest
 import torch
 from conftest import make_model, make_scripted_model, make_tokenizer
@@ -97,17 +95,18 @@ def model():
 def test_decode_equals_plain_greedy_search(model):
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10]]
     steps = list(decode(model, prompts, GREEDY, max_new_tokens=6, stop_ids=STOP, pad_id=257))
+    assert all(len(tokens) == 1 for step in steps for tokens in step)
     for row, prompt in enumerate(prompts):
         ids = list(prompt)
         for _ in range(6):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        assert [step[row] for step in steps] == ids[len(prompt) :]
+        assert [token for step in steps for token in step[row]] == ids[len(prompt) :]
 
 
-def test_rows_end_on_any_stop_id_and_pad_after():
+def test_rows_end_on_any_stop_id_and_yield_nothing_after():
     scripted = make_scripted_model({1: 2, 2: 269, 11: 12, 12: 13, 13: 256})
     steps = list(decode(scripted, [[1], [11]], GREEDY, max_new_tokens=9, stop_ids=STOP, pad_id=257))
-    assert steps == [[2, 12], [269, 13], [257, 256]]
+    assert steps == [[[2], [12]], [[269], [13]], [[], [256]]]
 
 
 def test_checkpoint_defaults_do_not_leak_in(model, monkeypatch):
@@ -115,7 +114,7 @@ def test_checkpoint_defaults_do_not_leak_in(model, monkeypatch):
 
     plain = list(decode(model, [[1, 2]], GREEDY, max_new_tokens=5, stop_ids=STOP, pad_id=257))
     monkeypatch.setattr(
-        model, "generation_config", GenerationConfig(do_sample=True, temperature=9.0, top_k=3, eos_token_id=plain[1])
+        model, "generation_config", GenerationConfig(do_sample=True, temperature=9.0, top_k=3, eos_token_id=plain[1][0])
     )
     assert list(decode(model, [[1, 2]], GREEDY, max_new_tokens=5, stop_ids=STOP, pad_id=257)) == plain
 
@@ -130,17 +129,21 @@ def test_narrowest_sampling_is_greedy(model, options):
 def test_repetition_penalty_breaks_a_loop():
     looping = make_scripted_model({1: 1})
     arguments = {"max_new_tokens": 3, "stop_ids": STOP, "pad_id": 257}
-    assert list(decode(looping, [[1]], GREEDY, **arguments)) == [[1]] * 3
+    assert list(decode(looping, [[1]], GREEDY, **arguments)) == [[[1]]] * 3
     penalised = Sampling(temperature=1.0, seed=0, repetition_penalty=1e6)
-    assert [1] not in list(decode(looping, [[1]], penalised, **arguments))
+    assert [[1]] not in list(decode(looping, [[1]], penalised, **arguments))
 
 
-def test_closing_stops_the_model(model):
+def test_closing_stops_the_model(model, monkeypatch):
+    """The model runs only while a step is waited for, so nothing is left to stop."""
+    calls = []
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda **inputs: calls.append(1) or forward(**inputs))
     steps = decode(model, [[1, 2]], Sampling(seed=0), max_new_tokens=4000, stop_ids=STOP, pad_id=257)
     next(steps)
-    assert any(thread.name == "axk1-decode" for thread in threading.enumerate())
+    assert len(calls) == 1
     steps.close()
-    assert not any(thread.name == "axk1-decode" for thread in threading.enumerate())
+    assert len(calls) == 1 and list(steps) == []
 
 
 def padded(rows: list[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:

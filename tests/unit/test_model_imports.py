@@ -98,7 +98,8 @@ EXPORTED = {"AXK1Config": "config"} | {name: "pretrained" for name in axk1.__all
 MAY_IMPORT = {
     "config": set(),
     "modeling": {"config"},
-    "checkpoint": {"config", "modeling"},
+    "quantized": {"config", "modeling"},
+    "checkpoint": {"config", "modeling", "quantized"},
     "tokenizer": {"config"},
 }
 NEVER = {

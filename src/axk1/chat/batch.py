@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from axk1.chat.engine import Chat
 from axk1.chat.messages import Message, check_messages
-from axk1.generation.sampling import Sampling
+from axk1.generation.sampling import Sampling, row_seeds
 
 _HEAD = b'{"id": '  # how each line of ours begins
 
@@ -107,8 +107,8 @@ def answer_records(
 ) -> Iterator[int]:
     """Answers what ``output`` does not hold yet and appends a line a reply, in order, a batch at a time.
 
-    Batches are cut from the whole file, and with a seed each has its own, so that a resumed run draws as a whole one
-    would wherever it was interrupted between batches.
+    With a seed each record has its own, made of that and its place in the file, so that neither the size of the batches
+    nor an interruption changes what is drawn.
 
     Args:
         think: the mode of records that name none.
@@ -123,6 +123,7 @@ def answer_records(
     if batch_size < 1:
         raise ValueError(f"The batch size is {batch_size}; it must be at least 1.")
     sampling = sampling or Sampling()
+    seeds = None if sampling.seed is None else row_seeds(sampling.seed, len(records))
     answered = finished_ids(output)
     todo = [record for record in records if record.id not in answered]
     _check_lengths(chat, todo)
@@ -130,13 +131,19 @@ def answer_records(
     yield finished
     with output.open("a", encoding="utf-8") as file:
         for start in range(0, len(records), batch_size):
-            batch = [record for record in records[start : start + batch_size] if record.id not in answered]
-            modes = [think if record.think is None else record.think for record in batch]
-            seed = None if sampling.seed is None else sampling.seed + start
-            conversations = [record.messages for record in batch]
-            replies = chat.reply_batch(conversations, think=modes, sampling=replace(sampling, seed=seed), **options)
-            for record, mode, reply in zip(batch, modes, replies, strict=True):
-                file.write(json.dumps({"id": record.id, "think": mode, **asdict(reply)}, ensure_ascii=False) + "\n")
+            batch = [i for i in range(start, start + batch_size) if i < len(records) and records[i].id not in answered]
+            chosen = [records[i] for i in batch]
+            modes = [think if record.think is None else record.think for record in chosen]
+            replies = chat.reply_batch(
+                [record.messages for record in chosen],
+                think=modes,
+                sampling=sampling,
+                seeds=None if seeds is None else [seeds[i] for i in batch],
+                **options,
+            )
+            for record, mode, reply in zip(chosen, modes, replies, strict=True):
+                line = {"id": record.id, "think": mode, **reply.record()}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             finished += len(batch)
             if batch:

@@ -1,7 +1,8 @@
 """A model and its tokenizer, answering messages in Think or Non-Think: whole, streamed, or a batch at once."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -9,12 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from axk1.chat.messages import Message, check_messages
 from axk1.chat.parser import Delta
-from axk1.chat.reply import Reply, ReplyBuilder
+from axk1.chat.reply import Reply, ReplyBuilder, token_scores
 from axk1.generation.budget import UNLIMITED, ThinkingBudget
-from axk1.generation.decode import decode
-from axk1.generation.sampling import Sampling
+from axk1.generation.decode import Steps, decode
+from axk1.generation.gate import Gate
+from axk1.generation.sampling import Logprobs, Sampling
+from axk1.generation.speculate import Drafts, DraftStatistics
 
-Steps = Generator[list[int], None, None]
 TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
 
 
@@ -25,15 +27,19 @@ class ReplyStream(Iterator[Delta]):
     ``reply`` holds what was written so far, with finish reason ``cancelled``.
     """
 
-    def __init__(self, steps: Steps, builder: ReplyBuilder):
-        self._builder = builder
+    def __init__(self, batch: "_Batch"):
+        (self._builder,) = batch.builders
+        self._batch = batch
         self._cancelled = False
-        self._deltas = self._run(steps)
+        self._deltas = self._run(batch.steps)
 
     def _run(self, steps: Steps) -> Iterator[Delta]:
         with closing(steps):
-            for (token,) in steps:
-                yield from self._builder.push(token)
+            for (tokens,) in steps:
+                for token in tokens:
+                    yield from self._builder.push(token)
+                    if self._builder.finish_reason or self._cancelled:
+                        break
                 if self._builder.finish_reason or self._cancelled:
                     break
         yield from self._builder.finish("cancelled" if self._cancelled else "length")
@@ -48,7 +54,48 @@ class ReplyStream(Iterator[Delta]):
     @property
     def reply(self) -> Reply:
         """The finished reply; RuntimeError while deltas are still to come."""
-        return self._builder.reply()
+        return self._batch.replies()[0]
+
+    @property
+    def statistics(self) -> DraftStatistics:
+        """Steps, drafts and rates so far."""
+        return self._batch.statistics
+
+
+class _Batch:
+    """Replies being generated together: the steps, and what becomes of each row's tokens."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        builders: list[ReplyBuilder],
+        steps: Steps,
+        logprobs: Logprobs | None,
+        statistics: DraftStatistics,
+    ):
+        self.tokenizer, self.builders, self.steps = tokenizer, builders, steps
+        self.logprobs, self.statistics = logprobs, statistics
+
+    def run(self) -> list[Reply]:
+        """All replies, once all have ended."""
+        with closing(self.steps):
+            for step in self.steps:
+                for builder, tokens in zip(self.builders, step, strict=True):
+                    for token in tokens:
+                        builder.push(token)
+                if all(builder.finish_reason for builder in self.builders):
+                    break
+        for builder in self.builders:
+            builder.finish("length")
+        return self.replies()
+
+    def replies(self) -> list[Reply]:
+        """The finished replies; RuntimeError before."""
+        replies = [builder.reply() for builder in self.builders]
+        if self.logprobs is None:
+            return replies
+        rows = zip(replies, self.builders, self.logprobs.rows, strict=True)
+        return [replace(r, logprobs=token_scores(self.tokenizer, row[: b.tokens])) for r, b, row in rows]
 
 
 class Chat:
@@ -64,6 +111,8 @@ class Chat:
         self.tokenizer = tokenizer
         self.context_length: int = model.config.max_position_embeddings
         self.stop_ids = _stop_ids(model, tokenizer)
+        self.gate = Gate()
+        """What automatic drafts go by, learnt over all replies."""
         pad_id = tokenizer.pad_token_id
         self._pad_id: int = pad_id if isinstance(pad_id, int) else min(self.stop_ids)
 
@@ -94,8 +143,7 @@ class Chat:
 
     def stream(self, messages: Sequence[Message], *, think: bool = False, **options: Any) -> ReplyStream:
         """Answers one conversation as it is written; the options are those of :meth:`reply_batch`."""
-        steps, (builder,) = self._start([messages], think, **options)
-        return ReplyStream(steps, builder)
+        return ReplyStream(self._start([messages], think, **options))
 
     def reply_batch(
         self, conversations: Sequence[Sequence[Message]], *, think: bool | Sequence[bool] = False, **options: Any
@@ -106,29 +154,18 @@ class Chat:
             conversations: lists of messages ``{"role": ..., "content": ...}``.
             think: the mode, for all or one each.
             budget: reasoning tokens at most; -1 unlimited, 0 none (the prompt is then the Non-Think one).
-            sampling: how tokens are chosen; the official defaults when left out.
+            sampling: how tokens are chosen; the official defaults when left out. With a seed each row draws its own.
+            seeds: one each, in place of those made of ``sampling.seed``.
             max_new_tokens: reasoning and answer together; what the context still holds when left out.
             stop: strings before which the answer is cut.
             tools: JSON-schema functions for the template; only then are tool calls taken out of the answer.
+            drafts: MTP speculation; by default as much as measurably pays, where the model has an MTP module.
+            logprobs: how many of the most probable tokens to give in each place; none are given when left out.
 
         Raises:
             ValueError: for an option out of range, or a prompt that fills the context.
         """
-        if not conversations:
-            return []
-        steps, builders = self._start(conversations, think, **options)
-        with closing(steps):
-            for step in steps:
-                running = False
-                for builder, token in zip(builders, step, strict=True):
-                    if builder.finish_reason is None:
-                        builder.push(token)
-                        running |= builder.finish_reason is None
-                if not running:
-                    break
-        for builder in builders:
-            builder.finish("length")
-        return [builder.reply() for builder in builders]
+        return self._start(conversations, think, **options).run() if conversations else []
 
     def _start(
         self,
@@ -140,7 +177,10 @@ class Chat:
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
         tools: Sequence[dict] | None = None,
-    ) -> tuple[Steps, list[ReplyBuilder]]:
+        seeds: Sequence[int] | None = None,
+        drafts: Drafts | None = None,
+        logprobs: int | None = None,
+    ) -> _Batch:
         if budget < UNLIMITED:
             raise ValueError(f"budget is {budget}; it must be -1 (unlimited), 0 (no reasoning) or more.")
         modes = [think] * len(conversations) if isinstance(think, bool) else list(think)
@@ -155,7 +195,8 @@ class Chat:
                 f"A budget of {budget} reasoning tokens leaves no room for an answer in {max_new_tokens} new tokens; "
                 "lower the budget or raise max_new_tokens."
             )
-        processors = [ThinkingBudget(self.tokenizer, width, [budget if mode else UNLIMITED for mode in modes])]
+        drafts = drafts or Drafts()
+        recorded, statistics = None if logprobs is None else Logprobs(logprobs), DraftStatistics()
         steps = decode(
             self.model,
             prompts,
@@ -163,12 +204,20 @@ class Chat:
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             pad_id=self._pad_id,
-            processors=processors if any(modes) and budget != UNLIMITED else [],
+            processors=[
+                [ThinkingBudget(self.tokenizer, len(prompt), [budget])] if mode and budget != UNLIMITED else []
+                for prompt, mode in zip(prompts, modes, strict=True)
+            ],
+            seeds=seeds,
+            drafts=replace(drafts, gate=drafts.gate or self.gate),
+            logprobs=recorded,
+            statistics=statistics,
         )
-        return steps, [
+        builders = [
             ReplyBuilder(self.tokenizer, mode, len(prompt), self.stop_ids, stop, tools is not None)
             for mode, prompt in zip(modes, prompts, strict=True)
         ]
+        return _Batch(self.tokenizer, builders, steps, recorded, statistics)
 
     def room(self, prompt_tokens: int, max_new_tokens: int | None = None) -> int:
         """How many new tokens may follow a prompt: what the context still holds, or ``max_new_tokens`` if that is less.

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
@@ -11,7 +11,26 @@ from transformers import PreTrainedTokenizerFast
 from axk1.chat.parser import Delta, ReasoningParser, partial_suffix
 from axk1.chat.tools import ToolCall, extract_tool_calls
 
+if TYPE_CHECKING:
+    from axk1.generation.sampling import TokenLogprobs
+
 FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A token as text, its id, and its log-probability before penalties and temperature."""
+
+    token: str
+    id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenToken(TokenScore):
+    """A token of a reply; ``top`` holds the most probable ones in its place, best first."""
+
+    top: list[TokenScore]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +40,7 @@ class Reply:
     ``finish_reason`` is ``stop`` (the model ended its turn, or a stop string came), ``length`` (no tokens left) or
     ``cancelled``. ``closed`` is False when the text ended inside the reasoning; then ``answer`` is empty. The token
     counts leave out the closing ``</think>`` and the token that ends the turn. ``seconds`` runs from the request to
-    this reply's last token.
+    this reply's last token. ``logprobs``, where asked for, has every token but the one that ends the turn.
     """
 
     reasoning: str
@@ -33,6 +52,14 @@ class Reply:
     reasoning_tokens: int
     answer_tokens: int
     seconds: float
+    logprobs: list[ChosenToken] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The reply for JSON; without ``logprobs`` where there are none."""
+        record = asdict(self)
+        if self.logprobs is None:
+            del record["logprobs"]
+        return record
 
     def message(self) -> dict[str, Any]:
         """This reply as an assistant turn. The template drops the reasoning from earlier turns; giving it apart, even
@@ -42,6 +69,18 @@ class Reply:
             functions = ({"name": call.name, "arguments": call.arguments} for call in self.tool_calls)
             message["tool_calls"] = [{"type": "function", "function": function} for function in functions]
         return message
+
+
+def token_scores(tokenizer: PreTrainedTokenizerFast, tokens: "Sequence[TokenLogprobs]") -> list[ChosenToken]:
+    """``tokens`` with their text (of a part of a character: a replacement character)."""
+
+    def text(id: int) -> str:
+        return cast(str, tokenizer.decode([id], skip_special_tokens=False))
+
+    return [
+        ChosenToken(text(t.id), t.id, t.logprob, [TokenScore(text(id), id, logprob) for id, logprob in t.top])
+        for t in tokens
+    ]
 
 
 class StopStrings:
@@ -107,8 +146,16 @@ class ReplyBuilder:
         self._start = self._end = time.perf_counter()
         self.finish_reason: FinishReason | None = None
 
+    @property
+    def tokens(self) -> int:
+        """Tokens taken, without the one that ended the turn."""
+        return len(self._ids)
+
     def push(self, token: int) -> list[Delta]:
-        """Takes the next token; sets ``finish_reason`` when it ends the reply."""
+        """Takes the next token; sets ``finish_reason`` when it ends the reply. What comes after that is passed over: a
+        step may yield more tokens than the reply needs."""
+        if self.finish_reason is not None:
+            return []
         if token in self._stop_ids:
             return self.finish("stop")
         self._ids.append(token)

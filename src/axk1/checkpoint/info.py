@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from axk1.checkpoint.compressed import Sizes, check_method, held_specs, read_plan, stored_specs, sum_sizes
 from axk1.checkpoint.files import Stored, load_config, open_checkpoint
 from axk1.checkpoint.names import (
     HEAD_KEYS,
     PARTS,
     Layout,
     TensorSpec,
-    detect_layout,
     detect_prefix,
     expected_tensors,
-    is_ignored,
 )
 from axk1.checkpoint.verify import check_tensors, with_mtp_layers
 from axk1.config import PRESETS, AXK1Config
@@ -52,11 +51,14 @@ class Info:
     """Parameters that one token uses, input embedding included, MTP layers not."""
     active_without_embedding: int
     bytes: dict[str, int]
+    """Of the whole model: ``stored`` as the files are, the others as they would be."""
     bytes_per_token: dict[str, int]
     """Weights read to decode one token at batch 1: the active ones without the input embedding."""
     cache_bytes_per_token: Cache
     cache: tuple[Cache, ...]
     mtp_layers: int
+    quantization: str | None
+    """The formats of the matrices of a quantised checkpoint."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -74,35 +76,44 @@ def describe(name: str) -> Info:
     if name in PRESETS and not (folder / "config.json").is_file():
         config = AXK1Config.preset(name)
         specs = [spec for spec in expected_tensors(config) if not spec.name.endswith("e_score_correction_bias")]
-        return _info(name, config, specs, "released", ("BF16",), 0)
+        return _info(name, config, specs, "released", ("BF16",), 0, len(specs))
     if not folder.is_dir():
         raise ValueError(f"{name!r} is neither a folder nor a preset ({', '.join(sorted(PRESETS))}).")
     config, stored = load_config(folder), open_checkpoint(folder)
-    config = with_mtp_layers(config, check_tensors(stored, config).mtp_layers)
+    check_method(config, folder)
+    found = check_tensors(stored, config)
+    config, plan = with_mtp_layers(config, found.mtp_layers), read_plan(config, folder)
     dtypes = tuple(sorted({tensor.dtype for tensor in stored.tensors.values()}))
-    return _info(name, config, _held(stored, config), detect_layout(stored.tensors), dtypes, len(stored.files))
+    specs = _specs(stored, config, found.layout)
+    held = list(stored_specs(held_specs(specs, plan, stored.tensors), plan))
+    sizes = sum_sizes(config, (replace(spec, dtype=stored.tensors[spec.name].dtype) for spec in held))
+    specs = held_specs(specs, plan, stored.tensors)
+    kinds = ", ".join(dict.fromkeys(str(scheme) for _, scheme in plan.groups)) if plan else None
+    return _info(name, config, specs, found.layout, dtypes, len(stored.files), len(held), sizes, kinds)
 
 
-def _held(stored: Stored, config: AXK1Config) -> list[TensorSpec]:
-    """The stored tensors with the part of the model they belong to."""
-    layout = detect_layout(stored.tensors)
-    specs = {spec.name: spec for spec in expected_tensors(config, layout, detect_prefix(stored.tensors))}
-    specs.update({key: TensorSpec(key, (), "", "head", "") for key in HEAD_KEYS})
-    return [
-        replace(specs[key], shape=tensor.shape, dtype=tensor.dtype)
-        for key, tensor in stored.tensors.items()
-        if not is_ignored(key)
-    ]
+def _specs(stored: Stored, config: AXK1Config, layout: Layout) -> list[TensorSpec]:
+    """Expected tensors with the part of the model they belong to; heads in the shape they are stored in."""
+    specs = expected_tensors(config, layout, detect_prefix(stored.tensors), head=False)
+    heads = [key for key in HEAD_KEYS if key in stored.tensors]
+    return [*specs, *(TensorSpec(key, stored.tensors[key].shape, "", "head", "") for key in heads)]
 
 
 def _info(
-    name: str, config: AXK1Config, specs: Iterable[TensorSpec], layout: Layout, dtypes: tuple[str, ...], files: int
+    name: str,
+    config: AXK1Config,
+    specs: Iterable[TensorSpec],
+    layout: Layout,
+    dtypes: tuple[str, ...],
+    files: int,
+    tensors: int,
+    stored: Sizes | None = None,
+    quantization: str | None = None,
 ) -> Info:
     parts: dict[str, int] = dict.fromkeys(PARTS, 0)
-    tensors = unused = 0
+    unused = 0
     for spec in specs:
         parts[spec.part] += spec.size
-        tensors += 1
         if spec.optional and spec.part == "norms":  # the dense layers' post-MLP norm is stored, never applied
             unused += spec.size
     parts = {part: size for part, size in parts.items() if size}
@@ -124,11 +135,15 @@ def _info(
         total=total,
         active=active,
         active_without_embedding=read,
-        bytes={dtype: int(total * bits / 8) for dtype, bits in BITS.items()},
-        bytes_per_token={dtype: int(read * bits / 8) for dtype, bits in BITS.items()},
+        bytes={**({"stored": stored.total} if stored else {}), **{d: int(total * b / 8) for d, b in BITS.items()}},
+        bytes_per_token={
+            **({"stored": stored.per_token} if stored else {}),
+            **{dtype: int(read * bits / 8) for dtype, bits in BITS.items()},
+        },
         cache_bytes_per_token=_cache(config, 1),
         cache=tuple(_cache(config, context) for context in contexts),
         mtp_layers=config.num_nextn_predict_layers,
+        quantization=quantization,
     )
 
 

@@ -20,11 +20,11 @@ from typing import Literal, NamedTuple
 
 from axk1.checkpoint.errors import CheckpointError
 from axk1.config import AXK1Config
+from axk1.quantized.plan import FUSED
 
 Layout = Literal["released", "per_expert"]
 LAYOUTS: tuple[Layout, ...] = ("released", "per_expert")
 PREFIX = "model."  # a trunk saved alone (AXK1Model) has none
-FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 PARTS: tuple[str, ...] = (
     "embedding",
     "head",
@@ -36,7 +36,10 @@ PARTS: tuple[str, ...] = (
     "norms",
     "MTP",
 )
-_EXPERT = re.compile(r"(?P<base>.*\.mlp\.experts\.)(?P<expert>\d+)\.(?P<proj>gate_proj|up_proj|down_proj)\.weight")
+_EXPERT = re.compile(
+    r"(?P<base>.*\.mlp\.experts\.)(?P<expert>\d+)\.(?P<proj>gate_proj|up_proj|down_proj)"
+    r"\.weight(?P<suffix>|_packed|_scale|_shape)"  # the suffixes are those of quantised weights
+)
 # DeepSeek-style MTP layers repeat the trunk's embedding and head; older files hold rotary tables. All are ignored.
 _IGNORED = re.compile(r"(model\.)?layers\.\d+\.(embed_tokens|shared_head\.head)\.weight|.*rotary_emb\.inv_freq")
 HEAD_KEYS = ("lm_head.weight", "score.weight", "score.bias")
@@ -341,7 +344,7 @@ def fused_name(name: str) -> str | None:
     match = _EXPERT.fullmatch(name)
     if match is None:
         return None
-    return match["base"] + next(fused for fused, parts in FUSED.items() if match["proj"] in parts)
+    return match["base"] + next(fused for fused, parts in FUSED.items() if match["proj"] in parts) + match["suffix"]
 
 
 def detect_layout(names: Iterable[str], where: Path | None = None) -> Layout:

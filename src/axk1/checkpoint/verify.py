@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import safe_open
 
+from axk1.checkpoint.compressed import check_method, held_specs, read_plan, stored_specs
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, StoredTensor, load_config, open_checkpoint
 from axk1.checkpoint.names import (
@@ -27,7 +29,7 @@ from axk1.checkpoint.names import (
 from axk1.config import AXK1Config
 
 if TYPE_CHECKING:
-    import torch
+    from axk1.quantized.plan import Plan
 
 FLOATS = ("BF16", "F32", "F16", "F64")
 Progress = Callable[[int, int], None]
@@ -77,10 +79,12 @@ def check_tensors(stored: Stored, config: AXK1Config, shapes: bool = True) -> Fo
     Raises:
         CheckpointError: a missing, surplus or misshapen tensor, or one that is no float; the first, and how many.
     """
+    plan = read_plan(config, stored.files[0].parent)
     layout = detect_layout(stored.tensors, _where(stored))
+    layout = "per_expert" if plan else layout
     prefix = detect_prefix(stored.tensors)
     mtp = _mtp_layers(stored.tensors, config)
-    specs = _specs(stored, with_mtp_layers(config, mtp), layout, prefix)
+    specs = _specs(stored, with_mtp_layers(config, mtp), layout, prefix, plan)
     _check_missing(stored, specs)
     _check_surplus(stored, specs)
     for name, spec in specs.items():
@@ -104,10 +108,11 @@ def verify_checkpoint(
     """
     folder = Path(path)
     config = load_config(folder)
-    if getattr(config, "quantization_config", None):
-        raise CheckpointError("is quantised; only unquantised checkpoints can be verified.", folder)
+    check_method(config, folder)
     stored = open_checkpoint(folder, variant=variant)
     found = check_tensors(stored, config)
+    expected = expected_tensors(with_mtp_layers(config, found.mtp_layers), found.layout, found.prefix)
+    heads = [stored.tensors[key].size for key in HEAD_KEYS[1:] if key in stored.tensors]
     sizes = {name: tensor.size for name, tensor in stored.tensors.items()}
     if finite:
         _check_values(stored, sizes, progress)
@@ -119,7 +124,7 @@ def verify_checkpoint(
         found.layout,
         len(stored.files),
         len(stored.tensors),
-        sum(sizes.values()),
+        sum(spec.size for spec in held_specs(expected, read_plan(config, folder), stored.tensors)) + sum(heads),
         found.mtp_layers,
         dtypes,
         True if finite else None,
@@ -141,7 +146,7 @@ def check_loaded(state_dict: Mapping[str, torch.Tensor], stored: Stored) -> None
             continue
         for key in keys:
             _check_stored(stored.tensors[key].file, key)
-        if tensor.device.type != "meta" and not tensor.isfinite().all():
+        if tensor.device.type != "meta" and not tensor.float().isfinite().all():
             file = stored.tensors[keys[0]].file
             raise CheckpointError(f"tensor {keys[0]!r} overflows in {tensor.dtype}: load in bfloat16.", file, keys[0])
 
@@ -159,14 +164,14 @@ def _mtp_layers(names: Iterable[str], config: AXK1Config) -> int:
     beyond = [(index, name) for name in names if (index := layer_index(name) or 0) >= first and not is_ignored(name)]
     if not beyond:
         return 0
-    complete = {index for index, name in beyond if name.endswith("eh_proj.weight")}
+    complete = {index for index, name in beyond if name.endswith(("eh_proj.weight", "eh_proj.weight_packed"))}
     held = next(count for count in itertools.count() if first + count not in complete)
     return max(held, config.num_nextn_predict_layers)
 
 
-def _specs(stored: Stored, config: AXK1Config, layout: Layout, prefix: str) -> dict[str, TensorSpec]:
+def _specs(stored: Stored, config: AXK1Config, layout: Layout, prefix: str, plan: Plan | None) -> dict[str, TensorSpec]:
     """Expected tensors by name. The head may be absent from a bare trunk and beside a classification head."""
-    specs = {spec.name: spec for spec in expected_tensors(config, layout, prefix)}
+    specs = {spec.name: spec for spec in stored_specs(expected_tensors(config, layout, prefix), plan)}
     head = specs.get(HEAD_KEYS[0])
     if head and (not prefix or any(key in stored.tensors for key in HEAD_KEYS[1:])):
         specs[head.name] = replace(head, optional=True)
@@ -196,9 +201,10 @@ def _check_surplus(stored: Stored, specs: dict[str, TensorSpec]) -> None:
 
 
 def _check_one(name: str, tensor: StoredTensor, spec: TensorSpec, shapes: bool) -> None:
-    if tensor.dtype not in FLOATS:
+    allowed = FLOATS if spec.dtype in FLOATS else (spec.dtype,)
+    if tensor.dtype not in allowed:
         raise CheckpointError(
-            f"tensor {name!r} is stored as {tensor.dtype}, expected one of {', '.join(FLOATS)}. Quantised files need "
+            f"tensor {name!r} is stored as {tensor.dtype}, expected one of {', '.join(allowed)}. Quantised files need "
             "their 'quantization_config' in config.json.",
             tensor.file,
             name,
@@ -215,6 +221,9 @@ def _check_one(name: str, tensor: StoredTensor, spec: TensorSpec, shapes: bool) 
 def _check_values(stored: Stored, sizes: Mapping[str, int], progress: Progress | None) -> None:
     done, total = 0, sum(sizes.values())
     for name, tensor in stored.tensors.items():
+        packed = stored.tensors.get(name.removesuffix("_shape") + "_packed")
+        if packed and name.endswith(".weight_shape"):
+            _check_shape(tensor.file, name, packed)
         _check_stored(tensor.file, name)
         done += sizes[name]
         if progress:
@@ -228,14 +237,23 @@ def _check_stored(file: Path, key: str) -> None:
         shape = view.get_shape()
         blocks = (view[i] for i in range(shape[0])) if len(shape) == 3 else (opened.get_tensor(key),)
         for block in blocks:
-            if not _sum_is_finite(block) and not block.isfinite().all():
-                word = "NaN" if block.isnan().any() else "infinity"
+            if not _sum_is_finite(block) and not (values := block.float()).isfinite().all():
+                word = "NaN" if values.isnan().any() else "infinity"
                 raise CheckpointError(f"tensor {key!r} holds {word}. Download the file again.", file, key)
 
 
+def _check_shape(file: Path, key: str, packed: StoredTensor) -> None:
+    """The shape beside a packed weight is only a note, and has to be the right one."""
+    with safe_open(file, framework="pt") as opened:
+        noted = opened.get_tensor(key).tolist()
+    if noted != [packed.shape[0], 8 * packed.shape[1]]:
+        raise CheckpointError(f"tensor {key!r} says {noted}, but its weight is {list(packed.shape)} words.", file, key)
+
+
 def _sum_is_finite(tensor: torch.Tensor) -> bool:
-    # fp8 and integers (quantised models) have no NaN that a checkpoint could carry in unnoticed
-    return tensor.itemsize == 1 or not tensor.is_floating_point() or bool(tensor.sum().isfinite())
+    if tensor.itemsize == 1 and tensor.is_floating_point():  # fp8 has no infinity, and no sum: NaN is all ones
+        return not bool((tensor.view(torch.uint8) & 127 == 127).any())
+    return not tensor.is_floating_point() or bool(tensor.sum().isfinite())
 
 
 def _sources(names: Mapping[str, StoredTensor]) -> dict[str, list[str]]:

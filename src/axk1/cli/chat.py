@@ -31,34 +31,28 @@ Ctrl-C stops a reply. A line that ends with \\ goes on in the next one; so does 
 MORE = "... "
 
 
+@options.with_reply_options
 def chat(
     model: Annotated[Path | None, typer.Argument(help="Checkpoint folder. Default: AXK1_MODEL, else the nano.")] = None,
-    think: options.Think = False,
-    budget: options.Budget = -1,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = 0.6,
-    top_p: options.TopP = 0.95,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
+    *,
+    how: options.ReplyOptions,
 ) -> None:
     """Talk with a model in the terminal, with its reasoning or without; /help lists the commands."""
     from rich.console import Console
 
-    from axk1.generation.sampling import Sampling
-
     options.lenient_stdin()
-    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    reply_options = {
+        "sampling": how.sampling(),
+        "drafts": how.speculation(),
+        "max_new_tokens": how.max_new_tokens,
+    }
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
     with console.status("Loading the model"):
-        engine = options.load_chat(model, device, dtype)
+        engine = how.load(model)
     from axk1.chat import Conversation
 
-    session = Session(engine, Conversation(system, think, budget), console, sampling, max_new_tokens)
+    session = Session(engine, Conversation(system, how.think, how.budget), console, reply_options)
     if session.interactive:
         console.print("/help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves.", style="dim")
         with _line_editing():
@@ -70,18 +64,11 @@ def chat(
 class Session:
     """Reads lines until the end of input; a line is a command or a message to answer."""
 
-    def __init__(
-        self,
-        engine: "Chat",
-        conversation: "Conversation",
-        console: "Console",
-        sampling: Any,
-        max_new_tokens: int | None,
-    ):
+    def __init__(self, engine: "Chat", conversation: "Conversation", console: "Console", how: dict[str, Any]):
         self.engine = engine
         self.conversation = conversation
         self.console = console
-        self.how = {"sampling": sampling, "max_new_tokens": max_new_tokens}
+        self.how = how
         self.interactive = sys.stdin.isatty()
         self.commands: dict[str, Callable[[str], object]] = {
             "/think": lambda _: self._set_mode(True),
@@ -154,7 +141,9 @@ class Session:
         if self.interactive:
             tokens = reply.reasoning_tokens + reply.answer_tokens
             counts = f"{reply.reasoning_tokens} reasoning + {reply.answer_tokens} answer tokens"
-            self._say(f"{counts}, {tokens / reply.seconds:.0f} tokens/s")
+            acceptance = stream.statistics.acceptance
+            drafts = "" if acceptance is None else f", {acceptance:.0%} of drafts accepted"
+            self._say(f"{counts}, {tokens / reply.seconds:.0f} tokens/s{drafts}")
 
     def _show(self, stream: "ReplyStream") -> None:
         previous = None

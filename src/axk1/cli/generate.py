@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,52 +11,50 @@ from axk1.cli import chat_options as options
 
 if TYPE_CHECKING:
     from axk1.chat import Chat
+    from axk1.generation.speculate import DraftStatistics
 
 
+@options.with_reply_options
 def generate(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads standard input.")] = None,
     input: Annotated[Path | None, typer.Option(help="JSONL: prompt or messages; optional id, think.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL of replies; an interrupted run goes on.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reply and its counts as JSON.")] = False,
-    think: options.Think = False,
-    budget: options.Budget = -1,
-    max_new_tokens: options.MaxNewTokens = None,
+    logprobs: Annotated[
+        int | None, typer.Option(help="Add log-probabilities to the JSON: of each token and the N best in its place.")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Cut the answer before this text; repeatable.")] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts of the input file answered at once.")] = 32,
-    temperature: options.Temperature = 0.6,
-    top_p: options.TopP = 0.95,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
+    *,
+    how: options.ReplyOptions,
 ) -> None:
     """Answer a prompt, or a JSONL file of them. The answer goes to standard output, the reasoning to standard error."""
-    from axk1.generation.sampling import Sampling
-
     _check_sources(prompt, input, output, as_json)
-    how = {
-        "think": think,
-        "budget": budget,
-        "max_new_tokens": max_new_tokens,
+    if logprobs is not None and not as_json and input is None:
+        raise ValueError("--logprobs needs --json, or --input and --output.")
+    reply_options = {
+        "think": how.think,
+        "budget": how.budget,
+        "max_new_tokens": how.max_new_tokens,
         "stop": stop or [],
-        "sampling": Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
+        "sampling": how.sampling(),
+        "drafts": how.speculation(),
+        "logprobs": logprobs,
     }
     if input is None or output is None:
         options.lenient_stdin()
         text = sys.stdin.read().rstrip("\n") if prompt in (None, "-") else prompt
         if not text.strip():
             raise ValueError("The prompt is empty.")
-        _answer(options.load_chat(model, device, dtype), text, as_json, how)
+        _answer(how.load(model), text, as_json, reply_options)
         return
     from axk1.chat.batch import read_records
 
     records = read_records(input)
     if output.exists() and output.samefile(input):
         raise ValueError("--output is the --input file; choose another.")
-    _answer_file(options.load_chat(model, device, dtype), records, output, {"batch_size": batch_size, **how})
+    _answer_file(how.load(model), records, output, {"batch_size": batch_size, **reply_options})
 
 
 def _check_sources(prompt: str | None, input: Path | None, output: Path | None, as_json: bool) -> None:
@@ -91,11 +88,24 @@ def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None
             stderr.print(options.printable(delta.text), style="dim", end="")
         previous = delta.kind
     if as_json:
-        typer.echo(json.dumps({"think": how["think"], **asdict(stream.reply)}, ensure_ascii=False))
+        reply = {"think": how["think"], **stream.reply.record(), "drafts": _drafts(stream.statistics)}
+        typer.echo(json.dumps(reply, ensure_ascii=False))
     else:
         typer.echo()
     if not stream.reply.closed:
         stderr.print("The reply ended inside the reasoning; raise --max-new-tokens or set a --budget.", style="yellow")
+
+
+def _drafts(statistics: "DraftStatistics") -> dict[str, Any]:
+    """What drafting did and gained."""
+    without, drafting = statistics.rates
+    return {
+        "drafted": statistics.drafted,
+        "accepted": statistics.accepted,
+        "acceptance_at": statistics.acceptance_at,
+        "steps": statistics.steps,
+        "tokens_per_second": {"without": without, "with": drafting},
+    }
 
 
 def _answer_file(chat: "Chat", records: list, output: Path, how: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ def info(
     console = Console()
     source = f"{found.files} files" if found.files else "preset, nothing stored"
     mtp = f"{found.mtp_layers} MTP layer(s)" if found.mtp_layers else "no MTP layer"
+    mtp += f", quantised: {found.quantization}" if found.quantization else ""
     console.print(
         f"[bold]{found.name}[/bold]: {source}, {found.tensors:,} tensors, {found.layout.replace('_', '-')} layout, "
         f"{', '.join(found.dtypes)}, {mtp}",
@@ -52,8 +53,9 @@ def _parts(found: "Info") -> "Table":
 
 def _bytes(found: "Info") -> "Table":
     table = _table("Weights", "whole model", "read a token")
+    labels = {"int4": "int4 (4.5 bits)", "stored": "as stored"}
     for dtype, size in found.bytes.items():
-        label = "int4 (4.5 bits)" if dtype == "int4" else dtype
+        label = labels.get(dtype, dtype)
         table.add_row(label, size_text(size), size_text(found.bytes_per_token[dtype]))
     return table
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import axk1
-from axk1.cli import chat, convert, corpus, demo, evaluate, generate, info, tokenizer, train, verify
+from axk1.cli import bench, chat, convert, corpus, demo, evaluate, generate, info, quantize, tokenizer, train, verify
 
 
 class Group(TyperGroup):
@@ -33,9 +33,11 @@ class Group(TyperGroup):
 
 
 app = typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-for function in (demo.demo, chat.chat, generate.generate, info.info, verify.verify, convert.convert):
+_COMMANDS = (demo.demo, chat.chat, generate.generate, info.info, verify.verify, convert.convert, quantize.quantize)
+for function in _COMMANDS:
     app.command()(function)
 app.command("train")(train.train)
+app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(corpus.app, name="corpus")

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel, initialization
+from transformers import GenerationConfig, PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import GenerationMixin
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from axk1.config import AXK1Config
-from axk1.modeling.attention import AXK1Attention
+from axk1.modeling.attention import AXK1Attention, is_standard
+from axk1.modeling.cache import LatentCache
+from axk1.modeling.context import attention_context, next_positions
 from axk1.modeling.layer import AXK1DecoderLayer
 from axk1.modeling.losses import sequence_balance_loss, shifted_labels, token_loss, tokens_per_expert
 from axk1.modeling.moe import AXK1Experts, AXK1Router
 from axk1.modeling.mtp import AXK1MTPLayer
 from axk1.modeling.norm import AXK1RMSNorm
 from axk1.modeling.rope import AXK1RotaryEmbedding
+from axk1.modeling.runners import project, run_compiled
 
 
 @dataclass
@@ -102,6 +105,10 @@ class AXK1PreTrainedModel(PreTrainedModel):
             initialization.normal_(cast(torch.Tensor, module.down_proj), mean=0.0, std=std)
 
 
+RECORDED = tuple(f"output_{name}" for name in AXK1PreTrainedModel._can_record_outputs or {})
+"""Arguments, and configuration fields, that ask for outputs recorded inside the layers."""
+
+
 class AXK1Model(AXK1PreTrainedModel):
     """The trunk: embedding, decoder layers, final norm; the MTP modules, last in ``layers``, are run by ForCausalLM."""
 
@@ -121,7 +128,7 @@ class AXK1Model(AXK1PreTrainedModel):
     @property
     def mtp_layers(self) -> list[AXK1MTPLayer]:
         """The MTP modules, depth 1 first."""
-        return cast(list, list(self.layers[self.config.num_hidden_layers :]))
+        return cast(list, list(self.layers)[self.config.num_hidden_layers :])
 
     @merge_with_config_defaults
     @capture_outputs
@@ -147,30 +154,55 @@ class AXK1Model(AXK1PreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        hidden_states = cast(torch.Tensor, inputs_embeds)
-        if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen).unsqueeze(0)  # pyright: ignore
-        context = {
-            "attention_mask": create_causal_mask(
-                config=self.config,
-                inputs_embeds=hidden_states,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            ),
-            "position_embeddings": self.rotary_emb(hidden_states, position_ids),
-            "position_ids": position_ids,
-        }
-        # after the mask: transformers takes restarting positions for packed documents only where there is no cache
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        for layer in self.layers[: self.config.num_hidden_layers]:
-            hidden_states = layer(hidden_states, past_key_values=past_key_values, **context, **kwargs)
+        inputs = cast(torch.Tensor, inputs_embeds)
+        position_ids = next_positions(inputs, past_key_values) if position_ids is None else position_ids  # pyright: ignore
+        context, layers = None, list(self.layers)[: self.config.num_hidden_layers]
+        states = self._run_compiled(layers, inputs, attention_mask, position_ids, past_key_values, **kwargs)
+        if states is None:
+            context = self._context(inputs, attention_mask, position_ids, past_key_values)
+            # after the mask: transformers takes restarting positions for packed documents only where there is no cache
+            if use_cache and past_key_values is None:
+                # a training step has no use for the latents in one piece, and nn.DataParallel gathers plain caches only
+                past_key_values = DynamicCache(config=self.config) if self.training else LatentCache(self.config)
+            states = self._run_layers(layers, inputs, context, past_key_values, **kwargs)
         return AXK1ModelOutput(
-            last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values,
-            attention_context=context,
+            last_hidden_state=self.norm(states), past_key_values=past_key_values, attention_context=context
+        )
+
+    def _context(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return attention_context(self.config, self.rotary_emb, *args, training=self.training, **kwargs)
+
+    def _run_layers(
+        self,
+        layers: Sequence[nn.Module],
+        hidden_states: torch.Tensor,
+        context: dict[str, Any],
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """``[batch, tokens, hidden]`` through ``layers``, which append to ``past_key_values``."""
+        for layer in layers:
+            hidden_states = layer(hidden_states, past_key_values=past_key_values, **context, **kwargs)
+        return hidden_states
+
+    def _run_compiled(
+        self,
+        layers: Sequence[nn.Module],
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> torch.Tensor | None:
+        """The same by the device's runner (``runners.py``), or None where the modules have to run: no runner, or
+        outputs to record, or an attention that was chosen for itself (``eager``, the reference, or someone's own)."""
+        config = self.config
+        recorded = (kwargs.get(key, getattr(config, key, False)) for key in RECORDED)
+        chosen = config._attn_implementation == "eager" or not is_standard(config)
+        if chosen or kwargs.get("is_causal", True) is False or any(recorded):
+            return None
+        return run_compiled(
+            self, cast(Any, layers), hidden_states, cast(torch.Tensor, position_ids), attention_mask, past_key_values
         )
 
     @capture_outputs
@@ -191,9 +223,51 @@ class AXK1Model(AXK1PreTrainedModel):
         states = []
         for depth, layer in enumerate(self.mtp_layers, start=1):
             ahead = F.pad(inputs_embeds[:, depth:], (0, 0, 0, min(depth, inputs_embeds.shape[1])))
-            hidden_states = layer(hidden_states, ahead, **attention_context, **kwargs)
+            context = {**attention_context, "embeddings": ahead}
+            hidden_states = self._run_layers([layer], hidden_states, context, None, **kwargs)
             states.append(hidden_states)
         return AXK1MTPOutput(mtp_states=tuple(states))
+
+    def draft(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        past_key_values: LatentCache,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        depth: int = 1,
+    ) -> torch.Tensor:
+        """Runs one MTP module behind its own cache: what ``forward_mtp`` computes, step by step.
+
+        Calling it again on its own output and the token drafted from it gives the next draft.
+
+        Args:
+            hidden_states: ``[batch, tokens, hidden]`` post-norm states, of the trunk or of an earlier draft.
+            input_ids: ``[batch, tokens]``, for each state the ``depth``-th token after it.
+            past_key_values: the trunk's cache; the module's layer of it grows by ``tokens``, the trunk's stay.
+            attention_mask: ``[batch, columns]`` over the module's own columns, these tokens included; 0 at padding.
+            position_ids: ``[1 or batch, tokens]``, of the states; counted on from the module's cache if not given.
+            depth: which module, from 1.
+
+        Returns:
+            ``[batch, tokens, hidden]`` states after the module's norm: ``lm_head`` makes logits of them, for the
+            token after ``input_ids``.
+
+        Raises:
+            ValueError: there is no module of this depth.
+        """
+        if not 1 <= depth <= len(self.mtp_layers):
+            raise ValueError(f"depth={depth}: the model has {len(self.mtp_layers)} MTP modules.")
+        layer, index = self.mtp_layers[depth - 1], self.config.num_hidden_layers + depth - 1
+        embeddings = self.embed_tokens(input_ids)
+        if position_ids is None:
+            position_ids = next_positions(embeddings, past_key_values, index)
+        combined = layer.combine(hidden_states, embeddings)
+        states = self._run_compiled([layer], combined, attention_mask, position_ids, past_key_values)
+        if states is not None:
+            return layer.shared_head.norm(states)
+        context = self._context(combined, attention_mask, position_ids, past_key_values, layer_idx=index)
+        return self._run_layers([layer], combined, {**context, "embeddings": None}, past_key_values)
 
 
 class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
@@ -238,26 +312,13 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: MTP modules are to run behind a filled cache, or both or neither kind of input is given.
         """
-        config = self.config
-        runs_mtp = bool(output_mtp_logits or labels is not None)
-        if runs_mtp and self.model.mtp_layers and past_key_values is not None and past_key_values.get_seq_length() > 0:
-            raise ValueError(
-                "labels and output_mtp_logits run the MTP modules, which need the whole sequence: "
-                "pass all tokens and no filled past_key_values."
-            )
-        wants_router = config.output_router_logits if output_router_logits is None else output_router_logits
-        balances = labels is not None and self.training and config.router_aux_loss_coef + config.router_bias_update_rate
-        record = {"output_router_logits": bool(wants_router or balances)}
-        record["output_router_indices"] = record["output_router_logits"]
+        runs_mtp = self._runs_mtp(labels is not None or output_mtp_logits, past_key_values)
+        balances = labels is not None and self._balances()
+        record = self._record_routers(output_router_logits, balances)
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        where = {"attention_mask": attention_mask, "position_ids": position_ids}
         outputs: AXK1ModelOutput = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **record,
-            **kwargs,
+            **inputs, **where, past_key_values=past_key_values, use_cache=use_cache, **record, **kwargs
         )
         hidden = cast(torch.Tensor, outputs.last_hidden_state)
         result = AXK1CausalLMOutput(
@@ -265,13 +326,8 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         )
         if labels is None or not skip_logits:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            result.logits = self.lm_head(hidden[:, keep, :])
-        mtp = AXK1MTPOutput()
-        if runs_mtp:
-            context = cast(dict, outputs.attention_context)
-            embeddings = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-            quiet = {"output_hidden_states": False, "output_attentions": False}
-            mtp = self.model.forward_mtp(hidden, embeddings, context, **record, **{**kwargs, **quiet})
+            result.logits = self._logits(hidden[:, keep, :], outputs.past_key_values)
+        mtp = self._run_mtp(outputs, **inputs, **where, **record, **kwargs) if runs_mtp else AXK1MTPOutput()
         if output_mtp_logits:
             result.mtp_logits = tuple(self.lm_head(state) for state in mtp.mtp_states or ())
         if record["output_router_logits"]:
@@ -283,6 +339,58 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
             self._add_router_losses(result, mask)
         return AXK1CausalLMOutput(**result)  # in the order of its fields, so that a tuple begins with the loss
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Where ``generate`` would make itself a plain ``DynamicCache``, it gets a :class:`LatentCache`."""
+        given = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # pyright: ignore
+        made = model_kwargs.get("past_key_values")
+        if given is None and type(made) is DynamicCache and not made.offloading:
+            model_kwargs["past_key_values"] = LatentCache(self.config)
+
+    def _runs_mtp(self, asked: bool, past_key_values: Cache | None) -> bool:
+        """``asked``, where the MTP modules can do it."""
+        if asked and self.model.mtp_layers and past_key_values is not None and past_key_values.get_seq_length() > 0:
+            raise ValueError(
+                "labels and output_mtp_logits run the MTP modules, which need the whole sequence: "
+                "pass all tokens and no filled past_key_values."
+            )
+        return asked
+
+    def _logits(self, states: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+        """``[..., vocab]`` of post-norm states; in a decode step by the device's runner, if there is one."""
+        return project(self.lm_head, states) if isinstance(cache, LatentCache) else self.lm_head(states)
+
+    def _balances(self) -> bool:
+        """Whether a step with labels evens out the use of experts, for which the routers' decisions are needed."""
+        config = self.config
+        return self.training and config.router_aux_loss_coef + config.router_bias_update_rate > 0
+
+    def _record_routers(self, asked: bool | None, balances: bool) -> dict[str, bool]:
+        """Arguments by which trunk and MTP modules record the routers' decisions, or do not."""
+        wanted = bool((self.config.output_router_logits if asked is None else asked) or balances)
+        return {"output_router_logits": wanted, "output_router_indices": wanted}
+
+    def _run_mtp(
+        self,
+        outputs: AXK1ModelOutput,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> AXK1MTPOutput:
+        """The MTP modules behind the trunk's ``outputs``; what they record are the routers' decisions only."""
+        hidden = cast(torch.Tensor, outputs.last_hidden_state)
+        embeddings = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        context = outputs.attention_context
+        if context is None:  # the trunk ran without a mask
+            position_ids = next_positions(hidden, None) if position_ids is None else position_ids
+            context = self.model._context(embeddings, attention_mask, position_ids, None)
+        quiet = {"output_hidden_states": False, "output_attentions": False}
+        return self.model.forward_mtp(hidden, embeddings, context, **{**kwargs, **quiet})
 
     def _add_token_losses(
         self,

@@ -37,7 +37,16 @@ class AXK1MTPLayer(AXK1DecoderLayer):
         self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.shared_head = AXK1SharedHead(config)
 
-    def forward(self, hidden_states: torch.Tensor, embeddings: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Post-norm hidden states and next-token embeddings, both ``[batch, tokens, hidden]``, to post-norm states."""
-        pair = torch.cat([self.enorm(embeddings), self.hnorm(hidden_states)], dim=-1)
-        return self.shared_head.norm(super().forward(self.eh_proj(pair), **kwargs))
+    def combine(self, hidden_states: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """The decoder block's input, of post-norm states and next-token embeddings, all ``[batch, tokens, hidden]``."""
+        return self.eh_proj(torch.cat([self.enorm(embeddings), self.hnorm(hidden_states)], dim=-1))
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, hidden_states: torch.Tensor, embeddings: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Post-norm hidden states and next-token embeddings, both ``[batch, tokens, hidden]``, to post-norm states.
+
+        Without ``embeddings``, ``hidden_states`` are what ``combine`` made of both.
+        """
+        combined = hidden_states if embeddings is None else self.combine(hidden_states, embeddings)
+        return self.shared_head.norm(super().forward(combined, **kwargs))

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from axk1.generation.sampling import GREEDY
+from axk1.generation.speculate import NO_DRAFTS
 from axk1.train.problems import Problem, answer_language, generate, score
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ def answer_problems(
     for start in range(0, len(by_length), batch_size):
         chosen = by_length[start : start + batch_size]
         conversations = [[{"role": "user", "content": problems[i].question}] for i in chosen]
-        replies = chat.reply_batch(conversations, think=think, sampling=GREEDY, max_new_tokens=max_new_tokens)
+        replies = chat.reply_batch(
+            conversations, think=think, sampling=GREEDY, max_new_tokens=max_new_tokens, drafts=NO_DRAFTS
+        )
         for i, reply in zip(chosen, replies, strict=True):
             results[i] = _judge(problems[i], reply, think)
         progress(start + len(chosen))

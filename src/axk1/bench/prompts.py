@@ -1,0 +1,28 @@
+"""What is asked where whole replies are measured: real problems where a tokenizer is at hand, random ids elsewhere."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+
+from axk1.bench.models import Model
+
+LENGTH = 64
+"""Tokens of a random prompt."""
+TASKS = ["word", "calendar", "counting", "sorting"]  # those that need no package of the extra "train"
+
+
+def prompts_for(model: Model, count: int) -> list[list[int]]:
+    """``count`` prompts as token ids: held-out problems in Think mode, by the checkpoint's own template."""
+    if not (model.folder / "tokenizer.json").is_file():
+        draw = random.Random(0)
+        return [[draw.randrange(3, model.config.vocab_size) for _ in range(LENGTH)] for _ in range(count)]
+    from transformers import AutoTokenizer
+
+    from axk1.train.problems import generate
+
+    tokenizer = AutoTokenizer.from_pretrained(model.folder, local_files_only=True)
+    problems = islice(generate("heldout", 0, tasks=TASKS), count)
+    conversations = [[{"role": "user", "content": problem.question}] for problem in problems]
+    how = {"add_generation_prompt": True, "enable_thinking": True, "tokenize": True, "return_dict": False}
+    return [tokenizer.apply_chat_template(messages, **how) for messages in conversations]

@@ -1,0 +1,73 @@
+"""axk1 itself: what `import axk1` gives a user, through the loop that chat, generate and servers use."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from protocol import serve
+from torch_engine import TorchEngine
+
+COMPUTED = 8_192
+"""Longest context that is computed and decoded by the loop itself; longer ones are filled and decoded by the model."""
+
+
+class AXK1Engine(TorchEngine):
+    """Decodes with ``axk1.generation``."""
+
+    def decode(self, context: int, tokens: int, batch: int = 1) -> dict[str, Any]:
+        """Seconds for ``tokens`` steps, from the step in which all rows got their first token."""
+        if context > COMPUTED:
+            return super().decode(context, tokens, batch)
+        self.forget()
+        steps = self.loop(self.prompt(batch, context, seed=1).tolist(), tokens + 1)
+        while not any(next(steps)):  # a long prompt takes several steps
+            pass
+        start = self.now()
+        made = sum(len(row) for step in steps for row in step)
+        assert made == batch * tokens, made
+        return {"seconds": self.now() - start}
+
+    def reply(self, prompts: list[list[int]], tokens: int, drafts: int = 0) -> dict[str, Any]:
+        """Greedy replies of ``tokens``, one prompt after the other.
+
+        With ``drafts`` the MTP module proposes that many tokens a step (-1: as many as pay), exactly: the replies have
+        to be the same as without.
+        """
+        from axk1.generation.gate import Gate
+        from axk1.generation.speculate import Drafts, DraftStatistics
+
+        how, gate, found = {}, Gate(), DraftStatistics()
+        start, replies = self.now(), []
+        for prompt in prompts:
+            if drafts:
+                how = {"drafts": Drafts(drafts, gate=gate), "statistics": found}
+            replies.append([token for (row,) in self.loop([prompt], tokens, **how) for token in row])
+        return {"seconds": self.now() - start, "replies": replies, "acceptance": found.acceptance}
+
+    def loop(self, prompts: list[list[int]], tokens: int, **how: Any) -> Any:
+        """The steps of :func:`axk1.generation.decode.decode`: each row's new tokens."""
+        from axk1.generation.decode import decode
+        from axk1.generation.sampling import GREEDY
+
+        return decode(self.model, prompts, GREEDY, max_new_tokens=tokens, stop_ids=(), pad_id=0, **how)
+
+
+ENGINE: list[AXK1Engine] = []
+
+
+def load(path: str, dtype: str, device: str, threads: int, **_: Any) -> dict[str, Any]:
+    """Loads a checkpoint of either layout."""
+    import axk1
+
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    model = axk1.AXK1ForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    ENGINE[:] = [AXK1Engine(model.to(device).eval())]  # pyright: ignore[reportArgumentType]
+    return {"seconds": time.perf_counter() - start, "version": axk1.__version__, "fills": True}
+
+
+if __name__ == "__main__":
+    names = ("prefill", "decode", "reply", "answers", "memory")
+    serve({"load": load} | {name: lambda name=name, **how: getattr(ENGINE[0], name)(**how) for name in names})

@@ -1,0 +1,252 @@
+"""Writes a checkpoint piece by piece from another one: shards, index, side files; goes on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from accelerate.utils import convert_file_size_to_int
+from safetensors import safe_open
+
+from axk1.checkpoint.errors import CheckpointError
+from axk1.checkpoint.files import INDEX, PICKLES, SINGLE, Stored, read_headers, read_json
+from axk1.checkpoint.names import detect_prefix, expected_tensors, expert_slices
+from axk1.checkpoint.write import write_text
+from axk1.config import AXK1Config
+
+DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+STATE = ".axk1-convert.json"
+Progress = Callable[[int, int], None]
+"""Called with (bytes written, all bytes)."""
+
+
+class Piece(NamedTuple):
+    """A part of a source tensor that is read at once: all of it, or rows of one expert."""
+
+    key: str
+    expert: int | None = None
+    start: int = 0
+    stop: int = 0
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor to write."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Job:
+    """Tensors that are made of the same pieces, and how.
+
+    ``make`` turns one piece into a part of each output; the parts of all pieces in this order are the outputs' bytes.
+    """
+
+    outputs: tuple[Output, ...]
+    pieces: tuple[Piece, ...]
+    make: Callable[[torch.Tensor], Sequence[torch.Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return sum(output.nbytes for output in self.outputs)
+
+
+class Reader:
+    """Reads pieces; keeps one file open, so that memory maps do not add up."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.stored, self.file = stored, Path()
+        self.stack = ExitStack()
+
+    def __call__(self, piece: Piece) -> torch.Tensor:
+        file = self.stored.tensors[piece.key].file
+        if file != self.file:
+            self.stack.close()
+            self.opened = self.stack.enter_context(safe_open(file, framework="pt"))
+            self.file = file
+        if piece.expert is None:
+            return self.opened.get_tensor(piece.key)
+        return self.opened.get_slice(piece.key)[piece.expert, piece.start : piece.stop]
+
+
+def write_checkpoint(
+    source: Path,
+    target: Path,
+    jobs: list[Job],
+    read: Reader,
+    wish: dict[str, Any],
+    max_shard_size: int | str,
+    config: dict[str, Any],
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Writes the outputs of ``jobs`` to the folder ``target`` and returns its weight files.
+
+    A run that was cut off goes on with the same arguments: finished shards stay. Configuration and tokenizer files are
+    copied, code and pickles are not.
+
+    Args:
+        wish: what was asked for, in JSON's types; another wish does not go on with this one's files.
+        config: values that ``config.json`` gets in place of the source's.
+
+    Raises:
+        CheckpointError: the target holds something else.
+    """
+    shards = _shards(jobs, convert_file_size_to_int(max_shard_size))
+    _begin(target, _state(read.stored, {**wish, "max_shard_size": max_shard_size}))
+    _copy_side_files(source, target, config)
+    done, total = 0, sum(job.nbytes for job in jobs)
+    for name, shard in shards.items():
+        if _is_finished(target / name, shard):
+            done += sum(job.nbytes for job in shard)
+        else:
+            for written in _write_shard(target / name, shard, read):
+                done += written
+                if progress:
+                    progress(done, total)
+    if list(shards) != [SINGLE]:
+        write_text(target / INDEX, _index(shards))
+    (target / STATE).unlink()
+    return [target / name for name in shards]
+
+
+def source_pieces(stored: Stored, config: AXK1Config) -> dict[str, tuple[Piece, ...]]:
+    """Where the bytes of every tensor come from that can be made of the stored ones, in either layout."""
+    sources: dict[str, tuple[Piece, ...]] = {name: (Piece(name),) for name in stored.tensors}
+    for spec in expected_tensors(config, "released", detect_prefix(stored.tensors)):
+        parts = expert_slices(config, spec.name)
+        if parts and spec.name in stored.tensors:
+            sources[spec.name] = tuple(Piece(spec.name, expert, 0, spec.shape[1]) for expert in range(spec.shape[0]))
+            sources.update({part.name: (Piece(spec.name, part.expert, part.start, part.stop),) for part in parts})
+        elif parts:
+            sources[spec.name] = tuple(Piece(part.name) for part in parts)
+    return sources
+
+
+def _shards(jobs: list[Job], max_bytes: int) -> dict[str, list[Job]]:
+    """Fills shards in order."""
+    shards: list[list[Job]] = [[]]
+    size = 0
+    for job in jobs:
+        if shards[-1] and size + job.nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(job)
+        size += job.nbytes
+    count = len(shards)
+    names = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    return dict(zip(names, shards, strict=True))
+
+
+def _write_shard(file: Path, jobs: list[Job], read: Reader) -> Iterator[int]:
+    """Writes a safetensors file piece by piece, yielding bytes written; it gets its name when it is complete.
+
+    safetensors' own writer takes whole tensors only, and one fused tensor of K1 is 11 GB.
+    """
+    beside = file.with_name(f".{file.name}.tmp")
+    with beside.open("wb") as stream:
+        places = _write_header(stream, [output for job in jobs for output in job.outputs])
+        for job in jobs:
+            for piece in job.pieces:
+                for output, part in zip(job.outputs, job.make(read(piece)), strict=True):
+                    stream.seek(places[output.name])
+                    part = part.to(DTYPES[output.dtype]).contiguous().flatten()
+                    written = stream.write(part.view(torch.uint8).numpy().data)
+                    places[output.name] += written
+                    yield written
+        stream.flush()
+        os.fsync(stream.fileno())
+    beside.replace(file)
+
+
+def _write_header(stream: BinaryIO, outputs: list[Output]) -> dict[str, int]:
+    """Writes the header and returns where each tensor is to begin; wide dtypes come first: a tensor must start at a
+    multiple of its item size."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for output in sorted(outputs, key=lambda output: -DTYPES[output.dtype].itemsize):
+        end = offset + output.nbytes
+        header[output.name] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    stream.write(len(text).to_bytes(8, "little") + text)
+    return {output.name: 8 + len(text) + header[output.name]["data_offsets"][0] for output in outputs}
+
+
+def _is_finished(file: Path, jobs: list[Job]) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        tensors = read_headers([file]).tensors
+    except CheckpointError:
+        return False
+    held = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    return held == {output.name: (output.dtype, output.shape) for job in jobs for output in job.outputs}
+
+
+def _begin(target: Path, state: dict[str, Any]) -> None:
+    """Makes the target folder, or finds the unfinished work on the same source in it."""
+    target.mkdir(parents=True, exist_ok=True)
+    if (target / STATE).is_file() and read_json(target / STATE) == state:
+        return
+    if any(target.iterdir()):
+        raise CheckpointError("is not empty and holds no unfinished conversion of this source. Choose another.", target)
+    write_text(target / STATE, json.dumps(state, indent=2))
+
+
+def _state(stored: Stored, wish: dict[str, Any]) -> dict[str, Any]:
+    """What must be unchanged for finished shards to be worth keeping."""
+    stats = {str(file.resolve()): file.stat() for file in stored.files}
+    return {"files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}, **wish}
+
+
+def _copy_side_files(source: Path, target: Path, changes: dict[str, Any]) -> None:
+    for file in sorted(source.iterdir()):
+        weights = file.name.endswith((".safetensors", ".safetensors.index.json", ".py", *PICKLES))
+        if not file.is_file() or file.name.startswith(".") or weights:
+            continue
+        beside = target / f".{file.name}.tmp"
+        shutil.copyfile(file, beside)
+        beside.replace(target / file.name)
+    config = read_json(target / "config.json")
+    if changes or "auto_map" in config:
+        config.pop("auto_map", None)
+        if "dtype" in changes:
+            config.pop("torch_dtype", None)
+        config.update(changes)
+        write_text(target / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _index(shards: dict[str, list[Job]]) -> str:
+    outputs = {output: name for name, jobs in shards.items() for job in jobs for output in job.outputs}
+    metadata = {
+        "total_parameters": sum(torch.Size(output.shape).numel() for output in outputs),
+        "total_size": sum(output.nbytes for output in outputs),
+    }
+    weight_map = {output.name: name for output, name in outputs.items()}
+    return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"

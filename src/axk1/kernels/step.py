@@ -1,0 +1,191 @@
+"""Runs decoder layers on the compiled operators: two calls a layer, on the layer's own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from axk1.kernels.build import available
+from axk1.modeling.moe import AXK1MLP, AXK1Experts, AXK1MoE, AXK1Router
+from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
+
+if TYPE_CHECKING:
+    from axk1.modeling.attention import AXK1Attention
+    from axk1.modeling.cache import LatentCache
+    from axk1.modeling.layer import AXK1DecoderLayer
+    from axk1.modeling.model import AXK1Model
+
+MOST_ROWS = 32
+"""Tokens a step, over all sequences; above this PyTorch's matrix products are the faster ones."""
+
+FORMATS = (torch.float32, torch.bfloat16)
+
+
+class Weight(NamedTuple):
+    """A tensor the operators read, and its scales if it is quantised."""
+
+    weight: Tensor
+    scale: Tensor | None = None
+
+
+_SEEN: WeakKeyDictionary[LatentCache, dict[int, LayerWeights | None]] = WeakKeyDictionary()
+
+
+class LayerWeights(NamedTuple):
+    """One layer's tensors in the operators' order (``cpu/library.cpp``), each list with the scales of quantised ones.
+
+    Norms and the router's bias are fp32 copies, all else is the layer's own memory.
+    """
+
+    attention: list[Tensor]
+    attention_scales: list[Tensor | None]
+    mlp: list[Tensor]
+    mlp_scales: list[Tensor | None]
+
+
+def run_layers(
+    model: AXK1Model,
+    layers: Sequence[AXK1DecoderLayer],
+    hidden_states: Tensor,
+    position_ids: Tensor,
+    attention_mask: Tensor | None,
+    cache: LatentCache,
+) -> Tensor | None:
+    """Runs ``layers`` over ``[B, T, D]`` new tokens behind ``cache``, which grows by T; None where this cannot be done.
+
+    Args:
+        position_ids: ``[B or 1, T]``.
+        attention_mask: ``[B, S]`` over cached and new tokens, 0 where nothing is to be attended; None: all.
+    """
+    config, (batch, tokens, _) = model.config, hidden_states.shape
+    if batch * tokens > MOST_ROWS or torch.compiler.is_compiling() or config.hidden_act != "silu" or not available():
+        return None
+    plans = [_weights_of(layer, cache) for layer in layers]
+    if None in plans:
+        return None
+    cos, sin = (part.expand(batch, -1, -1).contiguous() for part in model.rotary_emb(_FP32, position_ids))
+    keep = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool().contiguous()
+    state = hidden_states.to(torch.float32, copy=True).contiguous()
+    shape = (config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim)
+    groups = (config.n_group, config.topk_group, 2 if config.topk_method == "noaux_tc" else 1)
+    choice = (config.scoring_func == "sigmoid", config.norm_topk_prob, config.topk_method != "greedy")
+    experts = (config.num_experts_per_tok, *choice, config.routed_scaling_factor, config.rms_norm_eps)
+    for layer, weights in zip(layers, cast(list[LayerWeights], plans), strict=True):
+        attention = layer.self_attn
+        joint = cache.layers[attention.layer_idx].append_space(batch, tokens, hidden_states.dtype, hidden_states.device)
+        scaling = (attention.scaling, config.rms_norm_eps, config.rope_interleave)
+        torch.ops.axk1.attention_step(
+            state, weights.attention, weights.attention_scales, joint, cos, sin, keep, *shape, *scaling
+        )
+        torch.ops.axk1.mlp_step(state, weights.mlp, weights.mlp_scales, *groups, *experts)
+    return state.to(hidden_states.dtype)
+
+
+_FP32 = torch.empty(0)  # the rotary embedding answers in the dtype of what it is given
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor | None:
+    """``[..., I]`` times ``[O, I]`` for few rows on the CPU, summed in fp32, to x's dtype; or None, as above."""
+    rows = x.reshape(-1, x.shape[-1])
+    usable = len(rows) <= MOST_ROWS and weight.dtype in FORMATS and weight.is_contiguous() and weight.is_cpu
+    if not usable or not available():
+        return None
+    return torch.ops.axk1.linear(rows.float().contiguous(), weight).view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def _weights_of(layer: AXK1DecoderLayer, cache: LatentCache) -> LayerWeights | None:
+    """Looked up once for a cache, so that weights that are replaced between generations are seen."""
+    seen = _SEEN.setdefault(cache, {})
+    index = layer.self_attn.layer_idx
+    if index not in seen:
+        seen[index] = _read(layer)
+    return seen[index]
+
+
+def _read(layer: AXK1DecoderLayer) -> LayerWeights | None:
+    """The layer's tensors, or None if a part is not as this package builds it: adapted, hooked, offloaded."""
+    if any(_is_hooked(module) for module in layer.modules()):
+        return None
+    attention = [_norm(layer.input_layernorm), *_attention(layer.self_attn)]
+    mlp = [_norm(layer.post_attention_layernorm), *_mlp(layer)]
+    if None in attention or None in mlp:
+        return None
+    parts = cast(list[Weight], attention + mlp)
+    tensors = [tensor for part in parts for tensor in part if tensor is not None]
+    if not all(tensor.is_cpu and tensor.is_contiguous() for tensor in tensors):
+        return None
+    weights, scales = [part.weight for part in parts], [part.scale for part in parts]
+    split = len(attention)
+    return LayerWeights(weights[:split], scales[:split], weights[split:], scales[split:])
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody listens in on ``module``; transformers' own recorders, asked for nothing, do not count."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    foreign = any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)
+    return foreign or hasattr(module, "_hf_hook")  # accelerate: weights that live elsewhere
+
+
+def _attention(attention: AXK1Attention) -> list[Weight | None]:
+    if type(attention.kv_b_proj) is not nn.Linear:  # read in columns too, as no quantised format can be
+        return [None]
+    return [
+        _linear(attention.q_a_proj),
+        _norm(attention.q_a_layernorm),
+        _linear(attention.q_b_proj),
+        _linear(attention.kv_a_proj_with_mqa),
+        _norm(attention.kv_a_layernorm),
+        _linear(attention.kv_b_proj),
+        _linear(attention.o_proj),
+    ]
+
+
+def _mlp(layer: AXK1DecoderLayer) -> list[Weight | None]:
+    if type(layer.mlp) is AXK1MLP:
+        return _swiglu(layer.mlp)
+    moe = cast(AXK1MoE, layer.mlp)
+    shared = [] if moe.shared_experts is None else _swiglu(moe.shared_experts)
+    if type(moe.gate) is not AXK1Router:
+        return [None]
+    router = [Weight(moe.gate.weight), Weight(moe.gate.e_score_correction_bias.float())]
+    return [_norm(layer.post_mlp_layernorm), *router, *_experts(moe.experts), *shared]
+
+
+def _swiglu(mlp: AXK1MLP) -> list[Weight | None]:
+    return [_linear(mlp.gate_proj), _linear(mlp.up_proj), _linear(mlp.down_proj)]
+
+
+def _experts(experts: nn.Module) -> list[Weight | None]:
+    if type(experts) is QuantizedExperts:
+        gate_up = _quantized(experts.gate_up_values, experts.gate_up_proj_scale)
+        return [gate_up, _quantized(experts.down_values, experts.down_proj_scale)]
+    if type(experts) is not AXK1Experts:
+        return [None]
+    return [_floating(cast(Tensor, experts.gate_up_proj)), _floating(cast(Tensor, experts.down_proj))]
+
+
+def _linear(module: nn.Module) -> Weight | None:
+    if getattr(module, "bias", None) is not None:
+        return None
+    if type(module) is QuantizedLinear:
+        return _quantized(module.values, module.weight_scale)
+    return _floating(module.weight) if type(module) is nn.Linear else None
+
+
+def _quantized(values: Tensor, scale: Tensor) -> Weight | None:
+    """int8 a row and int4 a group; fp8 is left to PyTorch."""
+    group = 2 * values.shape[-1] // scale.shape[-1]
+    readable = values.dtype == torch.int8 or (values.dtype == torch.uint8 and group % 32 == 0)
+    return Weight(values, scale) if readable else None
+
+
+def _norm(module: nn.Module) -> Weight:
+    return Weight(cast(Tensor, module.weight).detach().float())
+
+
+def _floating(weight: Tensor) -> Weight | None:
+    return Weight(weight) if weight.dtype in FORMATS else None

@@ -1,0 +1,99 @@
+"""Compiled decoders plug in here: whole decoder layers over a few tokens, in one call instead of one a module.
+
+A runner belongs to a device type. ``AXK1Model`` asks it before every step that it could take, and runs the modules
+itself where there is no runner or it declines. Both ways give the same states: a runner changes nothing but speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from axk1.modeling.cache import LatentCache
+
+if TYPE_CHECKING:
+    from axk1.modeling.layer import AXK1DecoderLayer
+    from axk1.modeling.model import AXK1Model
+
+MAX_TOKENS = 16
+"""Runners are asked about steps of at most this many tokens a row: one, or a few to verify."""
+
+
+class LayerRunner(Protocol):
+    """Runs ``layers``, each as :class:`AXK1DecoderLayer` does (of an MTP module: its decoder block alone).
+
+    A runner declines, by returning None before it has touched the cache, whatever it cannot reproduce: adapters,
+    quantised or offloaded weights, hooks on modules inside a layer.
+    """
+
+    def __call__(
+        self,
+        model: AXK1Model,
+        layers: Sequence[AXK1DecoderLayer],
+        hidden_states: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: LatentCache,
+    ) -> torch.Tensor | None:
+        """States behind the last of ``layers``, ``[B, T, hidden]``, without the norm that follows; or None.
+
+        Args:
+            model: the trunk that ``layers`` belong to.
+            layers: their caches are ``cache.layers[layer.self_attn.layer_idx]``, all S - T tokens long; each gains T.
+            hidden_states: ``[B, T, hidden]``, T up to ``MAX_TOKENS``; not to be written.
+            position_ids: ``[1, T]`` or ``[B, T]`` int64, for the rotation. A token attends by column: to all before
+                it and itself.
+            attention_mask: ``[B, S]`` of any dtype, 0 where a column is not attended to; None for all.
+            cache: holds B rows, or none yet.
+        """
+        ...
+
+
+LAYER_RUNNERS: dict[str, LayerRunner] = {}
+"""Runners by ``torch.device.type``."""
+
+
+def run_compiled(
+    model: AXK1Model,
+    layers: Sequence[AXK1DecoderLayer],
+    hidden_states: torch.Tensor,
+    position_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cache: Cache | None,
+) -> torch.Tensor | None:
+    """What the device's runner makes of this step, or None where the modules have to run."""
+    runner = LAYER_RUNNERS.get(hidden_states.device.type)
+    if runner is None or not isinstance(cache, LatentCache) or not 1 <= hidden_states.shape[1] <= MAX_TOKENS:
+        return None
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or model.training:
+        return None
+    if attention_mask is not None:
+        seen = cache.get_seq_length(layers[0].self_attn.layer_idx)
+        if attention_mask.shape != (hidden_states.shape[0], seen + hidden_states.shape[1]):
+            return None
+    return runner(model, layers, hidden_states, position_ids, attention_mask, cache)
+
+
+class LinearRunner(Protocol):
+    """Multiplies a few rows: ``[..., I]`` by the transposed ``[O, I]``, to x's dtype; or declines with None."""
+
+    def __call__(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None: ...
+
+
+LINEAR_RUNNERS: dict[str, LinearRunner] = {}
+"""Runners by ``torch.device.type``, for the matrices beside the layers: head and MTP projection."""
+
+
+def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """``linear(x)`` of a decode step, by the device's runner where it can stand in for the module."""
+    runner = LINEAR_RUNNERS.get(x.device.type)
+    plain = type(linear) is nn.Linear and linear.bias is None and not hasattr(linear, "_hf_hook")
+    hooked = linear._forward_hooks or linear._forward_pre_hooks
+    if runner is None or not plain or hooked or torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return linear(x)
+    result = runner(x, linear.weight)
+    return linear(x) if result is None else result

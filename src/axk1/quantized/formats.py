@@ -1,0 +1,103 @@
+"""The number formats: rounding to int8, int4 and fp8, packing, and back.
+
+All are symmetric: a weight is its stored value times a scale. Shapes: O outputs, I inputs, G inputs that share a scale.
+A scale is rounded to bfloat16 before the weights are, so that storing it in bfloat16 loses nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from axk1.quantized.plan import Scheme
+
+LARGEST = {"int8": 127.0, "fp8": torch.finfo(torch.float8_e4m3fn).max, "int4": 7.0}
+"""The stored value that a row's or group's largest weight gets (int4 reaches to -8 on the other side)."""
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+"""int4: each group is tried with its largest weight clipped to these shares; the one of least squared error stays."""
+_BLOCK = 1 << 22  # values worked on at once: a matrix of K1 in fp32, seven times over, would be 3.7 GB
+
+
+class Quantized(NamedTuple):
+    """A matrix in a format of this module."""
+
+    values: torch.Tensor
+    """int8 ``[..., O, I]``, float8_e4m3fn ``[..., O, I]``, or four-bit values packed into int32 ``[..., O, I / 8]``."""
+    scale: torch.Tensor
+    """float32 ``[..., O, 1]``, int4 ``[..., O, I / G]``."""
+
+
+def quantize(weight: torch.Tensor, scheme: Scheme) -> Quantized:
+    """Rounds ``weight`` ``[O, I]``, any float type, to ``scheme``; rows at a time, so that little memory is needed.
+
+    Raises:
+        ValueError: the weight is not finite.
+    """
+    rows = max(1, _BLOCK // weight.shape[-1])
+    blocks = [_quantize(block.float(), scheme) for block in weight.split(rows)]
+    return Quantized(torch.cat([block.values for block in blocks]), torch.cat([block.scale for block in blocks]))
+
+
+def dequantize(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """``[..., O, I]`` of what :class:`Quantized` holds: multiplied in float32, rounded to ``dtype`` once."""
+    numbers = unpack_int4(values) if values.dtype == torch.int32 else values
+    grouped = numbers.float().unflatten(-1, (scale.shape[-1], -1))
+    return (grouped * scale.float().unsqueeze(-1)).flatten(-2).to(dtype)
+
+
+def pack_int4(values: torch.Tensor) -> torch.Tensor:
+    """Whole numbers from -8 to 7 ``[..., I]`` to int32 ``[..., I / 8]``: value + 8 in four bits, the first lowest."""
+    nibbles = (values.to(torch.int16) + 8).to(torch.uint8)
+    return (nibbles[..., ::2] | nibbles[..., 1::2] << 4).view(torch.int32)
+
+
+def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
+    """int32 ``[..., I / 8]`` to int8 ``[..., I]``."""
+    pairs = packed.contiguous().view(torch.uint8)
+    return torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(-2).to(torch.int8) - 8
+
+
+def stored_scale(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``scale`` as a file of ``dtype`` weights holds it: in that type, unless it would change."""
+    narrow = scale.to(dtype)
+    return narrow if torch.equal(narrow.to(scale.dtype), scale) else scale
+
+
+def _quantize(weight: torch.Tensor, scheme: Scheme) -> Quantized:
+    grouped = weight.unflatten(-1, (-1, scheme.group_size or weight.shape[-1]))
+    largest = grouped.abs().amax(-1, keepdim=True)
+    if not largest.isfinite().all():
+        raise ValueError("holds NaN or infinity")
+    scale = _scale(largest, scheme)
+    if scheme.kind == "int4":
+        scale = _best_scale(grouped, largest, scheme)
+    rounded = _round(grouped / scale, scheme).flatten(-2)
+    scale = scale.squeeze(-1)
+    if scheme.kind == "int4":
+        return Quantized(pack_int4(rounded), scale)
+    return Quantized(rounded.to(torch.int8 if scheme.kind == "int8" else torch.float8_e4m3fn), scale)
+
+
+def _scale(largest: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    scale = (largest / LARGEST[scheme.kind]).bfloat16().float()
+    # a group of zeros, or of numbers so small that their scale would be none
+    return torch.where(scale < torch.finfo(torch.bfloat16).tiny, 1.0, scale)
+
+
+def _round(numbers: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    limit = LARGEST[scheme.kind]
+    lowest = -limit - (scheme.kind == "int4")
+    clamped = numbers.clamp(lowest, limit)
+    return clamped if scheme.kind == "fp8" else clamped.round()
+
+
+def _best_scale(grouped: torch.Tensor, largest: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    best, least = torch.ones_like(largest), torch.full_like(largest, torch.inf)
+    for clip in CLIPS:
+        scale = _scale(largest * clip, scheme)
+        numbers = grouped / scale
+        share = (_round(numbers, scheme) - numbers) * (scale / largest)  # of the largest: its square is in range
+        error = share.square().sum(-1, keepdim=True)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    return best

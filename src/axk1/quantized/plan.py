@@ -1,0 +1,217 @@
+"""Which matrix is stored in which format: ``quantization_config`` of ``config.json``, in compressed-tensors' terms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Kind = Literal["int8", "int4", "fp8"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+METHOD = "compressed-tensors"
+FORMATS = {"int8": "int-quantized", "int4": "pack-quantized", "fp8": "float-quantized"}
+FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""The stacks of all experts' matrices in memory, and the matrices of one expert that each is made of, rows in order."""
+_TYPES: dict[tuple[str, int], Kind] = {("int", 8): "int8", ("int", 4): "int4", ("float", 8): "fp8"}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a matrix is stored."""
+
+    kind: Kind
+    group_size: int | None = None
+    """Inputs that share a scale; None: all of a row."""
+    activations: bool = False
+    """Whether the inputs are to be rounded to eight bits too, with a scale for each token."""
+
+    def __str__(self) -> str:
+        text = f"{self.kind} in groups of {self.group_size}" if self.group_size else self.kind
+        return f"{text} with eight-bit activations" if self.activations else text
+
+    def tensors(self, outputs: int, inputs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """What stands for a matrix's ``weight`` in a file: names, types in safetensors' words, shapes."""
+        scale = ("BF16", (outputs, inputs // (self.group_size or inputs)))
+        if self.kind == "int4":
+            packed = ("I32", (outputs, inputs // 8))
+            return {"weight_packed": packed, "weight_scale": scale, "weight_shape": ("I64", (2,))}
+        word = "I8" if self.kind == "int8" else "F8_E4M3"
+        return {"weight": (word, (outputs, inputs)), "weight_scale": scale}
+
+    def to_dict(self, targets: Sequence[str]) -> dict[str, Any]:
+        """The scheme as a group of ``config_groups``."""
+        number = "float" if self.kind == "fp8" else "int"
+        weights = {
+            "num_bits": 4 if self.kind == "int4" else 8,
+            "type": number,
+            "symmetric": True,
+            "strategy": "group" if self.group_size else "channel",
+            "group_size": self.group_size,
+            "dynamic": False,
+            "observer": "mse" if self.kind == "int4" else "minmax",
+        }
+        activations = {"num_bits": 8, "type": number, "symmetric": True, "strategy": "token", "dynamic": True}
+        return {
+            "targets": list(targets),
+            "format": FORMATS[self.kind],
+            "weights": weights,
+            "input_activations": activations if self.activations else None,
+            "output_activations": None,
+        }
+
+    @classmethod
+    def from_dict(cls, group: Mapping[str, Any], default_format: str | None) -> Scheme:
+        """Reads a group of ``config_groups``.
+
+        Raises:
+            ValueError: a format that this package does not compute with; the message says which.
+        """
+        weights = group.get("weights") or {}
+        kind = _TYPES.get((weights.get("type", "int"), weights.get("num_bits", 8)))
+        strategy, stored = weights.get("strategy"), group.get("format") or default_format
+        size = weights.get("group_size") if strategy == "group" else None
+        readable = weights.get("symmetric", True) and not weights.get("dynamic")
+        readable = readable and strategy in (("channel", "group") if kind == "int4" else ("channel",))
+        readable = readable and (strategy != "group" or _is_size(size))
+        if (
+            kind is None
+            or not readable
+            or stored != FORMATS[kind]
+            or weights.get("actorder") not in (None, False, "weight", "static")
+        ):
+            words = {key: weights.get(key) for key in ("num_bits", "type", "symmetric", "group_size", "actorder")}
+            raise ValueError(
+                f"weights are quantised as {words} in format {stored!r}; read are symmetric int8 and fp8 with a scale "
+                "a channel, and int4 with a scale a group, as `axk1 quantize` writes them"
+            )
+        return cls(kind, size, _dynamic_activations(group.get("input_activations"), kind))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The schemes of a model's matrices by name."""
+
+    groups: tuple[tuple[tuple[str, ...], Scheme], ...]
+    """Targets and their scheme: ``Linear`` (all that is not named), a module's name, or ``re:`` and a pattern."""
+    ignore: tuple[str, ...] = ()
+
+    def scheme(self, module: str) -> Scheme | None:
+        """The scheme of the linear module ``module`` (``model.layers.3.self_attn.o_proj``); None: stored in full."""
+        name = "model." + module.removeprefix("model.")
+        if any(_matches(name, target) for target in self.ignore):
+            return None
+        for wanted in (_matches, _is_class):
+            for targets, scheme in self.groups:
+                if any(wanted(name, target) for target in targets):
+                    return scheme
+        return None
+
+    def expert_schemes(self, module: str) -> tuple[Scheme, Scheme] | None:
+        """The schemes of gate and up, and of down, of the experts in ``module`` (``model.layers.3.mlp.experts``).
+
+        Raises:
+            ValueError: the matrices of one expert are not all quantised, or gate and up differ.
+        """
+        gate, up, down = (self.scheme(f"{module}.0.{part}_proj") for part in ("gate", "up", "down"))
+        if gate != up or (gate is None) != (down is None):
+            raise ValueError(f"gate_proj, up_proj and down_proj of {module} have formats that do not go together")
+        return None if gate is None or down is None else (gate, down)
+
+    @property
+    def kind(self) -> Kind:
+        """The format of most matrices."""
+        return self.groups[0][1].kind
+
+    def to_dict(self) -> dict[str, Any]:
+        """``quantization_config``."""
+        groups = {f"group_{i}": scheme.to_dict(targets) for i, (targets, scheme) in enumerate(self.groups)}
+        return {
+            "quant_method": METHOD,
+            "format": FORMATS[self.kind],
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": list(self.ignore),
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """Reads ``quantization_config``.
+
+        Raises:
+            ValueError: it asks for something that this package does not compute with.
+        """
+        groups = values.get("config_groups")
+        if not isinstance(groups, Mapping) or not groups:
+            raise ValueError("'quantization_config' has no 'config_groups'")
+        if values.get("quantization_status") != "compressed":
+            raise ValueError(f"quantization_status is {values.get('quantization_status')!r}, not 'compressed'")
+        if values.get("kv_cache_scheme"):
+            raise ValueError("a quantised key/value cache ('kv_cache_scheme') is not supported")
+        if not all(isinstance(group, Mapping) for group in groups.values()):
+            raise ValueError("'config_groups' names presets instead of describing the formats")
+        parsed = tuple(
+            (_names(group.get("targets"), "targets"), Scheme.from_dict(group, values.get("format")))
+            for group in groups.values()
+        )
+        plan = cls(parsed, _names(values.get("ignore"), "ignore"))
+        full = next((name for name in ("lm_head", "layers.1.self_attn.kv_b_proj") if plan.scheme(name)), None)
+        if full:  # attention reads the matrix of kv_b_proj itself
+            raise ValueError(f"{full.rpartition('.')[2]} is quantised; it has to be in 'ignore'")
+        return plan
+
+
+def plan_of(config: Any) -> Plan | None:
+    """The plan in a configuration's ``quantization_config``; None for a model in full precision or another method's.
+
+    Raises:
+        ValueError: it asks for something that this package does not compute with.
+    """
+    found = getattr(config, "quantization_config", None)
+    if isinstance(found, Mapping):
+        return Plan.from_dict(found) if found.get("quant_method") == METHOD else None
+    plan = getattr(found, "plan", None)  # of a loaded model
+    return plan if isinstance(plan, Plan) else None
+
+
+def _dynamic_activations(activations: Mapping[str, Any] | None, kind: Kind) -> bool:
+    if not activations:
+        return False
+    found = (activations.get("num_bits"), activations.get("type"), activations.get("strategy"))
+    if found != (8, "float" if kind == "fp8" else "int", "token") or not activations.get("dynamic") or kind == "int4":
+        raise ValueError(f"activations are quantised as {dict(activations)}; read are 8 bits, a scale for each token")
+    return True
+
+
+def _names(values: Any, where: str) -> tuple[str, ...]:
+    values = values or []
+    if (
+        isinstance(values, str)
+        or not isinstance(values, Sequence)
+        or not all(isinstance(value, str) for value in values)
+    ):
+        raise ValueError(f"{where!r} is no list of names")
+    for value in values:
+        try:
+            re.compile(value.removeprefix("re:") if value.startswith("re:") else "")
+        except re.error as error:
+            raise ValueError(f"{where!r} holds {value!r}, which is no pattern ({error})") from None
+    return tuple(values)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and value > 0 and value % 8 == 0
+
+
+def _matches(name: str, target: str) -> bool:
+    """As compressed-tensors and vLLM compare; a trunk saved alone has names without ``model.``."""
+    names = (name, name.removeprefix("model."))
+    if target.startswith("re:"):
+        return any(re.match(target[3:], each) for each in names)
+    return target in names
+
+
+def _is_class(name: str, target: str) -> bool:
+    return target == "Linear"

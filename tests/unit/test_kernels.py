@@ -1,0 +1,204 @@
+"""The compiled decode step against the plain layers, for any shape, batch, mask and format; its rows bit for bit."""
+
+import copy
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import axk1.kernels
+from axk1 import AXK1Config, AXK1ForCausalLM
+from axk1.checkpoint.quantize import quantize_checkpoint
+from axk1.kernels import run_layers
+from axk1.kernels.step import MOST_ROWS
+from axk1.modeling.cache import LatentCache
+from axk1.modeling.moe import AXK1Router
+
+pytestmark = pytest.mark.skipif(not axk1.kernels.available(), reason="no C++ compiler here")
+
+
+def make_model(**fields: Any) -> AXK1ForCausalLM:
+    config = AXK1Config.preset("nano", **{"num_hidden_layers": 3, "initializer_range": 0.1, **fields})
+    torch.manual_seed(0)
+    model = AXK1ForCausalLM(config).eval()
+    for router in (module for module in model.modules() if isinstance(module, AXK1Router)):
+        router.e_score_correction_bias.normal_(std=0.1)
+    return model
+
+
+def step(model: AXK1ForCausalLM, cache: LatentCache, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
+    """States of new tokens ``ids`` [B, T] behind ``cache``, before the final norm; ``mask`` [B, S]."""
+    trunk, seen = model.model, cache.get_seq_length()
+    positions = torch.arange(seen, seen + ids.shape[1])[None]
+    layers: Any = list(trunk.layers[: model.config.num_hidden_layers])
+    with torch.no_grad():
+        return run_layers(trunk, layers, trunk.embed_tokens(ids), positions, mask, cache)
+
+
+def prefilled(model: AXK1ForCausalLM, ids: torch.Tensor, mask: torch.Tensor) -> LatentCache:
+    cache = LatentCache(model.config)
+    with torch.no_grad():
+        model.model(
+            input_ids=ids, attention_mask=mask, position_ids=torch.arange(ids.shape[1])[None], past_key_values=cache
+        )
+    return cache
+
+
+def plain(model: AXK1ForCausalLM, ids: torch.Tensor, mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    with torch.no_grad():
+        positions = torch.arange(ids.shape[1])[None].expand(len(ids), -1)
+        outputs = model.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    return outputs.last_hidden_state[:, -tokens:]
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "nano": {},
+    "softmax": {"scoring_func": "softmax", "topk_method": "group_limited_greedy"},
+    "greedy": {"topk_method": "greedy", "norm_topk_prob": False},
+    "odd widths": {
+        "hidden_size": 72, "q_lora_rank": 40, "kv_lora_rank": 24, "qk_nope_head_dim": 12, "v_head_dim": 20,
+        "qk_rope_head_dim": 6, "moe_intermediate_size": 40, "n_shared_experts": 0, "intermediate_size": 56,
+    },
+}  # fmt: skip
+MODELS = {name: make_model(**fields) for name, fields in SHAPES.items()} if axk1.kernels.available() else {}
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    shape=st.sampled_from(sorted(SHAPES)),
+    batch=st.integers(1, 5),
+    cached=st.integers(1, 150),
+    tokens=st.integers(1, 6),
+    holes=st.floats(0, 0.4),
+    seed=st.integers(0, 2**16),
+)
+def test_a_step_equals_the_plain_layers(shape, batch, cached, tokens, holes, seed):
+    model, generator = MODELS[shape], torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, model.config.vocab_size, (batch, cached + tokens), generator=generator)
+    mask = (torch.rand(batch, cached + tokens, generator=generator) >= holes).long()
+    mask[:, -tokens:] = 1  # the new tokens, which see at least themselves
+    state = step(model, prefilled(model, ids[:, :cached], mask[:, :cached]), ids[:, cached:], mask)
+    assert state is not None
+    expected = plain(model, ids, mask, tokens)
+    torch.testing.assert_close(model.model.norm(state), expected, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_a_row_has_the_same_bits_alone_and_beside_others(shape):
+    """What lets drafts be verified without changing an output: four tokens at once are four single steps."""
+    model = MODELS[shape]
+    ids = torch.randint(0, model.config.vocab_size, (1, 140), generator=torch.Generator().manual_seed(1))
+    ones = torch.ones_like(ids)
+    together = step(model, prefilled(model, ids[:, :136], ones[:, :136]), ids[:, 136:], ones)
+    cache = prefilled(model, ids[:, :136], ones[:, :136])
+    singly = [step(model, cache, ids[:, i : i + 1], ones[:, : i + 1]) for i in range(136, 140)]
+    assert together is not None
+    assert torch.equal(together, torch.cat(singly, dim=1))  # pyright: ignore[reportArgumentType]
+    cache = prefilled(model, ids[:, :136], ones[:, :136])
+    for layer in cache.layers[: model.config.num_hidden_layers]:
+        layer.batch_repeat_interleave(3)
+    others = torch.randint(0, model.config.vocab_size, (2, 4), generator=torch.Generator().manual_seed(2))
+    batch = step(model, cache, torch.cat([others, ids[:, 136:]]), ones.expand(3, -1))
+    assert batch is not None
+    assert torch.equal(batch[2], together[0])
+
+
+def test_bf16_is_as_close_to_fp32_as_the_plain_layers_are():
+    ours, theirs = [], []
+    exact = MODELS["nano"]
+    model = copy.deepcopy(exact).to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    for seed in range(5):
+        ids = torch.randint(0, model.config.vocab_size, (2, 80), generator=torch.Generator().manual_seed(seed))
+        ones = torch.ones_like(ids)
+        truth = plain(exact, ids, ones, 2)
+        state = step(model, prefilled(model, ids[:, :78], ones[:, :78]), ids[:, 78:], ones)
+        assert state is not None
+        ours.append((model.model.norm(state).float() - truth).abs().mean())
+        theirs.append((plain(model, ids, ones, 2).float() - truth).abs().mean())
+    assert sum(ours) <= 1.1 * sum(theirs)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 20),
+    outputs=st.integers(1, 70),
+    groups=st.integers(1, 4),
+    group=st.sampled_from([32, 64, 128]),
+    kind=st.sampled_from(["float32", "bfloat16", "int8", "int4"]),
+    seed=st.integers(0, 2**16),
+)
+def test_linear_in_every_format(rows, outputs, groups, group, kind, seed):
+    generator, width = torch.Generator().manual_seed(seed), groups * group
+    x = torch.randn(rows, width, generator=generator)
+    scale: torch.Tensor | None = None
+    if kind == "int4":
+        values = torch.randint(-8, 8, (outputs, width), generator=generator)
+        weight = ((values[:, ::2] + 8) | (values[:, 1::2] + 8) << 4).to(torch.uint8)
+        scale = torch.rand(outputs, groups, generator=generator)
+        dense = values * scale.repeat_interleave(group, dim=1)
+    elif kind == "int8":
+        weight = torch.randint(-127, 128, (outputs, width), generator=generator, dtype=torch.int8)
+        scale = torch.rand(outputs, 1, generator=generator)
+        dense = weight * scale
+    else:
+        weight = torch.randn(outputs, width, generator=generator).to(getattr(torch, kind))
+        dense = weight
+    out = torch.ops.axk1.linear(x, weight, scale)
+    exact = x.double() @ dense.double().T
+    assert (out - exact).abs().max() <= 1e-5 * (x.abs().double() @ dense.double().abs().T).max()
+    assert torch.equal(out[:1], torch.ops.axk1.linear(x[:1], weight, scale))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantised_layers(kind, tmp_path):
+    """On the stored values themselves, as the modules of ``axk1.quantized`` compute with them."""
+    MODELS["nano"].save_pretrained(tmp_path / "source")
+    quantize_checkpoint(tmp_path / "source", tmp_path / kind, kind)
+    model = AXK1ForCausalLM.from_pretrained(tmp_path / kind, dtype="float32").eval()
+    ids = torch.randint(0, model.config.vocab_size, (2, 60), generator=torch.Generator().manual_seed(3))
+    ones = torch.ones_like(ids)
+    state = step(model, prefilled(model, ids[:, :57], ones[:, :57]), ids[:, 57:], ones)
+    assert state is not None
+    torch.testing.assert_close(model.model.norm(state), plain(model, ids, ones, 3), atol=5e-5, rtol=1e-4)
+
+
+def test_what_it_cannot_run_it_declines():
+    ids, ones = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1)
+    for break_it in (
+        lambda m: setattr(m.model.layers[1].self_attn, "o_proj", nn.Identity()),
+        lambda m: setattr(m.model.layers[0].mlp.up_proj, "bias", nn.Parameter(torch.zeros(1))),
+        lambda m: setattr(m.model.layers[1].mlp.experts, "_hf_hook", object()),
+        lambda m: m.model.layers[2].self_attn.register_forward_hook(lambda module, inputs, output: None),
+        lambda m: m.half(),
+    ):
+        model = copy.deepcopy(MODELS["nano"])
+        assert step(model, LatentCache(model.config), ids, ones) is not None
+        break_it(model)
+        assert step(model, LatentCache(model.config), ids, ones) is None
+    many = torch.zeros(MOST_ROWS + 1, 1, dtype=torch.long)
+    assert step(MODELS["nano"], LatentCache(MODELS["nano"].config), many, torch.ones_like(many)) is None
+
+
+def test_the_environment_turns_it_off():
+    code = "import axk1.kernels; print(axk1.kernels.available())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"AXK1_KERNELS": "0"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_a_failed_build_leaves_the_plain_path(tmp_path):
+    code = "import axk1.kernels; print(axk1.kernels.available())"
+    compiler = tmp_path / "cxx"
+    compiler.write_text("#!/bin/sh\necho no such flag >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    env = os.environ | {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert "no such flag" in done.stderr

@@ -1,0 +1,227 @@
+"""Scores and draws: the same numbers as transformers' ``generate``, each row by itself."""
+
+import pytest
+import torch
+from decoding import replies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import PAD, VOCAB, small_model, tokens
+from transformers import GenerationConfig, LogitsProcessor
+
+from axk1.generation.history import History
+from axk1.generation.sampling import GREEDY, Draws, Logprobs, Sampling, Scorer, choose, margins, row_seeds
+
+OPTIONS = [
+    {},
+    {"temperature": 0.7},
+    {"temperature": 1.5, "top_k": 7},
+    {"temperature": 1.0, "top_p": 0.5},
+    {"temperature": 1.2, "min_p": 0.2},
+    {"temperature": 1.0, "repetition_penalty": 1.7},
+    {"temperature": 1.0, "logit_bias": {3: 4.0, 40: -2.5}},
+    {"temperature": 0.9, "top_k": 20, "top_p": 0.8, "min_p": 0.01, "repetition_penalty": 1.2, "logit_bias": {9: 1.0}},
+]
+CPU = torch.device("cpu")
+
+
+def transformers_reply(model, prompt: list[int], sampling: Sampling, new: int) -> list[int]:
+    """The same by ``generate``, its seed set as a user would."""
+    if sampling.seed is not None:
+        torch.manual_seed(sampling.seed)
+    config = GenerationConfig(
+        do_sample=not sampling.greedy,
+        temperature=sampling.temperature or 1.0,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p or None,
+        repetition_penalty=sampling.repetition_penalty,
+        sequence_bias={(token,): bias for token, bias in sampling.logit_bias.items()} or None,
+        max_new_tokens=new,
+        pad_token_id=PAD,
+    )
+    return model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("seed", [0, 7])
+def test_seeded_draws_are_those_of_transformers(options, seed):
+    model, prompt = small_model(), tokens(1, 6, seed)[0].tolist()
+    sampling = Sampling(seed=seed, **options)
+    assert replies(model, [prompt], sampling) == [transformers_reply(model, prompt, sampling, 12)]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_greedy_is_that_of_transformers(options):
+    """Warpers do not touch greedy search, processors do."""
+    model, prompt = small_model(), tokens(1, 6)[0].tolist()
+    sampling = Sampling(**{**options, "temperature": 0.0})
+    expected = transformers_reply(model, prompt, Sampling(**{**options, "temperature": 0.0, "top_k": 0}), 12)
+    assert replies(model, [prompt], sampling) == [expected]
+
+
+class Forbid(LogitsProcessor):
+    """Forbids what is ``distance`` tokens back: depends on the length and the tokens of the row alone."""
+
+    def __init__(self, distance: int):
+        self.distance = distance
+
+    def __call__(self, input_ids, scores):
+        assert input_ids.shape[0] == scores.shape[0] == 1
+        scores = scores.clone()
+        if input_ids.shape[1] >= self.distance:
+            scores[0, input_ids[0, -self.distance]] = float("-inf")
+        scores[0, input_ids.shape[1] % VOCAB] += 1.0
+        return scores
+
+
+ids = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    prompts=st.lists(ids, min_size=1, max_size=4),
+    written=st.lists(ids, min_size=4, max_size=4),
+    ahead=st.integers(0, 2),
+    positions=st.integers(1, 3),
+)
+def test_positions_are_scored_with_their_own_prefix(prompts, written, ahead, positions):
+    """Several ragged rows and positions at once, against one row and position at a time."""
+    sampling = Sampling(
+        temperature=0.8,
+        top_k=30,
+        top_p=1.0,
+        repetition_penalty=1.4,
+        presence_penalty=0.7,
+        frequency_penalty=0.3,
+        logit_bias={5: 1.5},
+    )
+    history = History(prompts, CPU)
+    longest = max(map(len, written))
+    history.write(torch.tensor([(row * longest)[:longest] for row in written[: len(prompts)]]))
+    history.advance([len(row) for row in written[: len(prompts)]])
+    drafts = tokens(len(prompts), ahead + positions)
+    history.write(drafts)
+    processors = [[Forbid(row + 1)] if row % 2 else [] for row in range(len(prompts))]
+    logits = torch.randn(len(prompts), positions, VOCAB, generator=torch.Generator().manual_seed(0))
+    found = Scorer(sampling, processors)(logits, history, ahead)
+    for row, prompt in enumerate(prompts):
+        for t in range(positions):
+            reply = written[row] + drafts[row, : ahead + t].tolist()
+            expected = logits[row, t].clone()
+            expected[5] += 1.5
+            seen = torch.tensor(sorted(set(prompt + reply)))
+            expected[seen] = torch.where(expected[seen] < 0, expected[seen] * 1.4, expected[seen] / 1.4)
+            for token in set(reply):
+                expected[token] -= 0.7 + 0.3 * reply.count(token)
+            for processor in processors[row]:
+                expected = processor(torch.tensor([prompt + reply]), expected[None])[0]  # pyright: ignore[reportArgumentType]
+            expected = expected / 0.8
+            expected[expected < expected.topk(30).values[-1]] = float("-inf")
+            assert torch.allclose(found[row, t], expected, atol=1e-5)
+
+
+def test_presence_and_frequency_leave_the_prompt_alone():
+    history = History([[3, 3, 4]], CPU)
+    history.write(torch.tensor([[4, 5, 5]]))
+    history.advance([3])
+    scores = Scorer(Sampling(temperature=0, presence_penalty=1.0, frequency_penalty=0.25), [()])
+    found = scores(torch.zeros(1, 1, 8), history)[0, 0]
+    assert found.tolist() == [0, 0, 0, 0, -1.25, -1.5, 0, 0]
+
+
+def test_frequency_penalty_breaks_a_loop():
+    from conftest import make_scripted_model
+
+    looping = make_scripted_model({1: 1})
+    assert replies(looping, [[1]], GREEDY, max_new_tokens=4) == [[1] * 4]
+    assert len(set(replies(looping, [[1]], Sampling(temperature=0, frequency_penalty=20.0), max_new_tokens=4)[0])) == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"presence_penalty": float("inf")},
+        {"frequency_penalty": float("nan")},
+        {"logit_bias": {-1: 0.0}},
+        {"logit_bias": {1: float("-inf")}},
+    ],
+)
+def test_out_of_range(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        Sampling(**options)
+
+
+def test_bias_of_an_unknown_token():
+    with pytest.raises(ValueError, match="vocabulary size"):
+        replies(small_model(), [[2]], Sampling(logit_bias={VOCAB: 1.0}))
+
+
+def test_row_seeds_share_no_rows():
+    assert row_seeds(5, 3)[0] == 5
+    seeds = [seed for start in range(20) for seed in row_seeds(start, 50)[1:]]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
+    assert row_seeds(9, 2) == row_seeds(9, 50)[:2]
+
+
+def test_a_rows_noise_depends_on_its_place_in_the_reply_alone():
+    """However many tokens are looked at and taken at a time, and whoever leaves."""
+    singles = [Draws([seed], CPU) for seed in (3, 4)]
+    expected = [[] for _ in singles]
+    for row, draws in enumerate(singles):
+        for _ in range(6):
+            expected[row].append(draws.noise(1, 1, 5)[0, 0])
+            draws.advance([1])
+    both = Draws([3, 4], CPU)
+    assert torch.equal(both.noise(2, 3, 5), both.noise(2, 4, 5)[:, :3])
+    both.advance([3, 1])
+    found = both.noise(2, 2, 5)
+    assert torch.equal(found[0], torch.stack(expected[0][3:5])) and torch.equal(found[1], torch.stack(expected[1][1:3]))
+    both.select([1])
+    both.advance([2])
+    assert torch.equal(both.noise(1, 3, 5)[0], torch.stack(expected[1][3:6]))
+
+
+def test_draws_follow_the_scores_and_leave_the_global_generator_alone():
+    from decoding import chi_square_fits
+
+    scores = torch.tensor([0.0, 1.0, 2.0, float("-inf"), -1.0])
+    state = torch.random.get_rng_state()
+    drawn = choose(scores, Draws(list(range(20)), CPU).noise(20, 1000, 5)).flatten()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert chi_square_fits(drawn.bincount(minlength=5), scores.softmax(-1))
+
+
+def test_margins_are_what_a_change_of_scores_must_exceed():
+    scores, noise = torch.randn(50, 9), torch.empty(50, 9).exponential_()
+    for used in (None, noise):
+        token, margin = choose(scores, used), margins(scores, used)
+        for row in range(50):
+            lowered = scores[row].clone()
+            lowered[token[row]] -= margin[row] * 1.001 + 1e-6
+            assert choose(lowered, None if used is None else used[row]) != token[row]
+            lowered[token[row]] += margin[row] * 0.002 + 2e-6
+            assert choose(lowered, None if used is None else used[row]) == token[row]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.3, seed=2, repetition_penalty=1.5)])
+def test_logprobs_are_the_models_own(sampling):
+    model, prompts = small_model(), [tokens(1, 5)[0].tolist(), tokens(1, 2)[0].tolist()]
+    recorded = Logprobs(3)
+    found = replies(model, prompts, sampling, logprobs=recorded)
+    for prompt, reply, row in zip(prompts, found, recorded.rows, strict=True):
+        assert [token.id for token in row] == reply
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        for token, expected in zip(row, logits, strict=True):
+            best = expected.topk(3)
+            assert token.logprob == pytest.approx(float(expected[token.id]), abs=1e-4)
+            assert [id for id, _ in token.top] == best.indices.tolist()
+            assert [value for _, value in token.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_logprobs_without_alternatives():
+    recorded = Logprobs()
+    replies(small_model(), [[2, 3]], GREEDY, logprobs=recorded)
+    assert len(recorded.rows[0]) == 12 and all(token.top == [] for token in recorded.rows[0])
+    with pytest.raises(ValueError, match="logprobs is -1"):
+        Logprobs(-1)

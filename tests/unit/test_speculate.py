@@ -1,0 +1,405 @@
+"""MTP speculation: drafts, right or wrong, change neither tokens nor distributions, nor what the caches hold."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_scripted_model
+from decoding import chi_square_fits, replies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import PAD, ROPES, VOCAB, build, random_fields, tokens
+
+from axk1.generation import rows as rows_module
+from axk1.generation import speculate
+from axk1.generation.gate import Gate
+from axk1.generation.rows import Rows
+from axk1.generation.sampling import GREEDY, Sampling
+from axk1.generation.speculate import AUTO, Drafter, Drafts, DraftStatistics, accept, agreeing
+from axk1.modeling.cache import LatentCache
+
+PROMPTS = [tokens(1, length, seed=length)[0].tolist() for length in (7, 1, 12, 3)]
+SAMPLED = Sampling(temperature=1.0, seed=3)
+SEEDS = [21, 22, 23, 24]
+EVERYTHING = Sampling(
+    temperature=0.9, top_p=0.9, top_k=40, min_p=0.01, seed=1, repetition_penalty=1.2,
+    presence_penalty=0.4, frequency_penalty=0.2, logit_bias={5: 1.5},
+)  # fmt: skip
+
+
+def drawn(seed: int, **overrides: Any) -> Any:
+    fields = random_fields(seed, rope_parameters=dict(ROPES[seed % 4]), num_nextn_predict_layers=1)
+    return build(fields, seed, **overrides)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, EVERYTHING])
+@pytest.mark.parametrize("count", [1, 2, 5, AUTO])
+@pytest.mark.parametrize("seed", range(2))
+def test_drafts_change_no_token(seed, count, sampling):
+    """One row and several, greedy and seeded, with every penalty; rows end by a stop id at different steps."""
+    model, drafts = drawn(seed), Drafts(count)
+    plain = [
+        replies(model, [prompt], sampling, seeds=[own], max_new_tokens=16)[0]
+        for prompt, own in zip(PROMPTS, SEEDS, strict=True)
+    ]
+    stop = {plain[0][4], plain[2][9]}
+    cut = [row[: next((at for at, token in enumerate(row, 1) if token in stop), None)] for row in plain]
+    options: dict[str, Any] = {"stop_ids": stop, "max_new_tokens": 16}
+    for prompt, own, expected in zip(PROMPTS, SEEDS, cut, strict=True):
+        assert replies(model, [prompt], sampling, seeds=[own], drafts=drafts, **options) == [expected]
+    statistics = DraftStatistics()
+    assert replies(model, PROMPTS, sampling, seeds=SEEDS, drafts=drafts, statistics=statistics, **options) == cut
+    if sampling is not GREEDY and count > 0:
+        assert statistics.accepted > 0  # a random model's greedy drafts are wrong; draws share their noise
+
+
+class Script:
+    """Replaces the module's drafts: right where ``pattern`` says so, counted through all drafts made. Before the first
+    draft of a step, both caches are checked against a run from the start."""
+
+    def __init__(self, model: Any, plain: list[list[int]], pattern: list[bool]):
+        self.model, self.plain, self.pattern, self.made = model, plain, pattern, 0
+
+    def draw(self, drafter: Drafter, scores: torch.Tensor, ahead: int) -> torch.Tensor:
+        rows = drafter._rows
+        if not ahead:
+            self.check(rows)
+        found = []
+        for row, number in enumerate(rows.numbers):
+            place = rows.history.lengths[row] - len(PROMPTS[number]) + ahead
+            right = self.plain[number][place] if place < len(self.plain[number]) else 2
+            self.made += 1
+            found.append(right if self.pattern[self.made % len(self.pattern)] else (right + 1) % VOCAB)
+        return torch.tensor(found)[:, None]
+
+    def check(self, rows: Rows) -> None:
+        count = self.model.config.num_hidden_layers + 1
+        assert isinstance(rows.cache, LatentCache)
+        assert {layer.get_seq_length() for layer in rows.cache.layers[:count]} == {rows.columns}
+        for row in range(len(rows.numbers)):
+            if not rows.history.running[row]:
+                continue
+            ids, fresh = rows.history.row(row), LatentCache(self.model.config)
+            states = self.model.model(ids[:, :-1], past_key_values=fresh, use_cache=True).last_hidden_state
+            self.model.model.draft(states, ids[:, 1:], fresh)
+            mask = rows.mask(rows.columns)
+            valid = slice(None) if mask is None else mask[row].bool()
+            for layer, expected in zip(rows.cache.layers[:count], fresh.layers, strict=True):
+                assert torch.allclose(layer.joint[row][valid], expected.joint[0], atol=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    pattern=st.lists(st.booleans(), min_size=1, max_size=40),
+    count=st.integers(1, 4),
+    batch=st.integers(1, 4),
+    new=st.integers(1, 14),
+    spare=st.sampled_from([1, 64]),
+)
+def test_any_pattern_of_right_and_wrong_drafts(pattern, count, batch, new, spare):
+    """Rows accept different numbers at a step: columns are dropped, left as holes and closed up; ended rows leave."""
+    model = drawn(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "SPARE_COLUMNS", spare)
+        patch.setattr(rows_module, "SPARE_SHARE", 0.05)
+        plain = replies(model, PROMPTS[:batch], GREEDY, max_new_tokens=new)
+        script = Script(model, plain, pattern)
+        patch.setattr(Drafter, "_draw", lambda self, *where: script.draw(self, *where))
+        stop = {plain[-1][-1]}
+        cut = [row[: next((at for at, token in enumerate(row, 1) if token in stop), None)] for row in plain]
+        statistics = DraftStatistics()
+        found = replies(
+            model, PROMPTS[:batch], GREEDY, max_new_tokens=new, stop_ids=stop, drafts=Drafts(count),
+            statistics=statistics,
+        )  # fmt: skip
+    assert found == cut
+    assert 1 + sum(statistics.tokens) / batch >= max(map(len, cut)) / batch
+    assert statistics.accepted <= statistics.drafted == sum(statistics.drafted_at)
+
+
+def test_right_drafts_save_steps_and_are_counted():
+    scripted = make_scripted_model({token: token + 1 for token in range(2, 90)})
+    statistics = DraftStatistics()
+    found = replies(scripted, [[10]], GREEDY, max_new_tokens=13, drafts=Drafts(3), statistics=statistics)
+    assert found == [list(range(11, 24))]
+    assert (statistics.steps, statistics.drafted, statistics.accepted) == (3, 9, 9)
+    assert statistics.acceptance == 1.0 and statistics.acceptance_at == [1.0, 1.0, 1.0]
+    assert statistics.tokens == [0, 12] and statistics.rates[0] is None and statistics.rates[1]
+
+
+def test_nothing_behind_a_stop_id_and_no_more_than_asked_for():
+    scripted = make_scripted_model({token: token + 1 for token in range(2, 90)})
+    assert replies(scripted, [[10], [12]], GREEDY, stop_ids={15}, drafts=Drafts(4)) == [
+        [11, 12, 13, 14, 15],
+        [13, 14, 15],
+    ]
+    for new in range(1, 9):
+        found = replies(scripted, [[10], [12]], GREEDY, max_new_tokens=new, drafts=Drafts(4))
+        assert found == [list(range(11, 11 + new)), list(range(13, 13 + new))]
+
+
+def test_drafts_are_checked_against_the_models_own_draft_by_draft():
+    """``draft`` applied again to its own state and token: what the loop does, written out."""
+    model, prompt = drawn(0), PROMPTS[0]
+    cache = LatentCache(model.config)
+    with torch.no_grad():
+        states = model.model(torch.tensor([prompt]), past_key_values=cache, use_cache=True).last_hidden_state
+        token = int(model.lm_head(states)[0, -1].argmax())
+        following = torch.tensor([[*prompt[1:], token]])
+        expected, state = [], model.model.draft(states, following, cache)[:, -1:]
+        for _ in range(3):
+            expected.append(int(model.lm_head(state).argmax()))
+            state = model.model.draft(state, torch.tensor([[expected[-1]]]), cache)
+    found = []
+    propose = Drafter.propose
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Drafter, "propose", lambda self, count: found.append(propose(self, count)) or found[-1])
+        replies(model, [prompt], GREEDY, max_new_tokens=8, drafts=Drafts(3))
+    assert found[0][0].tolist() == [expected] and found[0][1] is None
+
+
+def test_agreeing():
+    drafts = torch.tensor([[1, 2, 3], [1, 9, 3], [9, 2, 3]])
+    assert agreeing(drafts, torch.tensor([[1, 2, 3, 4]] * 3)).tolist() == [3, 1, 0]
+    assert agreeing(drafts[:, :0], torch.tensor([[1]] * 3)).tolist() == [0, 0, 0]
+
+
+TARGET = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05, 0.0])
+
+
+@pytest.mark.parametrize(
+    "proposal",
+    [
+        TARGET,
+        torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.5]),  # half of its drafts are impossible
+        torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+        torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 0.0]),
+        torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1, 0.0]),
+    ],
+)
+def test_rejection_sampling_keeps_the_distribution(proposal):
+    """First tokens are draws from the target; drafts stay as often as the theory says; the token behind the last draft
+    is a draw from the target too."""
+    torch.manual_seed(0)
+    rows = 40_000
+    probabilities = proposal.expand(rows, 2, 6)
+    drafts = torch.multinomial(proposal, 2 * rows, replacement=True).view(rows, 2)
+    found, accepted = accept(TARGET.log().expand(rows, 3, 6), drafts, probabilities)
+    assert chi_square_fits(found[:, 0].bincount(minlength=6), TARGET)
+    kept = float(torch.minimum(TARGET, proposal).sum())
+    shares = torch.tensor([1 - kept, kept * (1 - kept), kept * kept])
+    assert chi_square_fits(accepted.bincount(minlength=3), shares)
+    for behind in (1, 2):
+        chosen = found[accepted >= behind, behind]
+        assert len(chosen) == 0 or chi_square_fits(chosen.bincount(minlength=6), TARGET)
+
+
+def exact_distribution(model: Any, prompt: list[int], sampling: Sampling, length: int, vocabulary: int) -> torch.Tensor:
+    """Probability of each reply of ``length`` tokens, ``[vocabulary ** length]``, by enumeration."""
+    from axk1.generation.history import History
+    from axk1.generation.sampling import Scorer
+
+    found = torch.ones(1, dtype=torch.float64)
+    written: list[list[int]] = [[]]
+    for _ in range(length):
+        history = History([prompt] * len(written), torch.device("cpu"))
+        if written[0]:
+            history.write(torch.tensor(written))
+            history.advance([len(written[0])] * len(written))
+        logits = model(torch.tensor([prompt + w for w in written])).logits[:, -1:]
+        scores = Scorer(sampling, [()] * len(written))(logits, history)
+        found = (found[:, None] * scores[:, 0].double().softmax(-1)).flatten()
+        written = [[*w, token] for w in written for token in range(vocabulary)]
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+@pytest.mark.parametrize("seeded", [False, True])
+@torch.no_grad()
+def test_replies_are_distributed_as_the_model_says(count, seeded):
+    """Four tokens of a vocabulary of six, 1,296 replies: thousands of rows drafted and checked, with penalties."""
+    model = drawn(0, vocab_size=6, initializer_range=0.3)
+    sampling = Sampling(temperature=1.2, top_p=0.93, presence_penalty=0.6, repetition_penalty=1.2)
+    prompt, rows = [2, 3, 5], 6_000 if seeded else 20_000
+    torch.manual_seed(count)
+    statistics, counts = DraftStatistics(), torch.zeros(6**4, dtype=torch.long)
+    for start in range(0, rows, 2_000):
+        found = replies(
+            model, [prompt] * 2_000, sampling, max_new_tokens=4, drafts=Drafts(count), statistics=statistics,
+            seeds=range(start, start + 2_000) if seeded else None,
+        )  # fmt: skip
+        cells = torch.tensor(found) @ torch.tensor([216, 36, 6, 1])
+        counts += cells.bincount(minlength=6**4)
+    assert chi_square_fits(counts, exact_distribution(model, prompt, sampling, 4, 6))
+    assert count == 0 or 0.05 < (statistics.acceptance or 0) < 0.95
+
+
+@pytest.fixture
+def unsteady(monkeypatch):
+    """A model whose best logits are close to each other, and arithmetic that gives other logits to a step of several
+    tokens than to single ones: both by far more than rounding."""
+    model = drawn(2)
+    with torch.no_grad():
+        model.lm_head.weight *= 0.02
+    generator = torch.Generator().manual_seed(0)
+    extend = Rows.extend
+
+    def shaken(self, ids, positions, keep):
+        states, logits = extend(self, ids, positions, keep)
+        if ids.shape[1] > 1 and self.columns > len(PROMPTS[0]):
+            logits = logits + 0.004 * (torch.rand(logits.shape, generator=generator) - 0.5)
+        return states, logits
+
+    monkeypatch.setattr(Rows, "extend", shaken)
+    return model
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, top_p=1.0, seed=3)])
+def test_near_ties_are_decided_as_plain_decoding_does(unsteady, sampling):
+    plain = replies(unsteady, PROMPTS[:1], sampling, max_new_tokens=150)
+    for count in (1, 3):
+        statistics = DraftStatistics()
+        drafts = Drafts(count, tie_gap=0.005)
+        found = replies(unsteady, PROMPTS[:1], sampling, max_new_tokens=150, drafts=drafts, statistics=statistics)
+        assert found == plain
+        assert statistics.replays > 0 or sampling is not GREEDY
+
+
+def test_fast_drafts_differ_only_where_two_tokens_are_near(unsteady):
+    """Up to the first difference; from there on it is another text."""
+    (plain,) = replies(unsteady, PROMPTS[:1], GREEDY, max_new_tokens=150)
+    gaps = []
+    for count in (1, 2, 3, 4):
+        statistics = DraftStatistics()
+        drafts = Drafts(count, exact=False)
+        (found,) = replies(unsteady, PROMPTS[:1], GREEDY, max_new_tokens=150, drafts=drafts, statistics=statistics)
+        assert statistics.replays == 0
+        at = next((at for at in range(150) if found[at] != plain[at]), None)
+        if at is not None:
+            logits = unsteady(torch.tensor([PROMPTS[0] + plain[:at]])).logits[0, -1].detach()
+            gaps.append(float(logits.max() - logits[found[at]]))
+    assert gaps and max(gaps) < 0.005
+
+
+class Clock:
+    """Seconds that only pass when the model runs: a step costs one, each token of it and each draft what is given."""
+
+    def __init__(self, monkeypatch, model: Any, token: float, draft: float):
+        self.now = 0.0
+        forward, drafting = model.model.forward, model.model.draft
+        monkeypatch.setattr(model.model, "forward", lambda **inputs: self.spend(inputs, token) or forward(**inputs))
+        monkeypatch.setattr(model.model, "draft", lambda *args, **more: self.pass_(draft) or drafting(*args, **more))
+
+    def spend(self, inputs: Any, token: float) -> None:
+        self.pass_(1.0 + token * (inputs["input_ids"].shape[1] - 1))
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("token", "draft", "most"), [(0.0, 0.1, 4), (2.0, 0.1, 0)])
+def test_automatic_drafts_are_made_while_they_pay(monkeypatch, token, draft, most):
+    scripted = make_scripted_model({token: token + 1 for token in range(2, 300)} | {300: 2})
+    clock, gate, statistics = Clock(monkeypatch, scripted, token, draft), Gate(), DraftStatistics()
+    drafts = Drafts(AUTO, gate=gate, clock=clock)
+    found = replies(scripted, [[10]], GREEDY, max_new_tokens=400, drafts=drafts, statistics=statistics)
+    assert found == [[(8 + at) % 299 + 2 for at in range(1, 401)]]
+    assert gate.choose(1) == most
+    without, drafting = statistics.rates
+    assert without and drafting and (drafting > without) == (most > 0)
+    assert clock.now < 400 * (0.5 if most else 1.15)
+    again = DraftStatistics()
+    replies(scripted, [[10]], GREEDY, max_new_tokens=20, drafts=drafts, statistics=again)
+    assert (again.drafted > 0) == (most > 0)  # what is known is not measured again
+
+
+def test_the_module_catches_up_or_gives_up(monkeypatch):
+    """Some steps without drafts are made up for; after too many the call goes on without the module."""
+    monkeypatch.setattr(speculate, "WAITING_COLUMNS", 6)
+    model = drawn(1)
+    (plain,) = replies(model, PROMPTS[:1], GREEDY, max_new_tokens=30)
+    chosen = iter([2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 2] + [0] * 8 + [2] * 99)
+    monkeypatch.setattr(Gate, "choose", lambda self, rows: next(chosen))
+    script, waiting = Script(model, [plain], [True]), []
+    monkeypatch.setattr(Drafter, "_draw", lambda self, *where: script.draw(self, *where))
+    follow = Drafter.follow
+
+    def watched(self, *new):
+        follow(self, *new)
+        waiting.append((len(self._waiting), self.usable))
+
+    monkeypatch.setattr(Drafter, "follow", watched)
+    found = replies(model, PROMPTS[:1], GREEDY, max_new_tokens=30, drafts=Drafts(AUTO))
+    assert found == [plain]
+    assert script.made == 6 and waiting[-1] == (0, False) and max(count for count, _ in waiting) <= 7
+
+
+@pytest.mark.parametrize("count", [-2, 16])
+def test_drafts_out_of_range(count):
+    with pytest.raises(ValueError, match=f"drafts is {count}"):
+        Drafts(count)
+
+
+def test_a_model_without_a_module():
+    model = drawn(0, num_nextn_predict_layers=0)
+    assert replies(model, PROMPTS, GREEDY, drafts=Drafts(AUTO)) == replies(model, PROMPTS, GREEDY)
+    with pytest.raises(ValueError, match="no MTP module"):
+        replies(model, PROMPTS, GREEDY, drafts=Drafts(1))
+
+
+def test_two_modules_draft_with_the_first():
+    model = drawn(0, num_nextn_predict_layers=2)
+    assert replies(model, PROMPTS, SAMPLED, drafts=Drafts(3)) == replies(model, PROMPTS, SAMPLED)
+
+
+def test_padding_tokens_may_be_generated_too():
+    """PAD in the reply is a token as any other; only columns are masked."""
+    scripted = make_scripted_model({5: PAD, PAD: 6, 6: 5})
+    assert (
+        replies(scripted, [[5], [9, 9, 5]], GREEDY, drafts=Drafts(2), max_new_tokens=7)
+        == [[PAD, 6, 5, PAD, 6, 5, PAD]] * 2
+    )
+
+
+def test_what_the_documentation_says_about_the_released_model():
+    """Bytes and gains of ``docs/decoding.md``, from the shapes of the configuration."""
+    from pathlib import Path
+
+    from axk1 import AXK1Config
+
+    c = AXK1Config()
+    expert = 3 * c.hidden_size * c.moe_intermediate_size
+    heads, layers = c.num_attention_heads, c.num_hidden_layers - 1
+    mla = (
+        c.hidden_size * (c.q_lora_rank + c.kv_lora_rank + c.qk_rope_head_dim)
+        + c.q_lora_rank * heads * (c.qk_nope_head_dim + c.qk_rope_head_dim)
+        + c.kv_lora_rank * heads * (c.qk_nope_head_dim + c.v_head_dim)
+        + heads * c.v_head_dim * c.hidden_size
+    )
+    head, moe = c.vocab_size * c.hidden_size, mla + expert + c.n_routed_experts * c.hidden_size
+    fixed = mla + 3 * c.hidden_size * c.intermediate_size + layers * moe + head
+
+    def touched(tokens: int) -> float:
+        return c.n_routed_experts * (1 - (1 - c.num_experts_per_tok / c.n_routed_experts) ** tokens)
+
+    def ratio(drafts: int, batch: int) -> float:
+        module = moe + 2 * c.hidden_size**2 + touched(batch) * expert + head
+        plain = fixed + layers * expert * touched(batch)
+        return (fixed + layers * expert * touched(batch * (drafts + 1)) + drafts * module) / plain
+
+    text = (Path(__file__).parents[2] / "docs" / "decoding.md").read_text(encoding="utf-8")
+    for drafts in (1, 2, 3):
+        gains = [sum(share**n for n in range(drafts + 1)) / ratio(drafts, 1) for share in (0.6, 0.85, 1.0)]
+        cells = [f"{touched(drafts + 1):.2f}", f"{ratio(drafts, 1):.2f}", *(f"{gain:.2f}" for gain in gains)]
+        assert f"| {drafts} | {' | '.join(cells)} |" in text
+    sizes = (1, 8, 32, 128)
+    for name, values in {
+        "experts a layer, plain": [f"{touched(n):.1f}" for n in sizes],
+        "with drafts": [f"{touched(2 * n):.1f}" for n in sizes],
+        "bytes": [f"{ratio(1, n):.2f}" for n in sizes],
+        "gain while reading is the bound": [f"{1.85 / ratio(1, n):.2f}" for n in sizes],
+    }.items():
+        assert f"| {name} | {' | '.join(values)} |" in text
