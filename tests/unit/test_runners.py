@@ -23,7 +23,7 @@ class Runner:
         self.declines = False
 
     def __call__(
-        self, model: Any, layers: Any, hidden_states: Any, position_ids: Any, attention_mask: Any, cache: Any
+        self, model: Any, layers: Any, norm: Any, hidden_states: Any, position_ids: Any, attention_mask: Any, cache: Any
     ) -> torch.Tensor | None:
         index = layers[0].self_attn.layer_idx
         self.asked.append({"layers": [layer.self_attn.layer_idx for layer in layers], "mask": attention_mask})
@@ -35,7 +35,7 @@ class Runner:
         )
         for layer in layers:
             hidden_states = AXK1DecoderLayer.forward(layer, hidden_states, past_key_values=cache, **context)
-        return hidden_states
+        return norm(hidden_states)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ class Rows:
             output = self.model(input_ids=ids, use_cache=True, logits_to_keep=max(keep, 1), **shared)
             return None, output.logits.to(self.device)
         states = cast(Tensor, self.model.model(input_ids=ids, use_cache=True, **shared).last_hidden_state)
-        return states, self.model.lm_head(states[:, -max(keep, 1) :]).to(self.device)
+        return states, self.model.logits(states[:, -max(keep, 1) :], self.cache).to(self.device)
 
     def next_positions(self, count: int) -> Tensor:
         """Positions ``[B, count]`` of each row's newest token and the drafts behind it."""

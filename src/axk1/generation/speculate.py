@@ -182,7 +182,7 @@ class Drafter:
                 state = self._model.model.draft(
                     state, drafts[-1], self._cache, attention_mask=rows.mask(columns), position_ids=where
                 )
-            scores = self._scorer(self._model.lm_head(state).to(rows.device), rows.history, ahead)
+            scores = self._scorer(self._model.logits(state, self._cache).to(rows.device), rows.history, ahead)
             drafts.append(self._draw(scores, ahead))
             rows.history.write(drafts[-1], ahead)
             if not self._greedy and not self._draws.seeded:
@@ -206,6 +206,8 @@ class Drafter:
 def agreeing(drafts: Tensor, tokens: Tensor) -> Tensor:
     """How many of ``drafts`` ``[B, k]`` equal the trunk's own ``tokens`` ``[B, k + 1]`` before the first that does
     not, ``[B]``."""
+    if not drafts.shape[1]:
+        return torch.zeros_like(tokens[:, 0])
     return (drafts == tokens[:, :-1]).long().cumprod(1).sum(1)
 
 

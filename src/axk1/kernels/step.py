@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from axk1.config import AXK1Config
 from axk1.kernels.build import available
 from axk1.modeling.moe import AXK1MLP, AXK1Experts, AXK1MoE, AXK1Router
 from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from axk1.modeling.cache import LatentCache
     from axk1.modeling.layer import AXK1DecoderLayer
     from axk1.modeling.model import AXK1Model
+    from axk1.modeling.norm import AXK1RMSNorm
 
 MOST_ROWS = 32
 """Tokens a step, over all sequences; above this PyTorch's matrix products are the faster ones."""
@@ -32,56 +34,53 @@ class Weight(NamedTuple):
     scale: Tensor | None = None
 
 
-_SEEN: WeakKeyDictionary[LatentCache, dict[int, LayerWeights | None]] = WeakKeyDictionary()
+class Weights(NamedTuple):
+    """Arguments of the operator (``cpu/library.cpp``) for some layers and the norm behind them, scales for quantised ones.
 
-
-class LayerWeights(NamedTuple):
-    """One layer's tensors in the operators' order (``cpu/library.cpp``), each list with the scales of quantised ones.
-
-    Norms and the router's bias are fp32 copies, all else is the layer's own memory.
+    Norms and the router's bias are fp32 copies, all else is the layers' own memory.
     """
 
-    attention: list[Tensor]
-    attention_scales: list[Tensor | None]
-    mlp: list[Tensor]
-    mlp_scales: list[Tensor | None]
+    tensors: list[Tensor]
+    scales: list[Tensor | None]
+    parts: list[int]
+    """For each layer, how many of its tensors belong to the MLP block; eight before them to the attention block."""
+    shape: tuple[int, ...]
+    """Heads, widths of a query's parts, and whether rotary pairs are interleaved."""
+    routing: tuple[int, ...]
+    numbers: tuple[float, ...]
+    """Softmax scale, epsilon of the norms, factor of the routed experts."""
+
+
+_SEEN: WeakKeyDictionary[LatentCache, dict[int, Weights | None]] = WeakKeyDictionary()
 
 
 def run_layers(
     model: AXK1Model,
     layers: Sequence[AXK1DecoderLayer],
+    norm: AXK1RMSNorm,
     hidden_states: Tensor,
     position_ids: Tensor,
     attention_mask: Tensor | None,
     cache: LatentCache,
 ) -> Tensor | None:
-    """Runs ``layers`` over ``[B, T, D]`` new tokens behind ``cache``, which grows by T; None where this cannot be done.
+    """Runs ``layers`` and ``norm`` over ``[B, T, D]`` new tokens behind ``cache``, which grows by T; or declines with None.
 
     Args:
         position_ids: ``[B or 1, T]``.
         attention_mask: ``[B, S]`` over cached and new tokens, 0 where nothing is to be attended; None: all.
     """
-    config, (batch, tokens, _) = model.config, hidden_states.shape
-    if batch * tokens > MOST_ROWS or torch.compiler.is_compiling() or config.hidden_act != "silu" or not available():
+    batch, tokens, _ = hidden_states.shape
+    if batch * tokens > MOST_ROWS or torch.compiler.is_compiling() or not available():
         return None
-    plans = [_weights_of(layer, cache) for layer in layers]
-    if None in plans:
+    weights = _weights_of(layers, norm, cache)
+    if weights is None:
         return None
     cos, sin = (part.expand(batch, -1, -1).contiguous() for part in model.rotary_emb(_FP32, position_ids))
     keep = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool().contiguous()
     state = hidden_states.to(torch.float32, copy=True).contiguous()
-    shape = (config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim)
-    groups = (config.n_group, config.topk_group, 2 if config.topk_method == "noaux_tc" else 1)
-    choice = (config.scoring_func == "sigmoid", config.norm_topk_prob, config.topk_method != "greedy")
-    experts = (config.num_experts_per_tok, *choice, config.routed_scaling_factor, config.rms_norm_eps)
-    for layer, weights in zip(layers, cast(list[LayerWeights], plans), strict=True):
-        attention = layer.self_attn
-        joint = cache.layers[attention.layer_idx].append_space(batch, tokens, hidden_states.dtype, hidden_states.device)
-        scaling = (attention.scaling, config.rms_norm_eps, config.rope_interleave)
-        torch.ops.axk1.attention_step(
-            state, weights.attention, weights.attention_scales, joint, cos, sin, keep, *shape, *scaling
-        )
-        torch.ops.axk1.mlp_step(state, weights.mlp, weights.mlp_scales, *groups, *experts)
+    where = (batch, tokens, hidden_states.dtype, hidden_states.device)
+    joints = [cache.layers[layer.self_attn.layer_idx].append_space(*where) for layer in layers]
+    torch.ops.axk1.layers_step(state, *weights, joints, cos, sin, keep)
     return state.to(hidden_states.dtype)
 
 
@@ -94,33 +93,53 @@ def linear(x: Tensor, weight: Tensor) -> Tensor | None:
     usable = len(rows) <= MOST_ROWS and weight.dtype in FORMATS and weight.is_contiguous() and weight.is_cpu
     if not usable or not available():
         return None
-    return torch.ops.axk1.linear(rows.float().contiguous(), weight).view(*x.shape[:-1], -1).to(x.dtype)
+    return (
+        torch.ops.axk1.linear(rows.float().contiguous(), weight, None, x.dtype == torch.float32)
+        .view(*x.shape[:-1], -1)
+        .to(x.dtype)
+    )
 
 
-def _weights_of(layer: AXK1DecoderLayer, cache: LatentCache) -> LayerWeights | None:
+def _weights_of(layers: Sequence[AXK1DecoderLayer], norm: AXK1RMSNorm, cache: LatentCache) -> Weights | None:
     """Looked up once for a cache, so that weights that are replaced between generations are seen."""
     seen = _SEEN.setdefault(cache, {})
-    index = layer.self_attn.layer_idx
+    index = layers[0].self_attn.layer_idx  # of the trunk or of an MTP module
     if index not in seen:
-        seen[index] = _read(layer)
+        seen[index] = _read(layers, norm)
     return seen[index]
 
 
-def _read(layer: AXK1DecoderLayer) -> LayerWeights | None:
-    """The layer's tensors, or None if a part is not as this package builds it: adapted, hooked, offloaded."""
-    if any(_is_hooked(module) for module in layer.modules()):
+def _read(layers: Sequence[AXK1DecoderLayer], norm: AXK1RMSNorm) -> Weights | None:
+    """The layers' tensors, or None if a part is not as this package builds it: adapted, hooked, offloaded."""
+    config = layers[0].self_attn.config
+    if config.hidden_act != "silu" or _is_hooked(norm):
         return None
-    attention = [_norm(layer.input_layernorm), *_attention(layer.self_attn)]
-    mlp = [_norm(layer.post_attention_layernorm), *_mlp(layer)]
-    if None in attention or None in mlp:
-        return None
-    parts = cast(list[Weight], attention + mlp)
-    tensors = [tensor for part in parts for tensor in part if tensor is not None]
-    if not all(tensor.is_cpu and tensor.is_contiguous() for tensor in tensors):
-        return None
-    weights, scales = [part.weight for part in parts], [part.scale for part in parts]
-    split = len(attention)
-    return LayerWeights(weights[:split], scales[:split], weights[split:], scales[split:])
+    read = Weights([], [], [], *_settings(config, layers[0].self_attn.scaling))
+    for layer in layers:
+        if any(_is_hooked(module) for module in layer.modules()):
+            return None
+        attention = [_norm(layer.input_layernorm), *_attention(layer.self_attn)]
+        mlp = [_norm(layer.post_attention_layernorm), *_mlp(layer)]
+        if None in attention or None in mlp:
+            return None
+        parts = cast(list[Weight], attention + mlp)
+        tensors = [tensor for part in parts for tensor in part if tensor is not None]
+        if not all(tensor.is_cpu and tensor.is_contiguous() for tensor in tensors):
+            return None
+        read.tensors.extend(part.weight for part in parts)
+        read.scales.extend(part.scale for part in parts)
+        read.parts.append(len(mlp))
+    read.tensors.append(_norm(norm).weight)
+    read.scales.append(None)
+    return read
+
+
+def _settings(config: AXK1Config, scaling: float) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
+    shape = (config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim, config.rope_interleave)
+    groups = (config.n_group, config.topk_group, 2 if config.topk_method == "noaux_tc" else 1)
+    choice = (config.scoring_func == "sigmoid", config.norm_topk_prob, config.topk_method != "greedy")
+    numbers = (scaling, config.rms_norm_eps, config.routed_scaling_factor)
+    return shape, (*groups, config.num_experts_per_tok, *choice), numbers
 
 
 def _is_hooked(module: nn.Module) -> bool:

@@ -157,17 +157,15 @@ class AXK1Model(AXK1PreTrainedModel):
         inputs = cast(torch.Tensor, inputs_embeds)
         position_ids = next_positions(inputs, past_key_values) if position_ids is None else position_ids  # pyright: ignore
         context, layers = None, list(self.layers)[: self.config.num_hidden_layers]
-        states = self._run_compiled(layers, inputs, attention_mask, position_ids, past_key_values, **kwargs)
+        states = self._run_compiled(layers, self.norm, inputs, attention_mask, position_ids, past_key_values, **kwargs)
         if states is None:
             context = self._context(inputs, attention_mask, position_ids, past_key_values)
             # after the mask: transformers takes restarting positions for packed documents only where there is no cache
             if use_cache and past_key_values is None:
                 # a training step has no use for the latents in one piece, and nn.DataParallel gathers plain caches only
                 past_key_values = DynamicCache(config=self.config) if self.training else LatentCache(self.config)
-            states = self._run_layers(layers, inputs, context, past_key_values, **kwargs)
-        return AXK1ModelOutput(
-            last_hidden_state=self.norm(states), past_key_values=past_key_values, attention_context=context
-        )
+            states = self.norm(self._run_layers(layers, inputs, context, past_key_values, **kwargs))
+        return AXK1ModelOutput(last_hidden_state=states, past_key_values=past_key_values, attention_context=context)
 
     def _context(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return attention_context(self.config, self.rotary_emb, *args, training=self.training, **kwargs)
@@ -188,22 +186,22 @@ class AXK1Model(AXK1PreTrainedModel):
     def _run_compiled(
         self,
         layers: Sequence[nn.Module],
+        norm: AXK1RMSNorm,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         past_key_values: Cache | None,
         **kwargs: Any,
     ) -> torch.Tensor | None:
-        """The same by the device's runner (``runners.py``), or None where the modules have to run: no runner, or
+        """The same and ``norm`` by the device's runner (``runners.py``), or None where the modules have to run: no runner, or
         outputs to record, or an attention that was chosen for itself (``eager``, the reference, or someone's own)."""
         config = self.config
         recorded = (kwargs.get(key, getattr(config, key, False)) for key in RECORDED)
         chosen = config._attn_implementation == "eager" or not is_standard(config)
         if chosen or kwargs.get("is_causal", True) is False or any(recorded):
             return None
-        return run_compiled(
-            self, cast(Any, layers), hidden_states, cast(torch.Tensor, position_ids), attention_mask, past_key_values
-        )
+        positions = cast(torch.Tensor, position_ids)
+        return run_compiled(self, cast(Any, layers), norm, hidden_states, positions, attention_mask, past_key_values)
 
     @capture_outputs
     def forward_mtp(
@@ -263,9 +261,10 @@ class AXK1Model(AXK1PreTrainedModel):
         if position_ids is None:
             position_ids = next_positions(embeddings, past_key_values, index)
         combined = layer.combine(hidden_states, embeddings)
-        states = self._run_compiled([layer], combined, attention_mask, position_ids, past_key_values)
+        norm = layer.shared_head.norm
+        states = self._run_compiled([layer], norm, combined, attention_mask, position_ids, past_key_values)
         if states is not None:
-            return layer.shared_head.norm(states)
+            return states
         context = self._context(combined, attention_mask, position_ids, past_key_values, layer_idx=index)
         return self._run_layers([layer], combined, {**context, "embeddings": None}, past_key_values)
 
@@ -326,7 +325,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         )
         if labels is None or not skip_logits:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            result.logits = self._logits(hidden[:, keep, :], outputs.past_key_values)
+            result.logits = self.logits(hidden[:, keep, :], outputs.past_key_values)
         mtp = self._run_mtp(outputs, **inputs, **where, **record, **kwargs) if runs_mtp else AXK1MTPOutput()
         if output_mtp_logits:
             result.mtp_logits = tuple(self.lm_head(state) for state in mtp.mtp_states or ())
@@ -359,7 +358,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             )
         return asked
 
-    def _logits(self, states: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+    def logits(self, states: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         """``[..., vocab]`` of post-norm states; in a decode step by the device's runner, if there is one."""
         return project(self.lm_head, states) if isinstance(cache, LatentCache) else self.lm_head(states)
 

@@ -18,13 +18,14 @@ from axk1.modeling.cache import LatentCache
 if TYPE_CHECKING:
     from axk1.modeling.layer import AXK1DecoderLayer
     from axk1.modeling.model import AXK1Model
+    from axk1.modeling.norm import AXK1RMSNorm
 
 MAX_TOKENS = 16
 """Runners are asked about steps of at most this many tokens a row: one, or a few to verify."""
 
 
 class LayerRunner(Protocol):
-    """Runs ``layers``, each as :class:`AXK1DecoderLayer` does (of an MTP module: its decoder block alone).
+    """Runs ``layers``, each as :class:`AXK1DecoderLayer` does (of an MTP module: its decoder block alone), and ``norm``.
 
     A runner declines, by returning None before it has touched the cache, whatever it cannot reproduce: adapters,
     quantised or offloaded weights, hooks on modules inside a layer.
@@ -34,16 +35,18 @@ class LayerRunner(Protocol):
         self,
         model: AXK1Model,
         layers: Sequence[AXK1DecoderLayer],
+        norm: AXK1RMSNorm,
         hidden_states: torch.Tensor,
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         cache: LatentCache,
     ) -> torch.Tensor | None:
-        """States behind the last of ``layers``, ``[B, T, hidden]``, without the norm that follows; or None.
+        """States behind the last of ``layers`` and ``norm``, ``[B, T, hidden]``; or None.
 
         Args:
             model: the trunk that ``layers`` belong to.
             layers: their caches are ``cache.layers[layer.self_attn.layer_idx]``, all S - T tokens long; each gains T.
+            norm: the RMSNorm that follows the last layer.
             hidden_states: ``[B, T, hidden]``, T up to ``MAX_TOKENS``; not to be written.
             position_ids: ``[1, T]`` or ``[B, T]`` int64, for the rotation. A token attends by column: to all before
                 it and itself.
@@ -60,6 +63,7 @@ LAYER_RUNNERS: dict[str, LayerRunner] = {}
 def run_compiled(
     model: AXK1Model,
     layers: Sequence[AXK1DecoderLayer],
+    norm: AXK1RMSNorm,
     hidden_states: torch.Tensor,
     position_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
@@ -75,7 +79,7 @@ def run_compiled(
         seen = cache.get_seq_length(layers[0].self_attn.layer_idx)
         if attention_mask.shape != (hidden_states.shape[0], seen + hidden_states.shape[1]):
             return None
-    return runner(model, layers, hidden_states, position_ids, attention_mask, cache)
+    return runner(model, layers, norm, hidden_states, position_ids, attention_mask, cache)
 
 
 class LinearRunner(Protocol):

@@ -179,13 +179,15 @@ private:
             const int64_t count = std::min(kPositions, s.cached - start);
             const Matrix block = cache.from(batch * s.sequence_rows + start);
             block.dot(count, cats + batch * inputs * joint, joint, inputs, scores.data(), kPositions);
+            const bool* seen = keep ? keep + batch * s.keep_stride + start : nullptr;
             for (int64_t i = 0; i < inputs; ++i) {
                 float* mine = scores.data() + i * kPositions;
-                const int64_t visible = s.cached - s.tokens + i / s.heads + 1 - start;  // causal
-                for (int64_t j = 0; j < kPositions; ++j) {
-                    const bool seen = j < count && j < visible && (!keep || keep[batch * s.keep_stride + start + j]);
-                    mine[j] = seen ? mine[j] * s.scale : -std::numeric_limits<float>::infinity();
-                }
+                const int64_t visible = std::min(count, s.cached - s.tokens + i / s.heads + 1 - start);  // causal
+                if (visible == kPositions && !seen)
+                    for (int64_t j = 0; j < kPositions; j += kLanes) *reinterpret_cast<Lanes*>(mine + j) = lanes(mine + j) * s.scale;
+                else
+                    for (int64_t j = 0; j < kPositions; ++j)
+                        mine[j] = j < visible && (!seen || seen[j]) ? mine[j] * s.scale : -std::numeric_limits<float>::infinity();
                 const float factor = running[first + i].absorb(mine);
                 if (factor != 1.0f)
                     for (int64_t c = 0; c < s.latent; ++c) out[i * s.latent + c] *= factor;

@@ -17,8 +17,9 @@ const float* floats(const Tensor& t) { return t.const_data_ptr<float>(); }
 
 // A weight [..., O, I], seen as rows. uint8: four-bit values, two a byte, with `scale` [..., O, groups];
 // int8: with `scale` [..., O, 1].
-Matrix matrix(const Tensor& weight, const Scale& scale = std::nullopt) {
+Matrix matrix(const Tensor& weight, const Scale& scale, bool exact) {
     Matrix m;
+    m.exact = exact;
     m.data = weight.const_data_ptr();
     m.length = weight.size(-1);
     const auto type = weight.scalar_type();
@@ -39,57 +40,83 @@ std::vector<float>& scratch() {
     return memory;
 }
 
-// weights: input norm, q_a, its norm, q_b, kv_a, its norm, kv_b, o; norms are float32, `scales` those of quantised ones.
-// The last T columns of `joint` [B, S, C + R] are written, `hidden` [B, T, D] float32 is updated. `keep` [B, S]: false
-// where nothing is to be attended.
-void attention_step(const Tensor& hidden, at::TensorList weights, const c10::List<Scale>& scales, const Tensor& joint, const Tensor& cos,
-                    const Tensor& sin, const std::optional<Tensor>& keep, int64_t heads, int64_t nope, int64_t rope, double scale,
-                    double eps, bool interleave) {
-    const auto read = [&](int64_t i) { return matrix(weights[i], scales[i]); };
-    const axk1::AttentionWeights w{floats(weights[0]), floats(weights[2]), floats(weights[5]), read(1), read(3), read(4), read(6), read(7)};
+struct Step {  // what all layers of a step have in common
+    const Tensor &hidden, &cos, &sin;
+    const std::optional<Tensor>& keep;
+    at::IntArrayRef attention, routing;
+    at::ArrayRef<double> numbers;
+    bool exact;
+};
+
+// weights: input norm, q_a, its norm, q_b, kv_a, its norm, kv_b, o.
+void attention_block(const Step& step, const Tensor* weights, const Matrix* read, const Tensor& joint) {
+    const axk1::AttentionWeights w{floats(weights[0]), floats(weights[2]), floats(weights[5]), read[1], read[3], read[4], read[6], read[7]};
     axk1::AttentionShape s{};
-    s.batch = hidden.size(0), s.tokens = hidden.size(1), s.hidden = hidden.size(2);
-    s.heads = heads, s.nope = nope, s.rope = rope, s.value = w.o.length / heads;
-    s.query_rank = weights[1].size(0), s.latent = joint.size(2) - rope, s.cached = joint.size(1);
-    s.sequence_rows = joint.stride(0) / joint.stride(1), s.keep_stride = keep ? keep->stride(0) : 0;
-    s.scale = float(scale), s.eps = float(eps), s.interleave = interleave;
-    Matrix cache = matrix(joint);
+    s.batch = step.hidden.size(0), s.tokens = step.hidden.size(1), s.hidden = step.hidden.size(2);
+    s.heads = step.attention[0], s.nope = step.attention[1], s.rope = step.attention[2], s.interleave = step.attention[3];
+    s.value = w.o.length / s.heads, s.query_rank = weights[1].size(0), s.latent = joint.size(2) - s.rope, s.cached = joint.size(1);
+    s.sequence_rows = joint.stride(0) / joint.stride(1), s.keep_stride = step.keep ? step.keep->stride(0) : 0;
+    s.scale = float(step.numbers[0]), s.eps = float(step.numbers[1]);
+    Matrix cache = matrix(joint, std::nullopt, step.exact);
     cache.stride = joint.stride(1);
-    axk1::AttentionStep step(s, w, at::get_num_threads(), scratch());
-    float* state = hidden.mutable_data_ptr<float>();
-    const bool* kept = keep ? keep->const_data_ptr<bool>() : nullptr;
+    axk1::AttentionStep block(s, w, at::get_num_threads(), scratch());
+    float* state = step.hidden.mutable_data_ptr<float>();
+    const bool* kept = step.keep ? step.keep->const_data_ptr<bool>() : nullptr;
     #pragma omp parallel num_threads(at::get_num_threads())
-    step.run(state, floats(cos), floats(sin), cache, kept, omp_get_thread_num(), omp_get_num_threads());
+    block.run(state, floats(step.cos), floats(step.sin), cache, kept, omp_get_thread_num(), omp_get_num_threads());
 }
 
 // weights of a dense layer: norm, gate, up, down; of a MoE layer: norm, post norm, router, its bias, experts' gate_up and
-// down, then gate, up and down of the shared expert where there is one. `hidden` [B, T, D] float32 is updated.
-void mlp_step(const Tensor& hidden, at::TensorList weights, const c10::List<Scale>& scales, int64_t groups, int64_t kept_groups,
-              int64_t group_best, int64_t chosen, bool sigmoid, bool normalise, bool grouped, double scaling, double eps) {
-    const auto read = [&](int64_t i) { return matrix(weights[i], scales[i]); };
-    const bool dense = weights.size() == 4;
+// down, then gate, up and down of the shared expert where there is one.
+void mlp_block(const Step& step, const Tensor* weights, const Matrix* read, int64_t count) {
+    const bool dense = count == 4;
     const int64_t first = dense ? 1 : 6;  // gate of the dense MLP or of the shared expert
     axk1::RouterRule rule;
     axk1::MLPWeights w{};
     w.norm = floats(weights[0]);
     if (!dense) {
-        w.post_norm = floats(weights[1]), w.router = read(2), w.bias = floats(weights[3]), w.gate_ups = read(4), w.downs = read(5);
+        w.post_norm = floats(weights[1]), w.router = read[2], w.bias = floats(weights[3]), w.gate_ups = read[4], w.downs = read[5];
         w.expert_width = w.downs.length;
-        rule.experts = weights[2].size(0), rule.groups = groups, rule.kept_groups = kept_groups, rule.group_best = group_best;
-        rule.chosen = chosen, rule.sigmoid = sigmoid, rule.normalise = normalise, rule.grouped = grouped, rule.scaling = float(scaling);
+        const auto& r = step.routing;
+        rule.experts = weights[2].size(0), rule.groups = r[0], rule.kept_groups = r[1], rule.group_best = r[2], rule.chosen = r[3];
+        rule.sigmoid = r[4], rule.normalise = r[5], rule.grouped = r[6], rule.scaling = float(step.numbers[2]);
     }
-    if (int64_t(weights.size()) > first)
-        w.gate = read(first), w.up = read(first + 1), w.down = read(first + 2), w.width = w.down.length;
-    axk1::MLPStep step(w, rule, hidden.size(0) * hidden.size(1), hidden.size(2), float(eps), scratch());
+    if (count > first) w.gate = read[first], w.up = read[first + 1], w.down = read[first + 2], w.width = w.down.length;
+    const Tensor& hidden = step.hidden;
+    axk1::MLPStep block(w, rule, hidden.size(0) * hidden.size(1), hidden.size(2), float(step.numbers[1]), scratch());
     float* state = hidden.mutable_data_ptr<float>();
     #pragma omp parallel num_threads(at::get_num_threads())
-    step.run(state, omp_get_thread_num(), omp_get_num_threads());
+    block.run(state, omp_get_thread_num(), omp_get_num_threads());
 }
 
-// x [rows, I] float32 times weight [O, I], to float32 [rows, O].
-Tensor linear(const Tensor& x, const Tensor& weight, const Scale& scale) {
+// Whole layers. `weights` are all layers' one after the other, eight of the attention block, then `parts[layer]` of the MLP
+// block; and the norm behind them all. Norms and biases are float32, `scales` those of quantised weights. The last T columns of each layer's `joints`
+// [B, S, C + R] are written, `hidden` [B, T, D] float32 is updated. `keep` [B, S]: false where nothing is to be attended.
+// attention: heads, nope, rope, interleave; routing: groups, kept groups, best of a group, chosen, sigmoid, normalise,
+// grouped; numbers: softmax scale, eps of the norms, routed scaling. A float32 cache asks for float32 arithmetic throughout.
+void layers_step(const Tensor& hidden, at::TensorList weights, const c10::List<Scale>& scales, at::IntArrayRef parts,
+                 at::IntArrayRef attention, at::IntArrayRef routing, at::ArrayRef<double> numbers, at::TensorList joints,
+                 const Tensor& cos, const Tensor& sin, const std::optional<Tensor>& keep) {
+    const Step step{hidden, cos, sin, keep, attention, routing, numbers, joints[0].scalar_type() == at::kFloat};
+    std::vector<Matrix> read;
+    for (size_t i = 0, first = 0; i < parts.size(); ++i) {
+        const int64_t count = 8 + parts[i];
+        read.clear();
+        for (int64_t k = 0; k < count; ++k) read.push_back(matrix(weights[first + k], scales[first + k], step.exact));
+        attention_block(step, &weights[first], read.data(), joints[i]);
+        mlp_block(step, &weights[first + 8], read.data() + 8, parts[i]);
+        first += count;
+    }
+    const int64_t width = hidden.size(2);
+    float* state = hidden.mutable_data_ptr<float>();
+    for (int64_t row = 0; row < hidden.size(0) * hidden.size(1); ++row)
+        axk1::rms_norm(state + row * width, floats(weights.back()), step.numbers[1], width, state + row * width);
+}
+
+// x [rows, I] float32 times weight [O, I], to float32 [rows, O]; `exact`: in float32 arithmetic.
+Tensor linear(const Tensor& x, const Tensor& weight, const Scale& scale, bool exact) {
     const int64_t rows = x.size(0), outputs = weight.size(0);
-    const Matrix w = matrix(weight, scale);
+    const Matrix w = matrix(weight, scale, exact);
     Tensor out = at::empty({rows, outputs}, x.options());
     const float* in = floats(x);
     float* result = out.mutable_data_ptr<float>();
@@ -104,15 +131,12 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Scale& scale) {
 }  // namespace
 
 TORCH_LIBRARY(axk1, library) {
-    library.def("attention_step(Tensor(a!) hidden, Tensor[] weights, Tensor?[] scales, Tensor(b!) joint, Tensor cos, Tensor sin, "
-                "Tensor? keep, int heads, int nope, int rope, float scale, float eps, bool interleave) -> ()");
-    library.def("mlp_step(Tensor(a!) hidden, Tensor[] weights, Tensor?[] scales, int groups, int kept_groups, int group_best, "
-                "int chosen, bool sigmoid, bool normalise, bool grouped, float scaling, float eps) -> ()");
-    library.def("linear(Tensor x, Tensor weight, Tensor? scale=None) -> Tensor");
+    library.def("layers_step(Tensor(a!) hidden, Tensor[] weights, Tensor?[] scales, int[] parts, int[] attention, int[] routing, "
+                "float[] numbers, Tensor(b!)[] joints, Tensor cos, Tensor sin, Tensor? keep) -> ()");
+    library.def("linear(Tensor x, Tensor weight, Tensor? scale, bool exact) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(axk1, CPU, library) {
-    library.impl("attention_step", &attention_step);
-    library.impl("mlp_step", &mlp_step);
+    library.impl("layers_step", &layers_step);
     library.impl("linear", &linear);
 }

@@ -151,7 +151,7 @@ private:
 
     // silu(gate) * up of all units, their rows shared evenly between the threads.
     void project_up(int64_t me, int64_t threads) {
-        constexpr int64_t kTile = 16;
+        constexpr int64_t kTile = 64;
         int64_t total = 0;
         for (const Unit& unit : units) total += unit.width;
         const Share mine(total, me, threads);

@@ -5,43 +5,12 @@
 // and a batch neighbour leave a row's bits alone.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "packed.h"
+#include "vectors.h"
 
 namespace axk1 {
 
-constexpr int64_t kLanes = 16;
-typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t LanesU32 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t LanesU16 __attribute__((vector_size(32), aligned(2), may_alias));
-typedef int32_t LanesI32 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int8_t LanesI8 __attribute__((vector_size(16), aligned(1), may_alias));
-typedef uint8_t LanesU8 __attribute__((vector_size(16), aligned(1), may_alias));
-
-inline LanesI32 widen(const LanesI8& bytes) {
-#ifdef __AVX512F__
-    return LanesI32(_mm512_cvtepi8_epi32(__m128i(bytes)));
-#else  // in two steps: GCC makes scalar code of one
-    typedef int16_t LanesI16 __attribute__((vector_size(32)));
-    return __builtin_convertvector(__builtin_convertvector(bytes, LanesI16), LanesI32);
-#endif
-}
-
-inline Lanes centred(const LanesI32& fours) {  // 0..15 to -8..7
-#ifdef __AVX512F__
-    const Lanes values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-    return __builtin_shuffle(values, fours);
-#else
-    return __builtin_convertvector(fours, Lanes) - 8.0f;
-#endif
-}
-
-inline Lanes lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+constexpr int64_t kAhead = 8192;  // bytes between what is read and what is fetched into the second-level cache
 
 // A format says how the values of a row are read as fp32: sixteen in order, one, and thirty-two as two vectors in an order
 // that is cheap to make, in which `arrange` brings the inputs too.
@@ -104,28 +73,10 @@ struct Int8 : InOrder<Int8> {  // symmetric, one scale a row
     static float one(const int8_t* p) { return float(*p); }
 };
 
-inline uint16_t to_bfloat16(float value) {  // round to nearest even, as torch does
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-inline float sum(const Lanes& v) {
-    typedef float Eight __attribute__((vector_size(32)));
-    typedef float Four __attribute__((vector_size(16)));
-    Eight halves[2];
-    std::memcpy(halves, &v, 64);
-    const Eight eight = halves[0] + halves[1];
-    Four quarters[2];
-    std::memcpy(quarters, &eight, 32);
-    const Four four = quarters[0] + quarters[1];
-    return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
 // out[t * out_stride + r] = dot(x[t], w[r]) for R weight rows and T inputs of `length` values.
 template <class Format, int R, int T>
 inline void dot_block(const typename Format::Stored* w, int64_t w_stride, const float* x, int64_t x_stride,
                       int64_t length, float* out, int64_t out_stride) {
-    constexpr int64_t kLine = 64 / sizeof(typename Format::Stored);
     Lanes even[R][T] = {}, odd[R][T] = {};
     int64_t i = 0;
     for (; i + 2 * kLanes <= length; i += 2 * kLanes) {
@@ -133,7 +84,7 @@ inline void dot_block(const typename Format::Stored* w, int64_t w_stride, const 
         for (int t = 0; t < T; ++t) Format::arrange(x + t * x_stride + i, left[t], right[t]);
         for (int r = 0; r < R; ++r) {
             const auto* row = w + r * w_stride + i;
-            for (int64_t ahead = 0; ahead < 2 * kLanes; ahead += kLine) __builtin_prefetch(row + R * w_stride + ahead);
+            __builtin_prefetch(reinterpret_cast<const char*>(row) + kAhead, 0, 2);
             Lanes first, second;
             Format::load(row, first, second);
             for (int t = 0; t < T; ++t) {
@@ -161,7 +112,7 @@ inline void dot_block_int4(const uint8_t* w, const float* scale, int64_t group, 
         for (int64_t i = start; i < start + group; i += 2 * kLanes)
             for (int r = 0; r < R; ++r) {
                 const uint8_t* place = w + (r * length + i) / 2;
-                __builtin_prefetch(place + R * length / 2);
+                __builtin_prefetch(place + kAhead, 0, 2);
                 const LanesU8 bytes = *reinterpret_cast<const LanesU8*>(place);
                 const LanesI8 low = LanesI8(bytes & 15), high = LanesI8(bytes >> 4);
                 const Lanes first = centred(widen(__builtin_shuffle(low, high, lower)));
@@ -214,6 +165,7 @@ struct Matrix {
     int64_t length = 0, stride = 0;  // values
     const float* scale = nullptr;    // int8: one a row, int4: one a group
     int64_t group = 0;
+    bool exact = false;  // inputs stay float32: see packed.h
 
     explicit operator bool() const { return data != nullptr; }
 
@@ -227,34 +179,82 @@ struct Matrix {
 
     // out[t * out_stride + r] = dot(x[t], row r) for `rows` rows from the first and any number of inputs.
     void dot(int64_t rows, const float* x, int64_t x_stride, int64_t inputs, float* out, int64_t out_stride) const {
-        constexpr int64_t kTile = 16;  // rows that stay in the first-level cache while further inputs pass
-        for (int64_t r = 0; r < rows; r += kTile) {
-            const Matrix tile = from(r);
-            const int64_t here = rows - r < kTile ? rows - r : kTile;
-            int64_t t = 0;
-            for (; t + 4 <= inputs; t += 4) tile.dot_inputs<4>(here, x + t * x_stride, x_stride, out + t * out_stride + r, out_stride);
-            const float* rest = x + t * x_stride;
-            float* rest_out = out + t * out_stride + r;
-            if (inputs - t == 3) tile.dot_inputs<3>(here, rest, x_stride, rest_out, out_stride);
-            if (inputs - t == 2) tile.dot_inputs<2>(here, rest, x_stride, rest_out, out_stride);
-            if (inputs - t == 1) tile.dot_inputs<1>(here, rest, x_stride, rest_out, out_stride);
+#ifdef AXK1_PACKED
+        if (kind == kBFloat16 && !exact) {
+            const auto prepared = packed::BFloat16::prepare(x, x_stride, inputs, length);
+            return tiled(rows, inputs, [&]<int T>(const Matrix& tile, int64_t here, int64_t t, int64_t r) {
+                tile.blocks<4>(here, [&]<int R>(const Matrix& m, int64_t s) {
+                    packed::BFloat16::dot<R, T>(m.values<uint16_t>(), stride, prepared.from(t), length, out + t * out_stride + r + s, out_stride);
+                });
+            });
         }
+        if (kind == kInt8 && !exact) {
+            const auto prepared = packed::Int8::prepare(x, x_stride, inputs, length);
+            return tiled(rows, inputs, [&]<int T>(const Matrix& tile, int64_t here, int64_t t, int64_t r) {
+                tile.blocks<4>(here, [&]<int R>(const Matrix& m, int64_t s) {
+                    packed::Int8::dot<R, T>(m.values<int8_t>(), stride, m.scale, prepared.from(t), length, out + t * out_stride + r + s, out_stride);
+                });
+            });
+        }
+        if (kind == kInt4 && !exact && packed::Int4::can(group)) {
+            const auto prepared = packed::Int4::prepare(x, x_stride, inputs, length);
+            return tiled(rows, inputs, [&]<int T>(const Matrix& tile, int64_t here, int64_t t, int64_t r) {
+                tile.blocks<4>(here, [&]<int R>(const Matrix& m, int64_t s) {
+                    packed::Int4::dot<R, T>(m.values<uint8_t>(), m.scale, group, prepared.from(t), length, out + t * out_stride + r + s, out_stride);
+                });
+            });
+        }
+#endif
+        tiled(rows, inputs, [&]<int T>(const Matrix& tile, int64_t here, int64_t t, int64_t r) {
+            constexpr int R = T == 1 ? 1 : T <= 3 ? 4 : 2;  // one stream alone, or as many sums as there are vector registers
+            tile.blocks<R>(here, [&]<int N>(const Matrix& m, int64_t s) {
+                m.dot_rows<N, T>(x + t * x_stride, x_stride, out + t * out_stride + r + s, out_stride);
+            });
+        });
     }
 
     // out[t][c] += sum over j of p[t][j] * row j [c], for float formats.
     void add_weighted(int64_t rows, const float* p, int64_t p_stride, int64_t inputs, int64_t columns, float* out, int64_t out_stride) const {
+#ifdef AXK1_PACKED
+        if (kind == kBFloat16 && !exact) {
+            int64_t pairs_stride;
+            const uint32_t* pairs = packed::pair_weights(p, p_stride, inputs, rows, pairs_stride);
+            int64_t t = 0;
+            for (; t + 4 <= inputs; t += 4) packed::add_weighted<4>(values<uint16_t>(), stride, rows, pairs + t * pairs_stride, pairs_stride, columns, out + t * out_stride, out_stride);
+            for (; t < inputs; ++t) packed::add_weighted<1>(values<uint16_t>(), stride, rows, pairs + t * pairs_stride, pairs_stride, columns, out + t * out_stride, out_stride);
+            return;
+        }
+#endif
         int64_t t = 0;
         for (; t + 4 <= inputs; t += 4) add_block<4>(rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride);
         for (; t < inputs; ++t) add_block<1>(rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride);
     }
 
 private:
-    template <int T>
-    void dot_inputs(int64_t rows, const float* x, int64_t x_stride, float* out, int64_t out_stride) const {
-        constexpr int R = T <= 3 ? 4 : 2;  // as many sums at once as there are vector registers
-        int64_t r = 0;
-        for (; r + R <= rows; r += R) from(r).dot_rows<R, T>(x, x_stride, out + r, out_stride);
-        for (; r < rows; ++r) from(r).dot_rows<1, T>(x, x_stride, out + r, out_stride);
+    template <class Stored>
+    const Stored* values() const { return static_cast<const Stored*>(data); }
+
+    // Calls `some<T>(rows from r on, how many, first input, r)` for all rows and inputs.
+    template <class Some>
+    void tiled(int64_t rows, int64_t inputs, const Some& some) const {
+        const int64_t size = inputs <= 4 ? rows : 16;  // rows that stay in the first-level cache while further inputs pass
+        for (int64_t r = 0; r < rows; r += size) {
+            const Matrix tile = from(r);
+            const int64_t here = rows - r < size ? rows - r : size;
+            int64_t t = 0;
+            for (; t + 4 <= inputs; t += 4) some.template operator()<4>(tile, here, t, r);
+            if (inputs - t == 3) some.template operator()<3>(tile, here, t, r);
+            if (inputs - t == 2) some.template operator()<2>(tile, here, t, r);
+            if (inputs - t == 1) some.template operator()<1>(tile, here, t, r);
+        }
+    }
+
+    // Calls `some<N>(rows from s on, s)` for blocks of R rows, then single ones.
+    template <int R, class Some>
+    void blocks(int64_t rows, const Some& some) const {
+        int64_t s = 0;
+        for (; s + R <= rows; s += R) some.template operator()<R>(from(s), s);
+        for (; s < rows; ++s) some.template operator()<1>(from(s), s);
     }
 
     template <int R, int T>

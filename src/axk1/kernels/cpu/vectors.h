@@ -1,0 +1,59 @@
+// Sixteen values at once, in the compiler's own vector types.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace axk1 {
+
+constexpr int64_t kLanes = 16;
+typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t LanesU32 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t LanesU16 __attribute__((vector_size(32), aligned(2), may_alias));
+typedef int32_t LanesI32 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int8_t LanesI8 __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint8_t LanesU8 __attribute__((vector_size(16), aligned(1), may_alias));
+
+inline LanesI32 widen(const LanesI8& bytes) {
+#ifdef __AVX512F__
+    return LanesI32(_mm512_cvtepi8_epi32(__m128i(bytes)));
+#else  // in two steps: GCC makes scalar code of one
+    typedef int16_t LanesI16 __attribute__((vector_size(32)));
+    return __builtin_convertvector(__builtin_convertvector(bytes, LanesI16), LanesI32);
+#endif
+}
+
+inline Lanes centred(const LanesI32& fours) {  // 0..15 to -8..7
+#ifdef __AVX512F__
+    const Lanes values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    return __builtin_shuffle(values, fours);
+#else
+    return __builtin_convertvector(fours, Lanes) - 8.0f;
+#endif
+}
+
+inline Lanes lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+
+inline uint16_t to_bfloat16(float value) {  // round to nearest even, as torch does
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+inline float sum(const Lanes& v) {
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef float Four __attribute__((vector_size(16)));
+    Eight halves[2];
+    std::memcpy(halves, &v, 64);
+    const Eight eight = halves[0] + halves[1];
+    Four quarters[2];
+    std::memcpy(quarters, &eight, 32);
+    const Four four = quarters[0] + quarters[1];
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+}  // namespace axk1
