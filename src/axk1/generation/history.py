@@ -39,7 +39,9 @@ class History:
             grown = self.ids.new_zeros(self.ids.shape[0], max(needed, 2 * self.ids.shape[1]))
             grown[:, : self.ids.shape[1]] = self.ids
             self.ids = grown
-        columns = self.counts[:, None] + torch.arange(ahead, ahead + tokens.shape[1], device=self.ids.device)
+        columns = self.counts[:, None] + ahead
+        if tokens.shape[1] > 1:
+            columns = columns + torch.arange(tokens.shape[1], device=self.ids.device)
         self.ids.scatter_(1, columns, tokens)
 
     def advance(self, counts: Sequence[int]) -> None:

@@ -85,12 +85,15 @@ class Rows:
         if not isinstance(self.model, AXK1ForCausalLM):
             output = self.model(input_ids=ids, use_cache=True, logits_to_keep=max(keep, 1), **shared)
             return None, output.logits.to(self.device)
-        states = cast(Tensor, self.model.model(input_ids=ids, use_cache=True, **shared).last_hidden_state)
+        states = self.model.model.step(ids, mask, positions, self.cache)
+        if states is None:
+            states = cast(Tensor, self.model.model(input_ids=ids, use_cache=True, **shared).last_hidden_state)
         return states, self.model.logits(states[:, -max(keep, 1) :], self.cache).to(self.device)
 
     def next_positions(self, count: int) -> Tensor:
         """Positions ``[B, count]`` of each row's newest token and the drafts behind it."""
-        return self.history.counts[:, None] + torch.arange(-1, count - 1, device=self.device)
+        newest = self.history.counts[:, None] - 1
+        return newest if count == 1 else newest + torch.arange(count, device=self.device)
 
     def mask(self, columns: int) -> Tensor | None:
         """``[B, columns]`` int64, 0 at padding and holes; None where there are none. New columns are 1."""

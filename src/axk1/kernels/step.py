@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from axk1.modeling.layer import AXK1DecoderLayer
     from axk1.modeling.model import AXK1Model
     from axk1.modeling.norm import AXK1RMSNorm
+    from axk1.modeling.rope import AXK1RotaryEmbedding
 
 MOST_ROWS = 32
 """Tokens a step, over all sequences; above this PyTorch's matrix products are the faster ones."""
@@ -35,9 +36,9 @@ class Weight(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Arguments of the operator (``cpu/library.cpp``) for some layers and the norm behind them, scales for quantised ones.
+    """The operator's arguments (``cpu/library.cpp``) for some layers and the norm behind them.
 
-    Norms and the router's bias are fp32 copies, all else is the layers' own memory.
+    Norms and the router's bias are fp32 copies, all else is the layers' own memory; scales are those of quantised ones.
     """
 
     tensors: list[Tensor]
@@ -63,7 +64,7 @@ def run_layers(
     attention_mask: Tensor | None,
     cache: LatentCache,
 ) -> Tensor | None:
-    """Runs ``layers`` and ``norm`` over ``[B, T, D]`` new tokens behind ``cache``, which grows by T; or declines with None.
+    """Runs ``layers`` and ``norm`` over ``[B, T, D]`` new tokens behind ``cache``, which grows by T; None: it cannot.
 
     Args:
         position_ids: ``[B or 1, T]``.
@@ -75,7 +76,7 @@ def run_layers(
     weights = _weights_of(layers, norm, cache)
     if weights is None:
         return None
-    cos, sin = (part.expand(batch, -1, -1).contiguous() for part in model.rotary_emb(_FP32, position_ids))
+    cos, sin = (part.expand(batch, -1, -1).contiguous() for part in _angles(model.rotary_emb, position_ids))
     keep = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool().contiguous()
     state = hidden_states.to(torch.float32, copy=True).contiguous()
     where = (batch, tokens, hidden_states.dtype, hidden_states.device)
@@ -87,17 +88,19 @@ def run_layers(
 _FP32 = torch.empty(0)  # the rotary embedding answers in the dtype of what it is given
 
 
+def _angles(rotary: AXK1RotaryEmbedding, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin as ``rotary`` makes them; from its frequencies, in one call, unless they depend on the length."""
+    if rotary.rope_type in ("dynamic", "longrope"):
+        return rotary(_FP32, position_ids)
+    return torch.ops.axk1.angles(position_ids.contiguous(), rotary.inv_freq.float(), float(rotary.attention_scaling))
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor | None:
     """``[..., I]`` times ``[O, I]`` for few rows on the CPU, summed in fp32, to x's dtype; or None, as above."""
-    rows = x.reshape(-1, x.shape[-1])
-    usable = len(rows) <= MOST_ROWS and weight.dtype in FORMATS and weight.is_contiguous() and weight.is_cpu
-    if not usable or not available():
+    usable = x.numel() <= MOST_ROWS * x.shape[-1] and x.dtype == weight.dtype and weight.dtype in FORMATS
+    if not usable or not (weight.is_contiguous() and weight.is_cpu and available()):
         return None
-    return (
-        torch.ops.axk1.linear(rows.float().contiguous(), weight, None, x.dtype == torch.float32)
-        .view(*x.shape[:-1], -1)
-        .to(x.dtype)
-    )
+    return torch.ops.axk1.linear(x.contiguous(), weight, None, x.dtype == torch.float32)
 
 
 def _weights_of(layers: Sequence[AXK1DecoderLayer], norm: AXK1RMSNorm, cache: LatentCache) -> Weights | None:

@@ -167,6 +167,17 @@ class AXK1Model(AXK1PreTrainedModel):
             states = self.norm(self._run_layers(layers, inputs, context, past_key_values, **kwargs))
         return AXK1ModelOutput(last_hidden_state=states, past_key_values=past_key_values, attention_context=context)
 
+    def step(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor, cache: Cache
+    ) -> torch.Tensor | None:
+        """What ``forward`` returns as ``last_hidden_state`` behind a cache, where the device's runner takes the step and
+        nobody listens in; else None, and nothing has happened. Spares a decode step forward's bookkeeping."""
+        if self._forward_hooks or self._forward_pre_hooks or hasattr(self, "_hf_hook"):
+            return None
+        layers = list(self.layers)[: self.config.num_hidden_layers]
+        embeddings = self.embed_tokens(input_ids)
+        return self._run_compiled(layers, self.norm, embeddings, attention_mask, position_ids, cache)
+
     def _context(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return attention_context(self.config, self.rotary_emb, *args, training=self.training, **kwargs)
 
@@ -193,8 +204,9 @@ class AXK1Model(AXK1PreTrainedModel):
         past_key_values: Cache | None,
         **kwargs: Any,
     ) -> torch.Tensor | None:
-        """The same and ``norm`` by the device's runner (``runners.py``), or None where the modules have to run: no runner, or
-        outputs to record, or an attention that was chosen for itself (``eager``, the reference, or someone's own)."""
+        """The same and ``norm`` by the device's runner (``runners.py``), or None where the modules have to run: no
+        runner, or outputs to record, or an attention that was chosen for itself (``eager``, the reference, or
+        someone's own)."""
         config = self.config
         recorded = (kwargs.get(key, getattr(config, key, False)) for key in RECORDED)
         chosen = config._attn_implementation == "eager" or not is_standard(config)

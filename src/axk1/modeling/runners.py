@@ -25,7 +25,7 @@ MAX_TOKENS = 16
 
 
 class LayerRunner(Protocol):
-    """Runs ``layers``, each as :class:`AXK1DecoderLayer` does (of an MTP module: its decoder block alone), and ``norm``.
+    """Runs ``layers``, each as :class:`AXK1DecoderLayer` does (of an MTP module: its block alone), and ``norm``.
 
     A runner declines, by returning None before it has touched the cache, whatever it cannot reproduce: adapters,
     quantised or offloaded weights, hooks on modules inside a layer.

@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "attention.h"
@@ -113,19 +114,41 @@ void layers_step(const Tensor& hidden, at::TensorList weights, const c10::List<S
         axk1::rms_norm(state + row * width, floats(weights.back()), step.numbers[1], width, state + row * width);
 }
 
-// x [rows, I] float32 times weight [O, I], to float32 [rows, O]; `exact`: in float32 arithmetic.
+// x [..., I], float32 or bfloat16, times weight [O, I], to [..., O] of x's type; `exact`: in float32 arithmetic.
 Tensor linear(const Tensor& x, const Tensor& weight, const Scale& scale, bool exact) {
-    const int64_t rows = x.size(0), outputs = weight.size(0);
-    const Matrix w = matrix(weight, scale, exact);
-    Tensor out = at::empty({rows, outputs}, x.options());
-    const float* in = floats(x);
-    float* result = out.mutable_data_ptr<float>();
-    #pragma omp parallel num_threads(at::get_num_threads())
+    const Matrix w = matrix(weight, scale, exact), in = matrix(x, std::nullopt, exact);
+    const int64_t rows = x.numel() / w.length, outputs = weight.size(0), threads = at::get_num_threads();
+    auto shape = x.sizes().vec();
+    shape.back() = outputs;
+    Tensor out = at::empty(shape, x.options());
+    std::vector<float>& memory = scratch();
+    if (int64_t(memory.size()) < rows * (w.length + outputs)) memory.resize(rows * (w.length + outputs));
+    float *inputs = memory.data(), *results = inputs + rows * w.length;
+    for (int64_t row = 0; row < rows; ++row) in.from(row).read(inputs + row * w.length);
+    #pragma omp parallel num_threads(threads)
     {
         const axk1::Share mine(outputs, omp_get_thread_num(), omp_get_num_threads());
-        w.from(mine.begin).dot(mine.end - mine.begin, in, w.length, rows, result + mine.begin, outputs);
+        w.from(mine.begin).dot(mine.end - mine.begin, inputs, w.length, rows, results + mine.begin, outputs);
     }
+    for (int64_t i = 0; i < rows * outputs; ++i) axk1::store(in.kind, out.mutable_data_ptr(), i, results[i]);
     return out;
+}
+
+// cos and sin [B, T, R / 2] of positions [B, T] times frequencies [R / 2], both times `factor`.
+std::tuple<Tensor, Tensor> angles(const Tensor& positions, const Tensor& frequencies, double factor) {
+    const int64_t count = positions.numel(), width = frequencies.numel();
+    auto shape = positions.sizes().vec();
+    shape.push_back(width);
+    Tensor cos = at::empty(shape, frequencies.options()), sin = at::empty_like(cos);
+    const int64_t* at = positions.const_data_ptr<int64_t>();
+    float *cosines = cos.mutable_data_ptr<float>(), *sines = sin.mutable_data_ptr<float>();
+    for (int64_t n = 0; n < count; ++n)
+        for (int64_t i = 0; i < width; ++i) {
+            const float angle = float(at[n]) * floats(frequencies)[i];
+            cosines[n * width + i] = std::cos(angle) * float(factor);
+            sines[n * width + i] = std::sin(angle) * float(factor);
+        }
+    return {cos, sin};
 }
 
 }  // namespace
@@ -134,9 +157,11 @@ TORCH_LIBRARY(axk1, library) {
     library.def("layers_step(Tensor(a!) hidden, Tensor[] weights, Tensor?[] scales, int[] parts, int[] attention, int[] routing, "
                 "float[] numbers, Tensor(b!)[] joints, Tensor cos, Tensor sin, Tensor? keep) -> ()");
     library.def("linear(Tensor x, Tensor weight, Tensor? scale, bool exact) -> Tensor");
+    library.def("angles(Tensor positions, Tensor frequencies, float factor) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(axk1, CPU, library) {
     library.impl("layers_step", &layers_step);
     library.impl("linear", &linear);
+    library.impl("angles", &angles);
 }

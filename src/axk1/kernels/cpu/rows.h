@@ -177,6 +177,11 @@ struct Matrix {
         return rest;
     }
 
+    // The first row as fp32, of float formats.
+    void read(float* out) const {
+        for (int64_t i = 0; i < length; ++i) out[i] = kind == kFloat32 ? values<float>()[i] : BFloat16::one(values<uint16_t>() + i);
+    }
+
     // out[t * out_stride + r] = dot(x[t], row r) for `rows` rows from the first and any number of inputs.
     void dot(int64_t rows, const float* x, int64_t x_stride, int64_t inputs, float* out, int64_t out_stride) const {
 #ifdef AXK1_PACKED
