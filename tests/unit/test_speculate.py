@@ -246,6 +246,7 @@ def unsteady(monkeypatch):
 
     def shaken(self, ids, positions, keep):
         states, logits = extend(self, ids, positions, keep)
+        self.compiled = False  # whose rows would not depend on each other
         if ids.shape[1] > 1 and self.columns > len(PROMPTS[0]):
             logits = logits + 0.004 * (torch.rand(logits.shape, generator=generator) - 0.5)
         return states, logits
@@ -286,7 +287,15 @@ class Clock:
 
     def __init__(self, monkeypatch, model: Any, token: float, draft: float):
         self.now = 0.0
-        forward, drafting = model.model.forward, model.model.draft
+        forward, step, drafting = model.model.forward, model.model.step, model.model.draft
+
+        def stepping(ids: torch.Tensor, *where: Any) -> torch.Tensor | None:
+            states = step(ids, *where)
+            if states is not None:
+                self.spend({"input_ids": ids}, token)
+            return states
+
+        monkeypatch.setattr(model.model, "step", stepping)
         monkeypatch.setattr(model.model, "forward", lambda **inputs: self.spend(inputs, token) or forward(**inputs))
         monkeypatch.setattr(model.model, "draft", lambda *args, **more: self.pass_(draft) or drafting(*args, **more))
 

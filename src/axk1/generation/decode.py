@@ -199,19 +199,19 @@ class _Loop:
         before, positions = rows.columns, rows.next_positions(count + 1)
         states, logits = rows.extend(ids, positions, count + 1)
         scores = self.scorer(logits, history)
+        clean = self.clean == before and (rows.compiled or not count)
         if probabilities is not None:
             tokens, accepted = accept(scores, ids[:, 1:], probabilities)
         else:
             noise = self.noise(scores)
             tokens = choose(scores, noise)
             accepted = agreeing(ids[:, 1:], tokens)
-            if not count and self.clean == before:
-                self.clean += 1
-            elif (near := self.near_tie(scores, noise, accepted)) is not None:
+            if not clean and (near := self.near_tie(scores, noise, accepted)) is not None:
                 tokens, accepted, logits = self.replay(near, tokens, logits)
         new, counts = self.take(tokens, accepted, logits)
         if rows.running:
             kept = rows.settle(counts, rows.columns - before)
+            self.clean = rows.columns if clean else self.clean
             if self.drafter is not None and states is not None:
                 self.drafter.follow(states[:, :kept], tokens[:, :kept], positions[:, :kept])
         return new

@@ -54,6 +54,9 @@ class Rows:
         self.prompt_positions = (mask.cumsum(1) - 1).clamp(min=0)
         self._mask = mask if len(set(self.history.lengths)) > 1 else None
         self.columns = 0
+        self.compiled = False
+        """Whether the last columns were run by compiled kernels, to which rows are bit for bit the same however many
+        they are."""
         self.cache: Cache
         if isinstance(model, AXK1ForCausalLM):
             self.cache = LatentCache(model.config, capacity=min(reserve, RESERVED_COLUMNS))
@@ -86,6 +89,7 @@ class Rows:
             output = self.model(input_ids=ids, use_cache=True, logits_to_keep=max(keep, 1), **shared)
             return None, output.logits.to(self.device)
         states = self.model.model.step(ids, mask, positions, self.cache)
+        self.compiled = states is not None
         if states is None:
             states = cast(Tensor, self.model.model(input_ids=ids, use_cache=True, **shared).last_hidden_state)
         return states, self.model.logits(states[:, -max(keep, 1) :], self.cache).to(self.device)

@@ -37,9 +37,9 @@ class Drafts:
     Args:
         count: drafts a step, 0 for none, ``AUTO`` for as many as measurably pay (none, if none do).
         exact: with one prompt, greedy or seeded: decide every near-tie as plain decoding does, by computing it again
-            as plain decoding would. Otherwise (``fast``) the output may differ where the best two are that close.
-        tie_gap: what is near, in logits; ``TIE_GAPS`` of the model's dtype if None. 0 where the device's kernels give
-            the same bits however many tokens are checked at once.
+            as plain decoding would. Compiled kernels need no second look: they give the same bits however many tokens
+            they check at once. Otherwise (``fast``) the output may differ where the best two are that close.
+        tie_gap: what is near, in logits; ``TIE_GAPS`` of the model's dtype if None.
         gate: the measurements ``AUTO`` goes by and adds to; the call's own if None.
         clock: seconds, for these measurements.
 

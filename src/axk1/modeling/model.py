@@ -170,8 +170,10 @@ class AXK1Model(AXK1PreTrainedModel):
     def step(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor, cache: Cache
     ) -> torch.Tensor | None:
-        """What ``forward`` returns as ``last_hidden_state`` behind a cache, where the device's runner takes the step and
-        nobody listens in; else None, and nothing has happened. Spares a decode step forward's bookkeeping."""
+        """What ``forward`` returns as ``last_hidden_state`` behind a cache, without its bookkeeping.
+
+        None, and nothing has happened, where the device's runner does not take the step or somebody listens in.
+        """
         if self._forward_hooks or self._forward_pre_hooks or hasattr(self, "_hf_hook"):
             return None
         layers = list(self.layers)[: self.config.num_hidden_layers]
