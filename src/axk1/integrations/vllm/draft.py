@@ -29,7 +29,7 @@ from vllm.model_executor.models.utils import make_empty_intermediate_tensors_fac
 
 from axk1.checkpoint.names import is_ignored
 from axk1.integrations.vllm.model import check_config, use_native_rope
-from axk1.integrations.vllm.weights import Weights, per_expert, with_defaults
+from axk1.integrations.vllm.weights import Weights, layers_from, per_expert, with_defaults
 
 
 class AXK1PredictorLayer(DeepSeekMultiTokenPredictorLayer):
@@ -121,4 +121,6 @@ class AXK1MTP(DeepSeekMTP):
     def load_weights(self, weights: Weights) -> set[str]:
         """Loads the MTP layers out of ``(name, tensor)`` pairs in any layout; returns the parameters that were set."""
         kept = ((name, tensor) for name, tensor in weights if not is_ignored(name))
-        return super().load_weights(with_defaults(per_expert(kept, self.config), self, lambda layer: True))
+        mtp = per_expert(layers_from(kept, self.config.num_hidden_layers), self.config)
+        parameters = {name.replace(".mtp_block", ""): value for name, value in self.named_parameters()}
+        return super().load_weights(with_defaults(mtp, parameters, self.config.is_moe_layer))

@@ -11,7 +11,7 @@ DRAFT = "AXK1MTPModel"
 
 
 def draft_config(config: Any) -> Any:
-    """Turns an A.X K1 configuration into its draft's, in place; ``deepseek_mtp`` is vLLM's word for drafts of this kind.
+    """Turns A.X K1's configuration into its draft's, in place; ``deepseek_mtp`` is vLLM's word for drafts of this kind.
 
     Raises:
         ValueError: a checkpoint without an MTP layer.

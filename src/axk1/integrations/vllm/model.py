@@ -12,7 +12,7 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 from vllm.model_executor.models.AXK1 import AXK1ForCausalLM as VllmAXK1ForCausalLM
 from vllm.platforms import current_platform
 
-from axk1.integrations.vllm.weights import Weights, per_expert, trunk_only, with_defaults
+from axk1.integrations.vllm.weights import Weights, layers_from, per_expert, with_defaults
 
 FIXED = {
     "attention_bias": False,
@@ -35,8 +35,8 @@ def check_config(config: Any) -> None:
             raise ValueError(f"{name}={getattr(config, name)!r} cannot be served by vLLM's A.X K1; it needs {value!r}.")
     if config.first_k_dense_replace is None:
         raise ValueError(
-            f"mlp_layer_types={config.mlp_layer_types!r} cannot be served by vLLM's A.X K1: the dense layers have to be "
-            "the first ones."
+            f"mlp_layer_types={config.mlp_layer_types!r} cannot be served by vLLM's A.X K1: the dense layers have to "
+            "be the first ones."
         )
 
 
@@ -66,5 +66,6 @@ class AXK1ForCausalLM(VllmAXK1ForCausalLM):
 
     def load_weights(self, weights: Weights) -> set[str]:
         """Loads ``(name, tensor)`` pairs in any layout; returns the names of the parameters that were set."""
-        trunk = per_expert(trunk_only(weights, self.config), self.config)
-        return super().load_weights(with_defaults(trunk, self, self.config.is_moe_layer))
+        trunk = per_expert(layers_from(weights, 0, self.config.num_hidden_layers), self.config)
+        parameters = dict(self.named_parameters())
+        return super().load_weights(with_defaults(trunk, parameters, self.config.is_moe_layer))

