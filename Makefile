@@ -75,7 +75,7 @@ $(VLLM)/.ready: | $(VLLM)/.torch
 $(VLLM)/.axk1: pyproject.toml | $(VLLM)/.ready
 	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --no-deps -e .
 	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python accelerate==1.15.0 pytest==9.2.0 \
-		pytest-timeout==2.4.0 --overrides $(@D)/overrides.txt
+		pytest-timeout==2.4.0 reasoning-gym==0.1.25 --overrides $(@D)/overrides.txt
 	@touch $@
 
 $(LLAMACPP)/.ready:

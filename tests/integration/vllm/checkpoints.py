@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from support import NANO
+from transformers import AutoTokenizer
 from transformers.models.axk1.configuration_axk1 import AXK1Config as TransformersConfig
 from transformers.models.axk1.modeling_axk1 import AXK1ForCausalLM as TransformersModel
 
@@ -19,7 +24,7 @@ YARN = {
     "rope_type": "yarn",
     "rope_theta": 10_000.0,
     "factor": 4.0,
-    "original_max_position_embeddings": 32,
+    "original_max_position_embeddings": 128,
     "beta_fast": 32.0,
     "beta_slow": 1.0,
     "mscale": 1.0,
@@ -43,6 +48,9 @@ SIZES: dict[str, Any] = dict(  # the released latents (512 + 64): vLLM's CPU att
     initializer_range=0.08,
     num_nextn_predict_layers=1,
 )
+
+
+FROM_NANO = ("vocab_size", "max_position_embeddings", "bos_token_id", "pad_token_id", "eos_token_id")
 
 
 def random_model(**changes: Any) -> AXK1ForCausalLM:
@@ -110,3 +118,37 @@ def transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The checkpoint in transformers' own model."""
     config = TransformersConfig.from_pretrained(folder)
     return TransformersModel.from_pretrained(folder, config=config, dtype=dtype).eval()
+
+
+CALL = {"<|reserved_6|>": '{"name": "w", ', "<|reserved_7|>": '"arguments": {}}'}
+"""A tool call in two tokens, which are put in the place of reserved ones."""
+
+
+def script_tool_call(folder: Path) -> Path:
+    """A model with the nano's tokenizer whose next token depends on the last one alone: it makes a tool call.
+
+    In Think it reasons "Yes" first. One-hot embeddings, layers that add nothing, and a head that holds the table.
+    """
+    folder.mkdir()
+    words = (NANO / "tokenizer.json").read_text()
+    for reserved, text in CALL.items():
+        words = words.replace(json.dumps(reserved), json.dumps(text))
+    (folder / "tokenizer.json").write_text(words)
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(NANO / name, folder / name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = ["<think>", "Y", "es", "</think>", "<tool_call>", *CALL.values(), "</tool_call>", "<|im_end|>"]
+    chain = tokenizer.convert_tokens_to_ids(text)
+    assert len(set(chain)) == len(chain) <= SIZES["hidden_size"], "a scripted model knows only the last token"
+    model = random_model(**{name: getattr(AXK1Config.from_pretrained(NANO), name) for name in FROM_NANO})
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
+                weight.zero_()
+        model.model.embed_tokens.weight.zero_()
+        model.lm_head.weight.zero_()
+        for i, (token, following) in enumerate(itertools.pairwise(chain)):
+            model.model.embed_tokens.weight[token, i] = 1.0
+            model.lm_head.weight[following, i] = 1.0
+    model.save_pretrained(folder)
+    return folder

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from checkpoints import DEFAULT, YARN, logprobs, ours, prompts, save, transformers, with_stored_norm, without_optional
-from conftest import NANO
+from support import NANO
 
 FORMS = {
     "released, default rope": dict(rope_parameters=DEFAULT, change=with_stored_norm),
@@ -50,10 +49,16 @@ def test_the_nano(run_jobs) -> None:
     assert difference([torch.tensor(row["logprobs"]) for row in half["rows"]], exact).mean() < 1.25 * theirs
 
 
-@pytest.mark.parametrize("name", ["attention_bias", "rope_interleave", "tie_word_embeddings"])
-def test_what_would_be_computed_wrongly_is_refused(tmp_path: Path, run_jobs, name: str) -> None:
-    value = name != "rope_interleave"
-    folder = save(tmp_path, **{name: value})
-    job = {"engine": {"model": str(folder), "dtype": "float32"}, "prompts": prompts(1), "sampling": SCORES}
-    (result,) = run_jobs([job])
-    assert f"{name}={value}" in result["error"]
+def test_what_would_be_computed_wrongly_is_refused(tmp_path: Path, run_jobs) -> None:
+    wrong = {
+        "attention_bias=True": dict(attention_bias=True),
+        "rope_interleave=False": dict(rope_interleave=False),
+        "tie_word_embeddings=True": dict(tie_word_embeddings=True),
+        "topk_method='greedy'": dict(topk_method="greedy"),
+        "mlp_layer_types=": dict(mlp_layer_types=["dense", "sparse", "dense"]),
+        "lower it to 256": dict(rope_parameters=YARN | {"factor": 2.0}),
+    }
+    folders = [save(tmp_path / str(i), **fields) for i, fields in enumerate(wrong.values())]
+    jobs = [{"engine": {"model": str(folder)}, "prompts": prompts(1), "sampling": SCORES} for folder in folders]
+    for message, result in zip(wrong, run_jobs(jobs), strict=True):
+        assert message in result["error"]

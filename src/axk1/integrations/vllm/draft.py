@@ -99,7 +99,7 @@ class AXK1MTP(DeepSeekMTP):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         nn.Module.__init__(self)
         self.config = vllm_config.speculative_config.draft_model_config.hf_config
-        check_config(self.config)
+        check_config(self.config, vllm_config.model_config.max_model_len)
         self.quant_config = vllm_config.quant_config
         self.model = AXK1Predictor(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.set_moe_parameters()

@@ -24,11 +24,11 @@ FIXED = {
 """Fields that vLLM's model does not look at, or not fully, and the one value (the released one) that it computes."""
 
 
-def check_config(config: Any) -> None:
+def check_config(config: Any, max_model_len: int) -> None:
     """Refuses what vLLM's model would compute wrongly without saying so.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: naming the field, or the context that is too long.
     """
     for name, value in FIXED.items():
         if getattr(config, name, value) != value:
@@ -37,6 +37,12 @@ def check_config(config: Any) -> None:
         raise ValueError(
             f"mlp_layer_types={config.mlp_layer_types!r} cannot be served by vLLM's A.X K1: the dense layers have to "
             "be the first ones."
+        )
+    rope = config.rope_parameters
+    if "factor" in rope and max_model_len > (reach := int(rope["factor"] * rope["original_max_position_embeddings"])):
+        raise ValueError(
+            f"--max-model-len {max_model_len} is longer than the {reach} positions that vLLM prepares for this YaRN "
+            f"(factor x original_max_position_embeddings): lower it to {reach}."
         )
 
 
@@ -60,7 +66,7 @@ class AXK1ForCausalLM(VllmAXK1ForCausalLM):
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        check_config(vllm_config.model_config.hf_config)
+        check_config(vllm_config.model_config.hf_config, vllm_config.model_config.max_model_len)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         use_native_rope(self)
 
