@@ -38,7 +38,7 @@ readme-demo: .venv/.ready ## put the demo's output into README.md and README.ko.
 
 bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
 
-engines: $(VLLM)/.axk1 ## the plugin for vLLM, run in the real engine on this machine's CPU
+engines: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 ## the plugin for vLLM, run in the real engine on this machine's CPU
 	$(VLLM)/bin/python -m pytest tests/integration/vllm
 
 clean: ## remove what the other targets made, .venv included
@@ -77,6 +77,14 @@ $(VLLM)/.axk1: pyproject.toml | $(VLLM)/.ready
 	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python accelerate==1.15.0 pytest==9.2.0 \
 		pytest-timeout==2.4.0 reasoning-gym==0.1.25 --overrides $(@D)/overrides.txt
 	@touch $@
+
+# The wheel for GPUs, whose Python files are enough to see what the plugin registers in that version.
+$(VLLM)/vllm-0.33.0: | $(VLLM)/.ready
+	$(@D)/bin/python -m pip download --quiet --no-deps --dest $(@D)/wheels vllm==0.33.0
+	$(@D)/bin/python -c "import sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1]); \
+		wheel.extractall('$@.part', [name for name in wheel.namelist() if not name.endswith('.so')])" $(@D)/wheels/*.whl
+	rm -r $(@D)/wheels
+	mv $@.part $@
 
 $(LLAMACPP)/.ready:
 	$(PYTHON) -m venv --clear $(@D)

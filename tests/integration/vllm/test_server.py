@@ -103,7 +103,9 @@ def test_modes(nano: OpenAI) -> None:
 def test_budget(nano: OpenAI) -> None:
     short = ask(nano, ASK, extra_body=THINK | {"thinking_token_budget": 4})
     message = short.choices[0].message
-    assert message.content and len(message.reasoning) < len(ask(nano, ASK, extra_body=THINK).choices[0].message.reasoning)
+    assert message.content and len(message.reasoning) < len(
+        ask(nano, ASK, extra_body=THINK).choices[0].message.reasoning
+    )
     assert short.choices[0].finish_reason == "stop"
 
 

@@ -15,7 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DEFAULTS = dict(skip_tokenizer_init=True, enforce_eager=True, max_model_len=512, max_num_seqs=16, disable_log_stats=False)
+DEFAULTS = dict(
+    skip_tokenizer_init=True, enforce_eager=True, max_model_len=512, max_num_seqs=16, disable_log_stats=False
+)
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

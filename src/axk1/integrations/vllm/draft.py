@@ -32,6 +32,13 @@ from axk1.integrations.vllm.model import check_config, use_native_rope
 from axk1.integrations.vllm.weights import Weights, layers_from, per_expert, with_defaults
 
 
+class AXK1MTPBlock(AXK1DecoderLayer):
+    """The decoder layer of an MTP module, which has experts whatever its index."""
+
+    def _is_layer_sparse(self) -> bool:
+        return True
+
+
 class AXK1PredictorLayer(DeepSeekMultiTokenPredictorLayer):
     """One MTP module."""
 
@@ -45,7 +52,7 @@ class AXK1PredictorLayer(DeepSeekMultiTokenPredictorLayer):
             2 * size, size, bias=False, quant_config=quantized, prefix=f"{prefix}.eh_proj", return_bias=False
         )
         self.shared_head = SharedHead(config, prefix, quantized, defer_lm_head=True)  # vLLM puts the trunk's there
-        self.mtp_block = AXK1DecoderLayer(vllm_config, prefix, config)
+        self.mtp_block = AXK1MTPBlock(vllm_config, prefix, config)
 
     def forward(
         self,

@@ -41,8 +41,9 @@ def install_draft() -> None:
         return
 
     @functools.wraps(known)
-    def hf_config_override(hf_config: Any) -> Any:
-        return draft_config(hf_config) if is_ours(hf_config) else known(hf_config)
+    def hf_config_override(hf_config: Any, *overrides: Any, **named: Any) -> Any:
+        theirs = any(overrides) or any(named.values())  # 0.33: transformers' own code is to be the draft
+        return draft_config(hf_config) if is_ours(hf_config) and not theirs else known(hf_config, *overrides, **named)
 
     returns_tuple = SpecDecodeBaseProposer.model_returns_tuple
 
