@@ -44,4 +44,4 @@ def found() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(found()))
+    print(json.dumps(found()))  # noqa: T201

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from checkpoints import DEFAULT, YARN, logprobs, ours, prompts, save, transformers, with_stored_norm, without_optional
+from samples import DEFAULT, YARN, logprobs, ours, prompts, save, transformers, with_stored_norm, without_optional
 from support import NANO
 
 FORMS = {

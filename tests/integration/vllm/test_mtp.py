@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import YARN, ours, prompts, save
+from samples import YARN, ours, prompts, save
 from support import NANO
 from transformers import AutoTokenizer
 

@@ -1,14 +1,11 @@
-"""Two processes on one CPU: tensor parallel over gloo, expert and pipeline parallel; and an adapter."""
+"""Tensor parallel: two processes on one CPU, over gloo."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from checkpoints import YARN, prompts, save
+from samples import prompts
 from support import NANO
 
 PLAIN = {"max_tokens": 16, "ignore_eos": True, "logprobs": 0, "prompt_logprobs": 0}
-MTP = {"method": "mtp", "num_speculative_tokens": 1}
 
 
 def difference(one: dict, other: dict) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints import SIZES, YARN, logprobs, ours, prompts, save
+from samples import SIZES, YARN, logprobs, ours, prompts, save
 
 from axk1.checkpoint.quantize import quantize_checkpoint
 
@@ -42,7 +42,6 @@ def test_quantized_matrices(tmp_path: Path, run_jobs) -> None:
         quantized = torch.cat(logprobs(ours(tmp_path / name), result["rows"]))
         full = torch.cat(logprobs(ours(source), result["rows"]))
         error, lost = (found - quantized).abs().mean(), (quantized - full).abs().mean()
-        print(f"{name}: vLLM to ours {error:.4f}, quantised to full precision {lost:.4f}")
         assert error < 0.05, (name, error, lost)
 
 
