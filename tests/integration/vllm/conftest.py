@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-if importlib.util.find_spec("vllm") is None:
+from axk1.integrations.vllm.versions import installed_version
+
+if installed_version() is None:
     collect_ignore_glob = ["test_*.py"]
 else:
     sys.path.insert(0, str(Path(__file__).parent))
