@@ -1,7 +1,7 @@
 """Runs jobs in vLLM, one engine after the other in this process: ``python worker.py JOBS.json RESULTS.json``.
 
 A job: ``{"engine": {arguments of LLM}, "prompts": [[ids]], "sampling": {arguments of SamplingParams}}``. Its result:
-for each prompt the ids of prompt and reply and, where asked for, the log-probability of every id but the first; counts of
+per prompt the ids of prompt and reply and, where asked for, the log-probability of every id but the first; counts of
 MTP drafts; or the error that loading raised.
 """
 
