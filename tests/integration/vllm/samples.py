@@ -67,8 +67,14 @@ def random_model(**changes: Any) -> AXK1ForCausalLM:
     return model
 
 
-def save(folder: Path, layout: str = "released", change: Callable[[dict], None] | None = None, **fields: Any) -> Path:
-    """Writes a random model, in fp32, in a layout; ``change`` edits the tensors of its one file."""
+def save(
+    folder: Path,
+    layout: str = "released",
+    change: Callable[[dict], None] | None = None,
+    config: Callable[[dict], None] | None = None,
+    **fields: Any,
+) -> Path:
+    """Writes a random fp32 model in a layout; ``change`` edits the tensors of its file, ``config`` its config.json."""
     random_model(**fields).save_pretrained(folder / "released")
     if layout != "released":
         convert_checkpoint(folder / "released", folder / layout, layout="per_expert")
@@ -77,7 +83,22 @@ def save(folder: Path, layout: str = "released", change: Callable[[dict], None] 
         tensors = load_file(file)
         change(tensors)
         save_file(tensors, file, metadata={"format": "pt"})
+    if config is not None:
+        file = folder / layout / "config.json"
+        values = json.loads(file.read_text())
+        config(values)
+        file.write_text(json.dumps(values))
     return folder / layout
+
+
+def layer_types_alone(values: dict[str, Any]) -> None:
+    """Says which layers are dense as transformers does."""
+    del values["first_k_dense_replace"], values["moe_layer_freq"]
+
+
+def older_name(values: dict[str, Any]) -> None:
+    """The model type as an earlier upload spells it."""
+    values["model_type"] = "AXK1"
 
 
 def without_optional(tensors: dict[str, torch.Tensor]) -> None:

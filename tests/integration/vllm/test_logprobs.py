@@ -5,15 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from samples import DEFAULT, YARN, logprobs, ours, prompts, save, transformers, with_stored_norm, without_optional
+from samples import (
+    DEFAULT,
+    YARN,
+    layer_types_alone,
+    logprobs,
+    older_name,
+    ours,
+    prompts,
+    save,
+    transformers,
+    with_stored_norm,
+    without_optional,
+)
 from support import NANO
 
 FORMS = {
     "released, default rope": dict(rope_parameters=DEFAULT, change=with_stored_norm),
     "released, YaRN": dict(rope_parameters=YARN),
-    "per expert, default rope": dict(layout="per_expert", rope_parameters=DEFAULT),
+    "per expert, default rope": dict(layout="per_expert", rope_parameters=DEFAULT, config=older_name),
     "per expert, YaRN, nothing optional": dict(layout="per_expert", rope_parameters=YARN, change=without_optional),
-    "two dense layers": dict(rope_parameters=YARN, first_k_dense_replace=2, n_shared_experts=2),
+    "two dense layers": dict(
+        rope_parameters=YARN, first_k_dense_replace=2, n_shared_experts=2, config=layer_types_alone
+    ),
 }
 SCORES = {"max_tokens": 12, "ignore_eos": True, "logprobs": 0, "prompt_logprobs": 0}
 

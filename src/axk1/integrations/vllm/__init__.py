@@ -5,6 +5,8 @@ It replaces vLLM's own ``AXK1ForCausalLM`` by one that reads every layout of the
 Nothing of vLLM is imported before vLLM calls :func:`register`.
 """
 
+# pyright: reportMissingImports=false
+
 from axk1.integrations.vllm.versions import check_version
 
 MODELS = {
@@ -23,7 +25,6 @@ def register() -> None:
         RuntimeError: a version of vLLM that this plugin was not run with.
     """
     check_version()
-    # pyright: reportMissingImports=false
     from vllm.model_executor.models import ModelRegistry
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
