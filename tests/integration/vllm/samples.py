@@ -138,6 +138,7 @@ def ours(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 def transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The checkpoint in transformers' own model."""
     config = TransformersConfig.from_pretrained(folder)
+    config.model_type = "axk1"  # of "AXK1" it does not know how to read experts
     return TransformersModel.from_pretrained(folder, config=config, dtype=dtype).eval()
 
 

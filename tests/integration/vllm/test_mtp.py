@@ -55,7 +55,8 @@ def test_the_nano(run_jobs, problems) -> None:
     assert [row["answer"] for row in two["rows"]] == [row["answer"] for row in plain["rows"]]
     assert one["drafts"]["vllm:spec_decode_num_drafts"] > 500
     assert abs(acceptance(one["drafts"]) - our_acceptance(plain["rows"])) < 0.02
-    assert acceptance(two["drafts"]) > 0.85
+    two_kept, drafts = (two["drafts"][f"vllm:spec_decode_num_{what}"] for what in ("accepted_tokens", "drafts"))
+    assert two_kept / drafts > 1.3  # measured 1.51; one draft a step cannot keep more than 1
 
 
 def test_random_checkpoints(tmp_path: Path, run_jobs) -> None:
