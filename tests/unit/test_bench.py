@@ -21,7 +21,7 @@ from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.bench import machine, plot, report
 from axk1.bench.bounds import Rates, decode_bound, experts_touched, latent_bytes, prefill_bound, weight_bytes
 from axk1.bench.client import Worker, WorkerError
-from axk1.bench.engines import BASE, WORKERS, parse_engines, python_of, start, weights_for
+from axk1.bench.engines import BASE, WORKERS, environment, parse_engines, python_of, start, weights_for
 from axk1.bench.models import BENCH_MODELS, Model, cache_root, check_weights, find_model, stored_bytes, write_random
 from axk1.bench.run import Case, Measured, Settings, run
 from axk1.bench.summary import rotated, summarise
@@ -320,6 +320,12 @@ def test_engines_by_default_are_those_that_are_installed(monkeypatch):
     monkeypatch.setenv("AXK1_BENCH_LLAMACPP", sys.executable)
     assert [engine.name for engine in parse_engines(None)] == ["axk1", "transformers", "llamacpp"]
     assert [engine.scale for engine in parse_engines("llamacpp:q8_0,llamacpp:q4_0")] == [8.5 / 16, 4.5 / 16]
+
+
+def test_vllm_is_measured_without_our_plugin(monkeypatch):
+    monkeypatch.setenv("AXK1_BENCH_VLLM", sys.executable)
+    monkeypatch.setenv("VLLM_PLUGINS", "axk1")
+    assert environment(BASE["vllm"], threads=1)["VLLM_PLUGINS"] == ""
 
 
 @pytest.mark.skipif(python_of(BASE["llamacpp"]) is None, reason="llama.cpp is not installed: make bench-peers")

@@ -1,4 +1,4 @@
-"""Hermes tool calls in a finished answer."""
+"""Hermes tool calls in a finished answer, and in one that streams in."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axk1.chat.tools import ToolCall, extract_tool_calls
+from axk1.chat.tools import ToolCall, ToolCallParser, extract_tool_calls
 
 WEATHER = '<tool_call>\n{"name": "weather", "arguments": {"city": "서울"}}\n</tool_call>'
 
@@ -47,3 +47,41 @@ def test_answer_without_calls_is_untouched():
 def test_any_call_is_read_back_even_when_it_quotes_the_tags(name, arguments):
     block = f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
     assert extract_tool_calls(block * 2) == ("", [ToolCall(name, arguments)] * 2)
+
+
+BLOCKS = [
+    WEATHER,
+    '<tool_call>{"name": "f", "arguments": {"a": "x </tool_call> y", "b": [true, -1.5e+3, null]}}</tool_call>',
+    '<tool_call> {"name": "g\\u00e9\\n\\"q"} </tool_call>',
+    "<tool_call>{bad}</tool_call>",
+    '<tool_call>{"name": 3}</tool_call>',
+    '<tool_call>{"name": "h", "arguments": {"k": tr',
+    '<tool_call>{"name": "z"} x',
+    "<tool_ca",
+    "</tool_call>",
+    "text",
+    "\n",
+    "<",
+]
+
+
+@given(st.lists(st.sampled_from(BLOCKS), max_size=6).map("".join), st.lists(st.integers(1, 9), min_size=1))
+def test_streamed_answer_gives_the_same(answer, sizes):
+    parser, parts, start = ToolCallParser(), [], 0
+    while start < len(answer):
+        size = sizes[start % len(sizes)]
+        parts += parser.feed(answer[start : start + size])
+        start += size
+    parts += parser.finish()
+    text = "".join(part for part in parts if isinstance(part, str))
+    calls = [part for part in parts if isinstance(part, ToolCall)]
+    assert (text.strip() if calls else text, calls) == extract_tool_calls(answer)
+
+
+def test_streamed_text_is_not_held_back():
+    parser = ToolCallParser()
+    assert parser.feed("2 < 3 ") == ["2 < 3 "]
+    assert parser.feed("<tool_call>{not") == ["<tool_call>{not"]
+    assert parser.feed('<tool_call>{"name": "f"') == []
+    assert parser.feed("}</tool_call>, done") == [ToolCall("f", {}), ", done"]
+    assert parser.finish() == []

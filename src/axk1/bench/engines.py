@@ -190,6 +190,7 @@ def environment(engine: Engine, threads: int) -> dict[str, str]:
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_PLUGINS": "",  # vLLM as it comes: without axk1's plugin, which `make engines` installs beside it
             "LD_PRELOAD": ":".join(map(str, _preloads(require(engine)))),
         }
         if engine.variant != "compiled":

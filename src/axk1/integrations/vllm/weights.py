@@ -1,0 +1,56 @@
+"""What stands between a checkpoint of any layout and the names that vLLM's loaders know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from axk1.checkpoint.names import expert_slices, layer_index
+
+Weights = Iterable[tuple[str, torch.Tensor]]
+ROUTER_BIAS = ".mlp.gate.e_score_correction_bias"
+POST_MLP_NORM = ".post_mlp_layernorm.weight"
+
+
+def per_expert(weights: Weights, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Splits fused experts (the released layout) into views, one matrix of one expert each; the rest passes through."""
+    for name, tensor in weights:
+        slices = expert_slices(config, name)
+        if not slices:
+            yield name, tensor
+        for piece in slices:
+            yield piece.name, tensor[piece.expert, piece.start : piece.stop]
+
+
+def layers_from(weights: Weights, first: int, end: int | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Keeps decoder layers ``first`` up to ``end``, and what belongs to no layer."""
+    for name, tensor in weights:
+        layer = layer_index(name)
+        if layer is None or (layer >= first and (end is None or layer < end)):
+            yield name, tensor
+
+
+def with_defaults(
+    weights: Weights, parameters: Mapping[str, torch.Tensor], is_moe: Callable[[int], bool]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Adds the tensors that a checkpoint may leave out.
+
+    A router without a bias has a bias of zero; the norm behind a dense MLP is stored by some files but never applied.
+
+    Args:
+        parameters: those of the model being loaded, by their names in a checkpoint.
+        is_moe: says of a layer's index whether it has experts; their norm must be in the file.
+    """
+    missing = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if name.endswith(ROUTER_BIAS) or (name.endswith(POST_MLP_NORM) and not is_moe(layer_index(name) or 0))
+    }
+    for name, tensor in weights:
+        missing.pop(name, None)
+        yield name, tensor
+    for name, parameter in missing.items():
+        fill = torch.zeros if name.endswith(ROUTER_BIAS) else torch.ones
+        yield name, fill(parameter.shape, dtype=parameter.dtype)
