@@ -30,6 +30,8 @@ def check_config(config: AXK1Config) -> None:
     ):
         if (value := getattr(config, name)) != served:
             raise ValueError(f"{name}={value!r} is not served by axk1's SGLang integration: only {served!r} is.")
+    if config.n_shared_experts == 0:
+        raise ValueError("n_shared_experts=0 is not served by axk1's SGLang integration: SGLang needs one or more.")
     if config.first_k_dense_replace is None or config.moe_layer_freq is None:
         raise ValueError(
             f"mlp_layer_types={config.mlp_layer_types!r} cannot be served by SGLang, which counts dense layers by "
@@ -56,7 +58,11 @@ def _check_rope(config: AXK1Config) -> None:
     if kind == "default":
         return
     if kind not in ("yarn", "deepseek_yarn"):  # SGLang writes the second into the dictionary that it was given
-        raise ValueError(f"rope_type={kind!r} would be computed as YaRN by SGLang: only 'default' and 'yarn' are served.")
+        raise ValueError(
+            f"rope_type={kind!r} would be computed as YaRN by SGLang: only 'default' and 'yarn' are served."
+        )
     ignored = sorted(key for key, value in rope.items() if key not in YARN_FIELDS and value is not None)
     if ignored:
-        raise ValueError(f"rope_parameters {', '.join(ignored)}: ignored by SGLang's YaRN, so the answers would differ.")
+        raise ValueError(
+            f"rope_parameters {', '.join(ignored)}: ignored by SGLang's YaRN, so the answers would differ."
+        )
