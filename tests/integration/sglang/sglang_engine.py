@@ -6,6 +6,7 @@ the plain PyTorch attention cannot expand a latent cache), and -1 for an expert 
 PyTorch experts take for an index.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from pathlib import Path

@@ -3,6 +3,7 @@
 Usage: sglang_probe.py FOLDER [VERSION]; VERSION is what the installed SGLang says its version is.
 """
 
+# pyright: reportMissingImports=false
 import importlib.metadata
 import json
 import sys

@@ -3,6 +3,7 @@
 Usage: sglang_worker.py RANK STORE FOLDER OUT OPTIONS, where OPTIONS is JSON with SGLang's server arguments.
 """
 
+# pyright: reportMissingImports=false
 import json
 import sys
 from pathlib import Path

@@ -10,7 +10,7 @@ from sglang_checkpoints import NANO, write_pair
 from test_sglang_weights import ours
 from tiny import ROPES
 
-CLOSE = dict(rtol=1e-4, atol=2e-5)
+CLOSE: dict[str, Any] = dict(rtol=1e-4, atol=2e-5)
 SHAPES: dict[str, dict[str, Any]] = {
     "yarn": {},
     "yarn with a softmax scale": {"rope_parameters": dict(ROPES[1])},

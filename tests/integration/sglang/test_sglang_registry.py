@@ -72,11 +72,10 @@ def test_deepseek_in_the_same_process_stays_deepseek(engine, deepseek_folder: Pa
     assert config.attention_arch.name == "MLA" and config.hf_config.architectures == ["DeepseekV3ForCausalLM"]
     assert draft.hf_config.architectures == ["DeepseekV3ForCausalLMNextN"]
     engine.load(NANO)
-    for folder, is_draft in ((deepseek_folder, False), (deepseek_folder, True)):
-        name = (draft if is_draft else config).hf_config.architectures[0]
-        model_class, _ = ModelRegistry.resolve_model_cls([name])
-        model = model_class((draft if is_draft else config).hf_config)
-        layers = [model.model.decoder] if is_draft else list(model.model.layers)
+    for hf_config in (config.hf_config, draft.hf_config):
+        model_class, name = ModelRegistry.resolve_model_cls(hf_config.architectures)
+        model = model_class(hf_config)
+        layers = [model.model.decoder] if name.endswith("NextN") else list(model.model.layers)
         assert {type(layer) for layer in layers} == {deepseek_v2.DeepseekV2DecoderLayer}
         assert not [name for name, _ in model.named_parameters() if "post_mlp_layernorm" in name]
     assert deepseek_nextn.DeepseekV2DecoderLayer is deepseek_v2.DeepseekV2DecoderLayer

@@ -19,8 +19,9 @@ MODEL_CONFIG = "sglang.srt.configs.model_config.ModelConfig"
 
 def register() -> None:
     """Registers everything; SGLang applies the hooks when all plugins have run. Safe to call once a process."""
-    import axk1  # noqa: F401 - transformers' AutoConfig now reads model_type axk1 as our configuration
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    import axk1  # noqa: F401 - transformers' AutoConfig now reads model_type axk1 as our configuration
 
     problem = version_problem(importlib.metadata.version("sglang"))
     if problem is not None:

@@ -1,4 +1,4 @@
-"""What the SGLang adapter can serve: settings outside of it are refused, because SGLang would ignore them in silence."""
+"""What the SGLang adapter can serve: other settings are refused, because SGLang would ignore them in silence."""
 
 from __future__ import annotations
 
