@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sglang_checkpoints import NANO
+from tiny import YARN
 
 from axk1.integrations.sglang import DRAFT, TARGET
 
@@ -89,6 +90,7 @@ def test_deepseek_in_the_same_process_stays_deepseek(engine, deepseek_folder: Pa
         ({"n_shared_experts": 0}, "n_shared_experts=0 is not served"),
         ({"attention_bias": True}, "attention_bias=True is not served"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_type='linear'"),
+        ({"rope_parameters": {**YARN, "truncate": False}}, "rope_parameters truncate"),
         ({"mlp_layer_types": ["sparse", "dense", "sparse"]}, "first_k_dense_replace"),
     ],
 )

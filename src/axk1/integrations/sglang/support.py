@@ -18,6 +18,9 @@ YARN_FIELDS = {
     "mscale",
     "mscale_all_dim",
 }
+"""What SGLang's YaRN reads."""
+NEUTRAL = {"truncate": True, "partial_rotary_factor": 1.0, "attention_factor": None}
+"""What it does not read, at the value that it takes for granted."""
 
 
 def check_config(config: AXK1Config) -> None:
@@ -34,8 +37,8 @@ def check_config(config: AXK1Config) -> None:
         raise ValueError("n_shared_experts=0 is not served by axk1's SGLang integration: SGLang needs one or more.")
     if config.first_k_dense_replace is None or config.moe_layer_freq is None:
         raise ValueError(
-            f"mlp_layer_types={config.mlp_layer_types!r} cannot be served by SGLang, which counts dense layers by "
-            "first_k_dense_replace and moe_layer_freq: convert to a model whose dense layers come first."
+            f"mlp_layer_types={config.mlp_layer_types!r} cannot be served by SGLang, which knows dense layers by "
+            "first_k_dense_replace and moe_layer_freq only: the dense layers must come first."
         )
     _check_rope(config)
 
@@ -58,11 +61,8 @@ def _check_rope(config: AXK1Config) -> None:
     if kind == "default":
         return
     if kind not in ("yarn", "deepseek_yarn"):  # SGLang writes the second into the dictionary that it was given
-        raise ValueError(
-            f"rope_type={kind!r} would be computed as YaRN by SGLang: only 'default' and 'yarn' are served."
-        )
-    ignored = sorted(key for key, value in rope.items() if key not in YARN_FIELDS and value is not None)
+        raise ValueError(f"rope_type={kind!r}: SGLang would compute YaRN; only 'default' and 'yarn' are served.")
+    ignored = sorted(key for key, value in rope.items() if key not in YARN_FIELDS and value != NEUTRAL.get(key))
     if ignored:
-        raise ValueError(
-            f"rope_parameters {', '.join(ignored)}: ignored by SGLang's YaRN, so the answers would differ."
-        )
+        names = ", ".join(ignored)
+        raise ValueError(f"rope_parameters {names}: SGLang's YaRN ignores them, so the answers would differ.")
