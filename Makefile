@@ -7,9 +7,10 @@ BIN := .venv/bin
 OLDEST := .venv-oldest
 VLLM := .venv-vllm
 LLAMACPP := .venv-llamacpp
+SGLANG := .venv-sglang
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers engines clean
+.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers engines engines-sglang clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -41,12 +42,15 @@ bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, f
 engines: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 ## the plugin for vLLM, run in the real engine on this machine's CPU
 	$(VLLM)/bin/python -m pytest tests/integration/vllm
 
+engines-sglang: $(SGLANG)/.ready ## the SGLang plugin, tested inside SGLang as far as it runs without a GPU
+	$(SGLANG)/bin/python -m pytest tests/integration/sglang
+
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) $(SGLANG) site .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Torch goes first and by itself: asked for as torch==VERSION, any build of that version satisfies pip.
-.venv/.torch $(OLDEST)/.torch $(VLLM)/.torch:
+.venv/.torch $(OLDEST)/.torch $(VLLM)/.torch $(SGLANG)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "axk1 needs Python 3.11 or newer;" \
 		"'$(PYTHON)' is not. Choose another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(@D)
@@ -89,4 +93,13 @@ $(VLLM)/vllm-0.33.0: | $(VLLM)/.ready
 $(LLAMACPP)/.ready:
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet xllamacpp==2026.10.11549 gguf==0.19.0
+	@touch $@
+
+# SGLang names CUDA builds of everything; without its dependencies, and with the portable ones of them, it imports.
+$(SGLANG)/.ready: pyproject.toml tests/integration/sglang/requirements.txt | $(SGLANG)/.torch
+	echo '$(TORCH)' > $(@D)/overrides.txt
+	$(@D)/bin/python -m pip install --quiet uv
+	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --no-deps sglang==0.5.23 -e .
+	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --overrides $(@D)/overrides.txt \
+		-r tests/integration/sglang/requirements.txt
 	@touch $@

@@ -1,0 +1,1 @@
+"""What ``SGLANG_EXTERNAL_MODEL_PACKAGE=axk1.integrations.sglang.models`` would name; the plugin registers it itself."""

@@ -1,0 +1,1 @@
+"""Stands in for vLLM: outside of CUDA, SGLang takes one kernel from it at construction (see ``_custom_ops``)."""
