@@ -116,7 +116,7 @@ def python_of(engine: Engine) -> Path | None:
 
 
 def environment_python(name: str, variable: str) -> Path | None:
-    """The Python that ``variable`` names, or that of ``.venv-NAME`` here or in the clone axk1 runs from, if it exists."""
+    """The Python that ``variable`` names, else of ``.venv-NAME`` here or in the clone that axk1 runs from, if any."""
     named = os.environ.get(variable)
     homes = [Path.cwd(), Path(__file__).resolve().parents[3]]
     places = [Path(named)] if named else [home / f".venv-{name}" / "bin" / "python" for home in homes]

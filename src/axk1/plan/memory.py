@@ -1,7 +1,7 @@
 """Bytes on each GPU: weights as tensor, expert, data and pipeline parallelism place them, activations, cached latents.
 
-The rules are those of vLLM and SGLang: matrices of heads and of MLPs are cut over the tensor-parallel group, experts over
-all GPUs of a stage, what makes or reads the latents is repeated, and so are the latents themselves: MLA has one for all
+The rules are those of vLLM and SGLang: matrices of heads and of MLPs are cut over the tensor-parallel group, experts
+over all GPUs of a stage; what makes the latents is repeated, and so are the latents themselves: MLA has one for all
 heads. Sizes of weights and latents are exact; activations and the reserve are estimates.
 """
 

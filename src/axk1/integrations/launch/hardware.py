@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -81,16 +82,20 @@ def parse_nvidia_smi(text: str, visible: str | None = None) -> Hardware | None:
     """
     rows = [line.rsplit(",", 1) for line in text.splitlines() if "," in line]
     if visible is not None:
-        chosen = [part.strip() for part in visible.split(",") if part.strip()]
-        # a name such as GPU-5f3a... or MIG-... is not looked up: it counts, and the first GPU speaks for it
-        rows = [
-            rows[int(part)] if part.isdigit() else rows[0] for part in chosen if not part.isdigit() or rows[int(part) :]
-        ]
+        rows = list(_visible(rows, visible))
     if not rows:
         return None
     if len({memory.strip() for _, memory in rows}) > 1:
         raise ValueError("The GPUs of this machine differ in memory; choose equal ones with CUDA_VISIBLE_DEVICES.")
     return Hardware(len(rows), int(rows[0][1]) * MIB, name=rows[0][0].strip())
+
+
+def _visible(rows: list[list[str]], visible: str) -> Iterator[list[str]]:
+    """As CUDA reads it: up to the first number that does not exist. Names (GPU-5f3a...) are counted, not looked up."""
+    for part in filter(None, map(str.strip, visible.split(","))):
+        if part.lstrip("-").isdigit() and not 0 <= int(part) < len(rows):
+            return
+        yield rows[int(part)] if part.isdigit() else rows[0]
 
 
 def _from_nvidia_smi() -> Hardware | None:

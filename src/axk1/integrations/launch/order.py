@@ -44,8 +44,10 @@ class Order:
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.hardware.nodes:
-            raise ValueError(f"--node-rank is {self.rank}; with --nodes {self.hardware.nodes} it goes from 0.")
+        if not 0 <= self.rank <= (last := self.hardware.nodes - 1):
+            raise ValueError(
+                f"--node-rank is {self.rank}; with --nodes {self.hardware.nodes} it goes from 0 to {last}."
+            )
         if self.hardware.nodes > 1 and not (self.head or self.ray_address):
             raise ValueError(f"--nodes {self.hardware.nodes} needs --head, the address of the first machine.")
 

@@ -1,4 +1,4 @@
-"""Starts the processes of one machine: finds the Python that has the engine, passes signals on, returns the exit code."""
+"""Starts the processes of one machine: finds the engine's Python, passes signals on, returns the exit code."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def missing(engine: Engine) -> str:
     """What to do where an engine is not installed."""
     extra = ", or on a machine without GPUs by make engines in a clone of axk1" if engine == "vllm" else ""
     return (
-        f"{engine} is not installed here. Install it with pip install 'axk1[{engine}]' (in an environment of its own, if "
-        f"need be: AXK1_{engine.upper()}_PYTHON names its Python){extra}. --dry-run prints the command without it."
+        f"{engine} is not installed here. Install it with pip install 'axk1[{engine}]' (in an environment of its own, "
+        f"if need be: AXK1_{engine.upper()}_PYTHON names its Python){extra}. --dry-run prints the command without it."
     )
 
 
