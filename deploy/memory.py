@@ -1,4 +1,4 @@
-"""Writes the memory arithmetic into the comments of the files here: python deploy/memory.py
+"""Writes the memory arithmetic into the comments of the files here and docs/deploy.md: python deploy/memory.py
 
 The machine and the format of the weights are in a file's name, the rest in its own `axk1 serve` command.
 """
@@ -17,6 +17,8 @@ HERE = Path(__file__).parent
 GPUS = {"h100": 80, "h200": 141}
 NAME = re.compile(r"(?:(?P<nodes>\d)x)?8-(?P<gpu>h100|h200)-(?P<stored>bf16|fp8|int4)-(?P<engine>vllm|sglang)")
 BLOCK = re.compile(r"(# begin memory\n).*?(# end memory\n)", re.DOTALL)
+PAGE = HERE.parent / "docs/deploy.md"
+TABLE = re.compile(r"(<!-- memory -->\n).*?(<!-- end of memory -->\n)", re.DOTALL)
 STEP = Step(8192, 64)
 """The defaults of `axk1 serve`."""
 
@@ -61,6 +63,27 @@ def written(file: Path) -> str:
     return BLOCK.sub(lambda match: match[1] + comment(file) + match[2], file.read_text(encoding="utf-8"))
 
 
+def table() -> str:
+    """The machines of the Slurm scripts as a Markdown table, in GB of 10^9 bytes a GPU."""
+    titles = ["machine, weights, engine", "tensor x pipeline", "weights", "activations", "reserve", "latents"]
+    titles += ["bytes a token", "tokens"]
+    rows = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for file in sorted(HERE.glob("slurm/*.sbatch")):
+        order = make_order(file)
+        parallel, memory = order.choice.parallel, order.choice.memory
+        sizes = (memory.weights, memory.activations, memory.reserve, memory.cache)
+        cells = [f"`{file.stem}`", f"{parallel.tensor} x {parallel.pipeline}", *(f"{size / GB:.2f}" for size in sizes)]
+        rows.append(f"| {' | '.join([*cells, f'{memory.latents_per_token:,}', f'{memory.tokens:,}'])} |")
+    return "\n".join(rows) + "\n"
+
+
+def page() -> str:
+    """docs/deploy.md with its table renewed."""
+    text = PAGE.read_text(encoding="utf-8")
+    return TABLE.sub(lambda match: match[1] + table() + match[2], text)
+
+
 if __name__ == "__main__":
     for path in files():
         path.write_text(written(path), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")

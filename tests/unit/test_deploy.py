@@ -36,6 +36,12 @@ def test_comments_are_those_of_the_plan(file):
     assert text == MEMORY["written"](file), "run python deploy/memory.py"
 
 
+def test_the_table_of_the_page_is_the_plan():
+    page = MEMORY["PAGE"].read_text(encoding="utf-8")
+    assert page == MEMORY["page"](), "run python deploy/memory.py"
+    assert page.count("| `") >= len(SCRIPTS)
+
+
 def test_the_three_machines_are_there_for_each_way():
     assert len(MEMORY["files"]()) == len(SCRIPTS) + len(MANIFESTS) == 11
     for folder in ("slurm", "kubernetes"):

