@@ -1,6 +1,7 @@
 """Hardware, sizes of parallelism and the exact commands: pure functions, no engine."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from axk1.integrations.launch import hardware as machines
 from axk1.integrations.launch import sglang, vllm
 from axk1.integrations.launch.choose import Wish, broken_rules, candidates, choose
 from axk1.integrations.launch.hardware import Hardware, find_hardware, parse_nvidia_smi
-from axk1.integrations.launch.order import SPARE, Order
+from axk1.integrations.launch.order import SPARE, Engine, Order
 from axk1.plan.memory import GB, Parallel, Step
 from axk1.plan.weights import released_weights
 
@@ -19,7 +20,7 @@ WEIGHTS = {stored: released_weights(stored) for stored in ("bf16", "fp8", "int4"
 DRAFTING = released_weights("bf16", mtp=True)
 
 
-def order(hardware=CLUSTER, stored="bf16", engine="vllm", wish=None, weights=None, **values) -> Order:
+def order(hardware=CLUSTER, stored="bf16", engine: Engine = "vllm", wish=None, weights=None, **values) -> Order:
     wish = wish or Wish(drafts=values.get("drafts", 0))
     choice = choose(weights or WEIGHTS[stored], hardware, wish, STEP, spare=SPARE[engine])
     return Order("skt/A.X-K1", engine, hardware, choice, STEP, **{"head": "node0", **values})
@@ -195,6 +196,7 @@ def test_found_and_given_hardware(monkeypatch):
         find_hardware(gpus=16)
     cpu = find_hardware(device="cpu", gpus=2)
     assert (cpu.gpus, cpu.device) == (2, "cpu") and cpu.memory > GB
-    for wrong in ({"nodes": 0}, {"gpus": 0}, {"memory_gb": 0.5}, {"device": "tpu"}):
+    wrong: list[dict[str, Any]] = [{"nodes": 0}, {"gpus": 0}, {"memory_gb": 0.5}, {"device": "tpu"}]
+    for each in wrong:
         with pytest.raises(ValueError, match="--"):
-            find_hardware(**wrong)
+            find_hardware(**each)

@@ -10,6 +10,7 @@ from test_launch import CLUSTER, DRAFTING, H100, H200, order
 from axk1.bench.engines import environment_python
 from axk1.integrations.launch import sglang, vllm
 from axk1.integrations.launch.choose import Wish
+from axk1.integrations.launch.order import Engine
 
 
 def source(engine: str) -> Path:
@@ -40,7 +41,7 @@ def declared(found: list[ast.AST]) -> set[str]:
     return options
 
 
-def emitted(make, engine: str) -> set[str]:
+def emitted(make, engine: Engine) -> set[str]:
     orders = [
         order(CLUSTER, engine=engine),
         order(CLUSTER, engine=engine, drafts=1, weights=DRAFTING, api_key="k", dtype="bfloat16"),

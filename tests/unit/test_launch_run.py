@@ -166,6 +166,15 @@ def test_signals_reach_the_engine_once(tmp_path, number):
     assert process.wait(20) == 41
 
 
+def test_ignored_signals_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        code = "import os, signal; os.kill(os.getppid(), signal.SIGHUP); os.kill(os.getpid(), signal.SIGHUP)"
+        assert runner.run([python(code)]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_waiting_for_the_first_machine(monkeypatch):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

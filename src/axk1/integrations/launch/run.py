@@ -55,7 +55,7 @@ def missing(engine: Engine) -> str:
 def run(commands: Sequence[Command], say: Callable[[str], Any] = print) -> int:
     """Runs the commands; the last one's exit code, or 128 + the signal that ended it.
 
-    SIGINT, SIGTERM and SIGHUP reach every process once, and background ones end with the last command.
+    SIGINT, SIGTERM and SIGHUP go to the newest process, once; background ones end when the last command has ended.
 
     Raises:
         OSError: a command cannot be started.
@@ -91,7 +91,8 @@ def _forwarded(running: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
         if running and running[-1].poll() is None:
             running[-1].send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, forward) for number in heard}
     try:
         yield stopped
     finally:
