@@ -8,9 +8,10 @@ OLDEST := .venv-oldest
 VLLM := .venv-vllm
 LLAMACPP := .venv-llamacpp
 SGLANG := .venv-sglang
+RAY := .venv-ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers engines engines-sglang clean
+.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers engines engines-vllm engines-sglang ray clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -39,14 +40,19 @@ readme-demo: .venv/.ready ## put the demo's output into README.md and README.ko.
 
 bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
 
-engines: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 ## the plugin for vLLM, run in the real engine on this machine's CPU
+engines: engines-vllm engines-sglang ray ## everything about cluster engines, as far as it runs on this machine's CPU
+
+engines-vllm: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 ## the plugin for vLLM, run in the real engine on this machine's CPU
 	$(VLLM)/bin/python -m pytest tests/integration/vllm
 
 engines-sglang: $(SGLANG)/.ready ## the SGLang plugin, tested inside SGLang as far as it runs without a GPU
 	$(SGLANG)/bin/python -m pytest tests/integration/sglang
 
+ray: .venv/.ready $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
+	$(BIN)/python -m pytest tests/integration/ray
+
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) $(SGLANG) site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) site .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Torch goes first and by itself: asked for as torch==VERSION, any build of that version satisfies pip.
@@ -89,6 +95,15 @@ $(VLLM)/vllm-0.33.0: | $(VLLM)/.ready
 		wheel.extractall('$@.part', [name for name in wheel.namelist() if not name.endswith('.so')])" $(@D)/wheels/*.whl
 	rm -r $(@D)/wheels
 	mv $@.part $@
+
+# Ray and the plugin beside vLLM, whose own environment stays as it is: this one sees the other's packages.
+$(RAY)/.ready: | $(VLLM)/.ready
+	$(VLLM)/bin/python -m venv --clear --without-pip $(@D)
+	packages=$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+		echo "import site; site.addsitedir('$$packages')" > $$(echo $(@D)/lib/python3.*/site-packages)/vllm.pth
+	$(VLLM)/bin/python -m uv pip install --quiet --python $(@D)/bin/python ray==2.60.0
+	$(VLLM)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --no-deps -e . accelerate==1.15.0 psutil
+	@touch $@
 
 $(LLAMACPP)/.ready:
 	$(PYTHON) -m venv --clear $(@D)

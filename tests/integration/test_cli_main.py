@@ -10,7 +10,20 @@ from typer.testing import CliRunner
 import axk1
 from axk1.cli.main import app
 
-COMMANDS = ["demo", "chat", "generate", "info", "verify", "convert", "quantize", "train", "eval", "tokenizer", "corpus"]
+COMMANDS = [
+    "demo",
+    "chat",
+    "generate",
+    "info",
+    "verify",
+    "convert",
+    "quantize",
+    "train",
+    "eval",
+    "tokenizer",
+    "corpus",
+    "serve",
+]
 AXK1 = [sys.executable, "-c", "from axk1.cli.main import main; main()"]
 
 

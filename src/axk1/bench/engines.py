@@ -112,9 +112,14 @@ def python_of(engine: Engine) -> Path | None:
     """
     if not engine.own_environment:
         return Path(sys.executable)
-    named = os.environ.get(f"AXK1_BENCH_{engine.base.upper()}")
+    return environment_python(engine.base, f"AXK1_BENCH_{engine.base.upper()}")
+
+
+def environment_python(name: str, variable: str) -> Path | None:
+    """The Python that ``variable`` names, else of ``.venv-NAME`` here or in the clone that axk1 runs from, if any."""
+    named = os.environ.get(variable)
     homes = [Path.cwd(), Path(__file__).resolve().parents[3]]
-    places = [Path(named)] if named else [home / f".venv-{engine.base}" / "bin" / "python" for home in homes]
+    places = [Path(named)] if named else [home / f".venv-{name}" / "bin" / "python" for home in homes]
     return next((place for place in places if place.is_file()), None)
 
 

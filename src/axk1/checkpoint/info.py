@@ -19,6 +19,7 @@ from axk1.checkpoint.names import (
 )
 from axk1.checkpoint.verify import check_tensors, with_mtp_layers
 from axk1.config import PRESETS, AXK1Config
+from axk1.quantized.plan import Plan
 
 BITS = {"fp32": 32.0, "bf16": 16.0, "fp8": 8.0, "int4": 4.5}
 """Bits a weight; int4 with one 16-bit scale for 32 weights."""
@@ -79,17 +80,41 @@ def describe(name: str) -> Info:
         return _info(name, config, specs, "released", ("BF16",), 0, len(specs))
     if not folder.is_dir():
         raise ValueError(f"{name!r} is neither a folder nor a preset ({', '.join(sorted(PRESETS))}).")
+    held = read_held(folder)
+    stored, config, plan = held.stored, held.config, held.plan
+    sizes = sum_sizes(config, held.specs)
+    dtypes = tuple(sorted({tensor.dtype for tensor in stored.tensors.values()}))
+    specs = held_specs(_specs(stored, config, held.layout), plan, stored.tensors)
+    kinds = ", ".join(dict.fromkeys(str(scheme) for _, scheme in plan.groups)) if plan else None
+    return _info(name, config, specs, held.layout, dtypes, len(stored.files), len(held.specs), sizes, kinds)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the files of a checkpoint hold, from their headers."""
+
+    config: AXK1Config
+    """MTP layers counted as stored."""
+    plan: Plan | None
+    layout: Layout
+    stored: Stored
+    specs: tuple[TensorSpec, ...]
+    """The tensors, repeated ones left out, each with the type and shape it is stored in."""
+
+
+def read_held(folder: Path) -> Held:
+    """Reads the headers of the checkpoint in ``folder``.
+
+    Raises:
+        CheckpointError: a faulty checkpoint.
+    """
     config, stored = load_config(folder), open_checkpoint(folder)
     check_method(config, folder)
     found = check_tensors(stored, config)
     config, plan = with_mtp_layers(config, found.mtp_layers), read_plan(config, folder)
-    dtypes = tuple(sorted({tensor.dtype for tensor in stored.tensors.values()}))
-    specs = _specs(stored, config, found.layout)
-    held = list(stored_specs(held_specs(specs, plan, stored.tensors), plan))
-    sizes = sum_sizes(config, (replace(spec, dtype=stored.tensors[spec.name].dtype) for spec in held))
-    specs = held_specs(specs, plan, stored.tensors)
-    kinds = ", ".join(dict.fromkeys(str(scheme) for _, scheme in plan.groups)) if plan else None
-    return _info(name, config, specs, found.layout, dtypes, len(stored.files), len(held), sizes, kinds)
+    specs = stored_specs(held_specs(_specs(stored, config, found.layout), plan, stored.tensors), plan)
+    typed = tuple(replace(spec, dtype=stored.tensors[spec.name].dtype) for spec in specs)
+    return Held(config, plan, found.layout, stored, typed)
 
 
 def _specs(stored: Stored, config: AXK1Config, layout: Layout) -> list[TensorSpec]:

@@ -11,7 +11,21 @@ import typer
 from typer.core import TyperGroup
 
 import axk1
-from axk1.cli import bench, chat, convert, corpus, demo, evaluate, generate, info, quantize, tokenizer, train, verify
+from axk1.cli import (
+    bench,
+    chat,
+    convert,
+    corpus,
+    demo,
+    evaluate,
+    generate,
+    info,
+    quantize,
+    serve,
+    tokenizer,
+    train,
+    verify,
+)
 
 
 class Group(TyperGroup):
@@ -36,6 +50,7 @@ app = typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=Fals
 _COMMANDS = (demo.demo, chat.chat, generate.generate, info.info, verify.verify, convert.convert, quantize.quantize)
 for function in _COMMANDS:
     app.command()(function)
+app.command("serve", context_settings={"ignore_unknown_options": False, "allow_extra_args": True})(serve.serve)
 app.command("train")(train.train)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
