@@ -133,7 +133,7 @@ def test_greedy_tokens(seed: int) -> None:
 
 @each_shape
 def test_bf16_within_their_own_distance(seed: int) -> None:
-    """bf16 strays from fp32 as transformers' bf16 does: 1.05 times its rms and its largest distance bound ours."""
+    """bf16 strays from fp32 as transformers' bf16 does: 1.1 times its rms and its largest distance bound ours."""
     exact = drawn_pair(seed)
     pair = make_pair(random_fields(seed, rope_parameters=exact.ours.config.rope_parameters), seed)
     # routing jumps between experts at rounding distance; a bias this strong keeps every choice where it is
@@ -149,8 +149,8 @@ def test_bf16_within_their_own_distance(seed: int) -> None:
     own = (theirs.float() - reference).pow(2).mean().sqrt().item()
     distance = (ours.float() - reference).pow(2).mean().sqrt().item()
     assert 0 < own < 0.2, "the reference itself is too far for this comparison to mean anything"
-    assert distance <= own * 1.05
-    assert difference(ours, reference) <= difference(theirs, reference) * 1.05
+    assert distance <= own * 1.1
+    assert difference(ours, reference) <= difference(theirs, reference) * 1.1
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
