@@ -1,10 +1,14 @@
 """Tiny checkpoints, built once a session: a random one, and scripted ones whose replies are known."""
 
+import importlib.util
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Tests of an engine run in the engine's environment (`make engines`) and have a conftest.py of their own.
+collect_ignore = [f"integration/{name}" for name in ("vllm", "sglang") if importlib.util.find_spec(name) is None]
 
 SPECIALS = {
     0: "<|endoftext|>",

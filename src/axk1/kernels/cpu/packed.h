@@ -65,7 +65,6 @@ inline float largest(const float* x, int64_t length) {
 }
 
 struct BFloat16 {
-    typedef uint16_t Stored;
     struct Inputs {
         const __m512i* values;
         int64_t stride;  // in lines, from one input to the next
@@ -120,7 +119,6 @@ struct BFloat16 {
 };
 
 struct Int8 {  // one scale a row
-    typedef int8_t Stored;
     struct Inputs {
         const __m512i *highs, *lows;
         int64_t stride;
@@ -202,7 +200,6 @@ struct Int8 {  // one scale a row
 };
 
 struct Int4 {  // two values a byte, low half first, stored plus 8; a scale for every `group` values
-    typedef uint8_t Stored;
     struct Block {  // of 128 values: bytes of those of even and of odd index, and -8 times the sums of eight
         __m512i even_highs, odd_highs, even_lows, odd_lows, high_offsets, low_offsets;
     };
