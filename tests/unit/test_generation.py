@@ -137,8 +137,9 @@ def test_repetition_penalty_breaks_a_loop():
 def test_closing_stops_the_model(model, monkeypatch):
     """The model runs only while a step is waited for, so nothing is left to stop."""
     calls = []
-    forward = model.model.forward
-    monkeypatch.setattr(model.model, "forward", lambda **inputs: calls.append(1) or forward(**inputs))
+    embeddings = model.model.embed_tokens
+    forward = embeddings.forward
+    monkeypatch.setattr(embeddings, "forward", lambda ids: calls.append(1) or forward(ids))
     steps = decode(model, [[1, 2]], Sampling(seed=0), max_new_tokens=4000, stop_ids=STOP, pad_id=257)
     next(steps)
     assert len(calls) == 1

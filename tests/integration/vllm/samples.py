@@ -137,7 +137,10 @@ def ours(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 def transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The checkpoint in transformers' own model."""
-    config = TransformersConfig.from_pretrained(folder)
+    types = getattr(TransformersConfig.from_pretrained(folder), "mlp_layer_types", None) or []
+    # versions before 5.23 count the dense layers by the older field only
+    older = {"first_k_dense_replace": types.count("dense")} if types else {}
+    config = TransformersConfig.from_pretrained(folder, **older)
     config.model_type = "axk1"  # of "AXK1" it does not know how to read experts
     return TransformersModel.from_pretrained(folder, config=config, dtype=dtype).eval()
 
