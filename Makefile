@@ -9,6 +9,7 @@ VLLM := .venv-vllm
 LLAMACPP := .venv-llamacpp
 SGLANG := .venv-sglang
 RAY := .venv-ray
+LM_EVAL := .venv-lm-eval
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers engines engines-vllm engines-sglang ray clean
@@ -42,7 +43,7 @@ bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, f
 
 engines: engines-vllm engines-sglang ray ## everything about cluster engines, as far as it runs on this machine's CPU
 
-engines-vllm: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 ## the plugin for vLLM, run in the real engine on this machine's CPU
+engines-vllm: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 $(LM_EVAL)/.ready ## the plugin for vLLM, run in the real engine on this machine's CPU
 	$(VLLM)/bin/python -m pytest tests/integration/vllm
 
 engines-sglang: $(SGLANG)/.ready ## the SGLang plugin, tested inside SGLang as far as it runs without a GPU
@@ -52,7 +53,7 @@ ray: .venv/.ready $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of tw
 	$(BIN)/python -m pytest tests/integration/ray
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) $(LM_EVAL) site .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Torch goes first and by itself: asked for as torch==VERSION, any build of that version satisfies pip.
@@ -95,6 +96,12 @@ $(VLLM)/vllm-0.33.0: | $(VLLM)/.ready
 		wheel.extractall('$@.part', [name for name in wheel.namelist() if not name.endswith('.so')])" $(@D)/wheels/*.whl
 	rm -r $(@D)/wheels
 	mv $@.part $@
+
+# lm-eval asks the server over HTTP. Beside vLLM it would replace python-dateutil, so it has an environment of its own.
+$(LM_EVAL)/.ready: | $(VLLM)/.ready
+	$(VLLM)/bin/python -m uv venv --quiet --clear --python $(VLLM)/bin/python $(@D)
+	$(VLLM)/bin/python -m uv pip install --quiet --python $(@D)/bin/python 'lm-eval[api]==0.4.13' datasets==5.2.0
+	@touch $@
 
 # Ray and the plugin beside vLLM, whose own environment stays as it is: this one sees the other's packages.
 $(RAY)/.ready: | $(VLLM)/.ready

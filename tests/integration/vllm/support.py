@@ -11,6 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[3]
 NANO = ROOT / "models" / "nano"
+LM_EVAL = ROOT / ".venv-lm-eval" / "bin" / "lm_eval"
 WORKER = Path(__file__).with_name("worker.py")
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",

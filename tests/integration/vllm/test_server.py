@@ -1,4 +1,4 @@
-"""A real server, asked by the official client: both modes, whole and streamed, tools, budget, accuracy."""
+"""A real server, asked by the official client: both modes, whole and streamed, tools, budget, accuracy, lm-eval."""
 
 # pyright: reportMissingImports=false
 
@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 from openai import OpenAI
 from samples import script_tool_call
-from support import NANO, environment
+from support import LM_EVAL, NANO, environment
 
-from axk1.train.evaluate import held_out_problems
+from axk1.chat import load
+from axk1.integrations.lm_eval import write_task
+from axk1.train.evaluate import answer_problems, held_out_problems
 from axk1.train.problems import score
 
 ASK = [{"role": "user", "content": "What is 17 + 25 - 9?"}]
@@ -128,6 +130,33 @@ def test_accuracy_is_that_in_process(nano: OpenAI) -> None:
         right = sum(score(p, r.choices[0].message.content or "") for p, r in zip(problems, replies, strict=True))
         share = IN_PROCESS[mode]["all"]["share"]
         assert abs(right / len(problems) - share) <= 2.58 * (share * (1 - share) / len(problems)) ** 0.5, (mode, right)
+
+
+def lm_eval(base_url: str, folder: Path, *options: str) -> tuple[int, float]:
+    """How many problems lm-eval's own command line asked, and its exact match; ``folder`` holds the task."""
+    assert LM_EVAL.exists(), "lm-eval is not installed; `make engines` installs it"
+    model = f"base_url={base_url}chat/completions,model=axk1,num_concurrent=8"
+    command = [str(LM_EVAL), "--model", "local-chat-completions", "--model_args", model, "--tasks", "axk1_problems"]
+    command += ["--include_path", str(folder), "--apply_chat_template", "--output_path", str(folder / "results.json")]
+    offline = environment(HF_HOME=str(folder / "cache"), HF_DATASETS_OFFLINE="1")
+    done = subprocess.run([*command, *options], env=offline, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-4_000:]
+    (written,) = folder.glob("results*.json")
+    report = json.loads(written.read_text())
+    shares = report["results"]["axk1_problems"]
+    return report["n-samples"]["axk1_problems"]["effective"], shares["exact_match,last-number"]
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_lm_eval(nano: OpenAI, tmp_path: Path, think: bool) -> None:
+    """lm-eval's exact match is the share of right answers in process, except for near ties between two tokens."""
+    problems = write_task(tmp_path, 40, seed=1)
+    right = sum(result.correct for result in answer_problems(load(NANO), problems, think))
+    options = ("--gen_kwargs", json.dumps(THINK)) if think else ()
+    asked, exact_match = lm_eval(str(nano.base_url), tmp_path, *options)
+    assert asked == len(problems)
+    assert abs(exact_match * asked - right) < 2.5, (exact_match, right)
+    assert (right > 30) == think  # the two modes are told apart
 
 
 @pytest.fixture(scope="module")
