@@ -181,6 +181,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(terminal, tmp_path):
     file = tmp_path / "talk.json"
     program = terminal("--think")
     program.expect("think> ")
+    time.sleep(0.5)  # readline writes its prompt a moment before it waits for keys
     program.send("\x03")  # at the prompt: nothing happens
     program.expect("think> ")
     program.send("hello\r")

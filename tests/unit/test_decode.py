@@ -154,6 +154,8 @@ def test_memory_does_not_grow_with_the_reply(drafts):
     def measure() -> None:
         gc.collect()
         alive = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
+        # what other tests' vmap left behind has no storage
+        alive = [o for o in alive if not torch._C._functorch.is_batchedtensor(o)]
         found.append((len(alive), sum(o.untyped_storage().nbytes() for o in {id(o): o for o in alive}.values())))
 
     steps = decode(
