@@ -8,6 +8,7 @@ import torch
 from conftest import make_scripted_model
 from decoding import replies
 from tiny import PAD, ROPES, build, random_fields, small_model, tokens
+from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from axk1.generation import rows as rows_module
@@ -155,7 +156,7 @@ def test_memory_does_not_grow_with_the_reply(drafts):
         gc.collect()
         alive = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
         # what other tests' vmap left behind has no storage
-        alive = [o for o in alive if not torch._C._functorch.is_batchedtensor(o)]
+        alive = [o for o in alive if not is_batchedtensor(o)]
         found.append((len(alive), sum(o.untyped_storage().nbytes() for o in {id(o): o for o in alive}.values())))
 
     steps = decode(

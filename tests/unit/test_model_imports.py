@@ -107,7 +107,7 @@ NEVER = {
     "chat": {"engine", "serve", "train", "cli", "integrations", "plan"},
     "train": {"engine", "serve", "cli", "integrations", "plan"},
     "plan": {"engine", "serve", "cli", "integrations", "train"},
-    "integrations": {"engine", "serve", "cli", "train"},
+    "integrations": {"engine", "serve", "cli"},
     "engine": {"serve", "cli", "train", "plan", "integrations"},
     "serve": {"cli", "train", "plan", "integrations"},
 }
