@@ -1,4 +1,4 @@
-"""Runs decoder layers on the compiled operators: two calls a layer, on the layer's own weights."""
+"""Runs decoder layers on the compiled operators: one call for all of them, on their own weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from axk1.config import AXK1Config
 from axk1.kernels.build import available
+from axk1.modeling.conditions import is_hooked
 from axk1.modeling.moe import AXK1MLP, AXK1Experts, AXK1MoE, AXK1Router
 from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
 
@@ -115,11 +116,11 @@ def _weights_of(layers: Sequence[AXK1DecoderLayer], norm: AXK1RMSNorm, cache: La
 def _read(layers: Sequence[AXK1DecoderLayer], norm: AXK1RMSNorm) -> Weights | None:
     """The layers' tensors, or None if a part is not as this package builds it: adapted, hooked, offloaded."""
     config = layers[0].self_attn.config
-    if config.hidden_act != "silu" or _is_hooked(norm):
+    if config.hidden_act != "silu" or is_hooked(norm):
         return None
     read = Weights([], [], [], *_settings(config, layers[0].self_attn.scaling))
     for layer in layers:
-        if any(_is_hooked(module) for module in layer.modules()):
+        if any(is_hooked(module) for module in layer.modules()):
             return None
         attention = [_norm(layer.input_layernorm), *_attention(layer.self_attn)]
         mlp = [_norm(layer.post_attention_layernorm), *_mlp(layer)]
@@ -143,13 +144,6 @@ def _settings(config: AXK1Config, scaling: float) -> tuple[tuple[int, ...], tupl
     choice = (config.scoring_func == "sigmoid", config.norm_topk_prob, config.topk_method != "greedy")
     numbers = (scaling, config.rms_norm_eps, config.routed_scaling_factor)
     return shape, (*groups, config.num_experts_per_tok, *choice), numbers
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether somebody listens in on ``module``; transformers' own recorders, asked for nothing, do not count."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    foreign = any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)
-    return foreign or hasattr(module, "_hf_hook")  # accelerate: weights that live elsewhere
 
 
 def _attention(attention: AXK1Attention) -> list[Weight | None]:

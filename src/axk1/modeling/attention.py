@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from axk1.config import AXK1Config
 from axk1.modeling.cache import LatentLayer
+from axk1.modeling.conditions import is_half_inference_on_cpu
 from axk1.modeling.norm import AXK1RMSNorm
 from axk1.modeling.rope import rotate
 
@@ -286,9 +287,8 @@ def absorbing_pays(config: AXK1Config, tokens: int, cached: int) -> bool:
 
 def blocks_pay(config: AXK1Config, query_BHTD: torch.Tensor, **kwargs: Any) -> bool:
     """Whether ``blocked_attention`` stands in for transformers' ``sdpa``; in fp32 that one stays, to the bit."""
-    prompt = query_BHTD.shape[2] > 1 and query_BHTD.dtype in (torch.bfloat16, torch.float16)
-    inference = query_BHTD.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return prompt and inference and config._attn_implementation == "sdpa" and kwargs.get("is_causal") is not False
+    prompt = query_BHTD.shape[2] > 1 and is_half_inference_on_cpu(query_BHTD)
+    return prompt and config._attn_implementation == "sdpa" and kwargs.get("is_causal") is not False
 
 
 def is_standard(config: AXK1Config) -> bool:

@@ -20,6 +20,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from axk1.config import AXK1Config
 from axk1.modeling.attention import AXK1Attention, is_standard
 from axk1.modeling.cache import LatentCache
+from axk1.modeling.conditions import is_hooked
 from axk1.modeling.context import attention_context, next_positions
 from axk1.modeling.layer import AXK1DecoderLayer
 from axk1.modeling.losses import sequence_balance_loss, shifted_labels, token_loss, tokens_per_expert
@@ -174,7 +175,7 @@ class AXK1Model(AXK1PreTrainedModel):
 
         None, and nothing has happened, where the device's runner does not take the step or somebody listens in.
         """
-        if self._forward_hooks or self._forward_pre_hooks or hasattr(self, "_hf_hook"):
+        if is_hooked(self):
             return None
         layers = list(self.layers)[: self.config.num_hidden_layers]
         embeddings = self.embed_tokens(input_ids)

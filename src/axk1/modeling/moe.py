@@ -8,7 +8,7 @@ Source: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2); the norm after the block 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 
 from axk1.config import AXK1Config
+from axk1.modeling.conditions import is_half_inference_on_cpu, is_hooked
 
 
 class AXK1MLP(nn.Module):
@@ -125,10 +126,9 @@ class AXK1Experts(nn.Module):
         return one_by_one(self, hidden_states, indices, weights)
 
 
-def one_by_one(
-    experts: AXK1Experts, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """Each expert over all its tokens, then each token's weighted outputs together."""
+def one_by_one(experts: Any, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """``AXK1Experts`` (a type that transformers' decorator hides): each expert over all its tokens, then each token's
+    weighted outputs together."""
     slots = indices.reshape(-1)
     order = slots.argsort(stable=True)  # slots (token, k) sorted by expert
     counts = torch.bincount(slots, minlength=experts.num_experts).tolist()
@@ -144,14 +144,13 @@ def one_by_one(
     return by_token.sum(dim=1).to(hidden_states.dtype)
 
 
-def loop_pays(experts: nn.Module, hidden_states: torch.Tensor) -> bool:
+def loop_pays(experts: Any, hidden_states: torch.Tensor) -> bool:
     """Whether ``one_by_one`` stands in for transformers' ``grouped_mm``: for prompts in 16-bit floats on the CPU, where
     it is the faster. In fp32 that one stays, to the bit."""
-    if type(experts) is not AXK1Experts or experts.config._experts_implementation != "grouped_mm":
+    if is_hooked(experts) or not is_half_inference_on_cpu(hidden_states):
         return False
-    hooked = experts._forward_hooks or experts._forward_pre_hooks or hasattr(experts, "_hf_hook")
-    inference = hidden_states.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return inference and not hooked and hidden_states.dtype in (torch.bfloat16, torch.float16)
+    kind = type(experts)
+    return kind is AXK1Experts and experts.config._experts_implementation == "grouped_mm"
 
 
 class AXK1MoE(nn.Module):

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from axk1.modeling.cache import LatentCache
+from axk1.modeling.conditions import is_hooked
 
 if TYPE_CHECKING:
     from axk1.modeling.layer import AXK1DecoderLayer
@@ -95,9 +96,8 @@ LINEAR_RUNNERS: dict[str, LinearRunner] = {}
 def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """``linear(x)`` of a decode step, by the device's runner where it can stand in for the module."""
     runner = LINEAR_RUNNERS.get(x.device.type)
-    plain = type(linear) is nn.Linear and linear.bias is None and not hasattr(linear, "_hf_hook")
-    hooked = linear._forward_hooks or linear._forward_pre_hooks
-    if runner is None or not plain or hooked or torch.compiler.is_compiling() or torch.is_grad_enabled():
+    plain = type(linear) is nn.Linear and linear.bias is None and not is_hooked(linear)
+    if runner is None or not plain or torch.compiler.is_compiling() or torch.is_grad_enabled():
         return linear(x)
     result = runner(x, linear.weight)
     return linear(x) if result is None else result

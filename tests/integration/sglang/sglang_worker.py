@@ -57,4 +57,5 @@ def main(rank: int, store: Path, folder: Path, out: Path, options: dict[str, Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    main(int(sys.argv[1]), *map(Path, sys.argv[2:5]), json.loads(sys.argv[5]))
+    places = (Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    main(int(sys.argv[1]), *places, json.loads(sys.argv[5]))

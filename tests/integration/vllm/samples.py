@@ -139,9 +139,9 @@ def transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The checkpoint in transformers' own model."""
     types = getattr(TransformersConfig.from_pretrained(folder), "mlp_layer_types", None) or []
     # versions before 5.23 count the dense layers by the older field only
-    older = {"first_k_dense_replace": types.count("dense")} if types else {}
+    older: dict[str, Any] = {"first_k_dense_replace": types.count("dense")} if types else {}
     config = TransformersConfig.from_pretrained(folder, **older)
-    config.model_type = "axk1"  # of "AXK1" it does not know how to read experts
+    setattr(config, "model_type", "axk1")  # noqa: B010  of "AXK1" it does not know how to read experts
     return TransformersModel.from_pretrained(folder, config=config, dtype=dtype).eval()
 
 

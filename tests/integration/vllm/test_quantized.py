@@ -45,7 +45,7 @@ def test_quantized_matrices(tmp_path: Path, run_jobs) -> None:
 
 
 def test_quantized_experts_do_not_run_on_a_cpu(tmp_path: Path, run_jobs) -> None:
-    source = save(tmp_path / "source", **WIDE | dict(moe_intermediate_size=128))
+    source = save(tmp_path / "source", **{**WIDE, "moe_intermediate_size": 128})
     for name, (scheme, _) in REFUSED.items():
         quantize_checkpoint(source, tmp_path / name, **scheme)
     results = run_jobs([job(tmp_path / name) for name in REFUSED])

@@ -22,7 +22,7 @@ DEFAULTS = dict(
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """One job's result."""
-    from vllm import LLM, SamplingParams
+    from vllm import LLM, SamplingParams  # pyright: ignore[reportAttributeAccessIssue]: not this folder
     from vllm.distributed import cleanup_dist_env_and_memory
 
     engine = None
@@ -55,7 +55,7 @@ def row(reply: Any) -> dict[str, Any]:
     """Ids and log-probabilities of a reply."""
     prompt, answer = list(reply.prompt_token_ids), list(reply.outputs[0].token_ids)
     scores = [
-        chosen[token].logprob
+        chosen[token].logprob  # pyright: ignore[reportOptionalSubscript]: the first, without one, is left out
         for chosen, token in (
             *zip((reply.prompt_logprobs or [None])[1:], prompt[1:], strict=False),
             *zip(reply.outputs[0].logprobs or [], answer, strict=False),

@@ -13,8 +13,8 @@ from sglang.srt.parser.reasoning_parser import BaseReasoningFormatDetector, Stre
 from sglang.srt.parser.reasoning_parser import ReasoningParser as SGLangReasoningParser
 from sglang.srt.parser.reasoning_parser_names import REASONING_PARSER_NAMES
 
-from axk1.chat.parser import THINK_CLOSE, THINK_OPEN, Delta, ReasoningParser, partial_suffix
-from axk1.chat.tools import TOOL_CLOSE, TOOL_OPEN, ToolCall, extract_tool_calls
+from axk1.chat.parser import THINK_CLOSE, THINK_OPEN, Delta, ReasoningParser
+from axk1.chat.tools import ToolCall, ToolCallParser, extract_tool_calls
 from axk1.integrations.sglang import REASONING_PARSER, TOOL_CALL_PARSER
 
 
@@ -88,6 +88,10 @@ class AXK1ToolDetector(HermesDetector):
     The grammar for forced calls (``structure_info``) is SGLang's for hermes.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._parser = ToolCallParser()
+
     def detect_and_parse(self, text: str, tools: list[Any]) -> ToolResult:
         """A finished answer: the text around the calls, and the calls."""
         answer, calls = extract_tool_calls(text)
@@ -96,47 +100,25 @@ class AXK1ToolDetector(HermesDetector):
 
     def parse_streaming_increment(self, new_text: str, tools: list[Any]) -> ToolResult:
         """A piece of an answer; text is held back only while it may belong to a call."""
-        self._buffer += new_text
-        result = ToolResult()
-        while (opening := self._buffer.find(TOOL_OPEN)) >= 0:
-            result.normal_text += self._buffer[:opening]
-            self._buffer = self._buffer[opening:]
-            if not self._take_block(result, tools):
-                return result
-        certain = len(self._buffer) - partial_suffix(self._buffer, TOOL_OPEN)
-        result.normal_text += self._buffer[:certain]
-        self._buffer = self._buffer[certain:]
-        return result
+        return self._emit(self._parser.feed(new_text), tools)
 
     def finish(self, tools: list[Any]) -> ToolResult:
         """What was held back when the answer ended: blocks that are no calls are text."""
-        text, calls = extract_tool_calls(self._buffer)
-        self._buffer = ""
-        result = ToolResult(normal_text=text)
-        for call in calls:
-            self._emit(result, call, tools)
+        return self._emit(self._parser.finish(), tools)
+
+    def _emit(self, parts: list[str | ToolCall], tools: list[Any]) -> ToolResult:
+        result = ToolResult()
+        for part in parts:
+            if isinstance(part, str):
+                result.normal_text += part
+                continue
+            action = {"name": part.name, "arguments": part.arguments}
+            for item in self.parse_base_json(action, tools):
+                item.tool_index = len(self.prev_tool_call_arr)  # in the reply, as SGLang numbers streamed calls
+                result.calls.append(item)
+                self.prev_tool_call_arr.append(action)
+                self.streamed_args_for_tool.append(item.parameters)
         return result
-
-    def _take_block(self, result: ToolResult, tools: list[Any]) -> bool:
-        """Moves the call that the buffer begins with to ``result``; False: it is not complete, or no call."""
-        end = self._buffer.find(TOOL_CLOSE)
-        while end >= 0:
-            end += len(TOOL_CLOSE)
-            text, calls = extract_tool_calls(self._buffer[:end])
-            if calls and not text:
-                self._emit(result, calls[0], tools)
-                self._buffer = self._buffer[end:]
-                return True
-            end = self._buffer.find(TOOL_CLOSE, end)  # a string inside the JSON may quote the tag
-        return False
-
-    def _emit(self, result: ToolResult, call: ToolCall, tools: list[Any]) -> None:
-        action = {"name": call.name, "arguments": call.arguments}
-        for item in self.parse_base_json(action, tools):
-            item.tool_index = len(self.prev_tool_call_arr)  # position in the reply, as SGLang numbers streamed calls
-            result.calls.append(item)
-            self.prev_tool_call_arr.append(action)
-            self.streamed_args_for_tool.append(item.parameters)
 
 
 def _result(deltas: list[Delta]) -> StreamingParseResult:

@@ -117,7 +117,7 @@ class AXK1MTP(DeepSeekMTP):
 
     def set_moe_parameters(self) -> None:
         """Tells vLLM's expert balancing where the experts are."""
-        blocks = [layer.mtp_block for layer in self.model.layers.values()]
+        blocks: list[Any] = [layer.mtp_block for layer in self.model.layers.values()]
         self.num_moe_layers = len(blocks)
         self.num_expert_groups = self.config.n_group
         self.moe_mlp_layers = [block.mlp for block in blocks]

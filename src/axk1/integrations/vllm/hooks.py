@@ -53,6 +53,6 @@ def install_draft() -> None:
             return True
         return returns_tuple(self)
 
-    hf_config_override.axk1 = True  # pyright: ignore[reportFunctionMemberAccess]
+    hf_config_override.axk1 = True  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     SpeculativeConfig.hf_config_override = staticmethod(hf_config_override)
     SpecDecodeBaseProposer.model_returns_tuple = model_returns_tuple

@@ -59,11 +59,11 @@ def layers_of_ours(module: ModuleType) -> Iterator[None]:
     """Inside, SGLang's ``module`` builds our decoder layers: its constructors name their layer class directly."""
     with _BUILDING:
         theirs = module.DeepseekV2DecoderLayer
-        module.DeepseekV2DecoderLayer = AXK1DecoderLayer
+        setattr(module, theirs.__name__, AXK1DecoderLayer)
         try:
             yield
         finally:
-            module.DeepseekV2DecoderLayer = theirs
+            setattr(module, theirs.__name__, theirs)
 
 
 class AXK1ForCausalLM(deepseek_v2.DeepseekV2ForCausalLM):

@@ -1,0 +1,17 @@
+"""What has to hold before a faster way may stand in for a module."""
+
+import torch
+from torch import nn
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody listens in on ``module``; transformers' own recorders, asked for nothing, do not count."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    foreign = any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)
+    return foreign or hasattr(module, "_hf_hook")  # accelerate: weights that live elsewhere
+
+
+def is_half_inference_on_cpu(x: torch.Tensor) -> bool:
+    """Whether ``x``, of 16-bit floats on the CPU, is computed with outside of training and compilation."""
+    half = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+    return half and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
