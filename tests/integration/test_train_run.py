@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIZES, make_tokenizer
+from scripted import SIZES, make_tokenizer
 
 from axk1.train.stages import Recipe, Stage, export_model, run
 

@@ -1,8 +1,7 @@
 """Drafts and log-probabilities through the chat: budgets, stop strings, cancelling, statistics."""
 
-from dataclasses import replace
-
 import pytest
+from scripted import same
 
 import axk1.chat
 from axk1.chat import Chat
@@ -11,25 +10,6 @@ from axk1.generation.speculate import AUTO, NO_DRAFTS, Drafts
 
 HELLO = [{"role": "user", "content": "Hello"}]
 MANY = [Drafts(1), Drafts(3), Drafts(7), Drafts(AUTO)]
-
-
-@pytest.fixture(scope="module")
-def endless(endless_checkpoint) -> Chat:
-    return axk1.chat.load(endless_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def closing(closing_checkpoint) -> Chat:
-    return axk1.chat.load(closing_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def random(tiny_checkpoint) -> Chat:
-    return axk1.chat.load(tiny_checkpoint)
-
-
-def same(one, other) -> bool:
-    return replace(one, seconds=0) == replace(other, seconds=0)
 
 
 @pytest.mark.parametrize("drafts", MANY)

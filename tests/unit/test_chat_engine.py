@@ -1,35 +1,14 @@
 """The Python API on scripted models: modes, budgets, streaming, batches, stopping."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from conftest import make_tokenizer
+from scripted import make_tokenizer, same
 
 import axk1.chat
 from axk1.chat import Chat, Delta
 from axk1.generation.sampling import GREEDY, Sampling
 
 HELLO = [{"role": "user", "content": "Hello"}]
-
-
-@pytest.fixture(scope="module")
-def endless(endless_checkpoint) -> Chat:
-    return axk1.chat.load(endless_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def closing(closing_checkpoint) -> Chat:
-    return axk1.chat.load(closing_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def random(tiny_checkpoint) -> Chat:
-    return axk1.chat.load(tiny_checkpoint)
-
-
-def same(one, other) -> bool:
-    return replace(one, seconds=0) == replace(other, seconds=0)
 
 
 def test_prompt_ends_in_the_mode(endless):

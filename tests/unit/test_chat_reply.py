@@ -1,9 +1,9 @@
 """From token ids to a reply: characters split over tokens, stop strings, counts."""
 
 import pytest
-from conftest import make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import make_tokenizer
 
 from axk1.chat.parser import parse
 from axk1.chat.reply import Reply, ReplyBuilder, StopStrings

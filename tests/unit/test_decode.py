@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_scripted_model
 from decoding import replies
+from scripted import make_scripted_model
 from tiny import PAD, ROPES, build, random_fields, small_model, tokens
 from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from conftest import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import make_tokenizer
 
 from axk1.train.examples import Example, problem_examples, text_examples
 from axk1.train.packing import PackedRows, pack

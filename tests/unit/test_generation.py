@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import make_model, make_scripted_model, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import make_model, make_scripted_model, make_tokenizer
 
 from axk1.generation.budget import ThinkingBudget
 from axk1.generation.decode import decode, pad_left

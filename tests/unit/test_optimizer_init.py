@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_model
+from scripted import make_model
 
 from axk1.modeling.layer import AXK1DecoderLayer
 from axk1.train.initialize import initialize

@@ -130,7 +130,7 @@ def test_presence_and_frequency_leave_the_prompt_alone():
 
 
 def test_frequency_penalty_breaks_a_loop():
-    from conftest import make_scripted_model
+    from scripted import make_scripted_model
 
     looping = make_scripted_model({1: 1})
     assert replies(looping, [[1]], GREEDY, max_new_tokens=4) == [[1] * 4]

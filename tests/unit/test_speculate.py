@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_scripted_model
 from decoding import chi_square_fits, replies
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import make_scripted_model
 from tiny import PAD, ROPES, VOCAB, build, random_fields, tokens
 
 from axk1.generation import rows as rows_module
