@@ -277,7 +277,8 @@ def test_plans_are_read_as_they_are_written(kind, activations):
 
 def test_group_sizes_follow_the_widths():
     k1 = make_plan(AXK1Config.preset("k1"), "int4")
-    assert k1.groups == ((("Linear",), Scheme("int4", 128)),)
+    kv_b = ((r"re:.*kv_b_proj$",), Scheme("int8", activations=True))
+    assert k1.groups == ((("Linear",), Scheme("int4", 128)), kv_b)
     nano = make_plan(AXK1Config.preset("nano"), "int4")
 
     def size(name: str) -> int | None:
@@ -287,9 +288,10 @@ def test_group_sizes_follow_the_widths():
     assert nano.groups[0][0] == ("Linear",) and size("self_attn.q_b_proj") == 32  # most weights have this one
     assert size("self_attn.q_a_proj") == 64 and size("self_attn.o_proj") == 128 and size("mlp.down_proj") == 128
     assert nano.expert_schemes("model.layers.2.mlp.experts") == (Scheme("int4", 32), Scheme("int4", 32))
-    assert size("eh_proj") == 128 and size("mlp.gate") is None and size("self_attn.kv_b_proj") is None
+    assert size("eh_proj") == 128 and size("mlp.gate") is None
+    assert nano.scheme("model.layers.2.self_attn.kv_b_proj") == Scheme("int8", activations=True)
     small = make_plan(AXK1Config.preset("nano"), "int4", 32)
-    assert small.groups == ((("Linear",), Scheme("int4", 32)),)
+    assert small.groups == ((("Linear",), Scheme("int4", 32)), kv_b)
     odd = make_plan(AXK1Config.preset("nano", q_lora_rank=100), "int4")
     assert odd.scheme("model.layers.0.self_attn.q_b_proj") is None and odd.scheme("model.layers.0.self_attn.o_proj")
     with pytest.raises(ValueError, match="group_size=48 must be one of 128, 64, 32"):
@@ -312,7 +314,6 @@ def group(**changes: Any) -> dict[str, Any]:
         ({"quantization_status": "frozen"}, "'frozen', not 'compressed'"),
         ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
         ({"ignore": []}, "lm_head is quantised"),
-        ({"ignore": ["lm_head"]}, "kv_b_proj is quantised"),
         ({"ignore": ["lm_head", "re:("]}, "no pattern"),
         ({"ignore": "lm_head"}, "no list of names"),
         ({"config_groups": {"group_0": group(symmetric=False)}}, "symmetric"),

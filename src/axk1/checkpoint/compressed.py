@@ -15,8 +15,10 @@ from axk1.quantized.plan import METHOD, Kind, Plan, Scheme, plan_of
 
 GROUP_SIZES = (128, 64, 32)
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I8": 1, "F8_E4M3": 1, "I32": 4, "I64": 8}
-IGNORED = ("lm_head", r"re:.*mlp\.gate$", r"re:.*kv_b_proj$")
-"""Kept in full: the head, the router, and the matrix that attention absorbs into queries and values."""
+IGNORED = ("lm_head", r"re:.*mlp\.gate$")
+"""Kept in full: the head and the router."""
+KV_B = r"re:.*kv_b_proj$"
+"""The matrix that attention absorbs into queries and values, and so reads in rows and in columns."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,17 @@ def is_matrix(spec: TensorSpec) -> bool:
 def make_plan(config: AXK1Config, kind: Kind, group_size: int = GROUP_SIZES[0], activations: bool = False) -> Plan:
     """The plan of ``axk1 quantize``: every matrix of a decoder layer or MTP module but those of ``IGNORED``.
 
-    int4: ``group_size``, or where it does not divide a matrix's width the next smaller of ``GROUP_SIZES`` that does;
-    the matrices of an expert share one, as vLLM wants it. A matrix of any other width is kept in full.
+    ``kv_b_proj`` has one scale a row or stays: int8 where the others are int4 (its inputs rounded too: the int8 that
+    vLLM and SGLang read), and in full beside fp8. int4: ``group_size``, or where it does not divide a matrix's width
+    the next smaller of ``GROUP_SIZES`` that does; the matrices of an expert share one, as vLLM wants it. A matrix of
+    any other width is kept in full.
 
     Raises:
         ValueError: no such ``group_size``, or no matrix whose width a group divides.
     """
     if kind != "int4":
-        return Plan(((("Linear",), Scheme(kind, activations=activations)),), IGNORED)
+        ignored = IGNORED if kind == "int8" else (*IGNORED, KV_B)
+        return Plan(((("Linear",), Scheme(kind, activations=activations)),), ignored)
     if group_size not in GROUP_SIZES:
         raise ValueError(f"group_size={group_size!r} must be one of {', '.join(map(str, GROUP_SIZES))}.")
     if activations:
@@ -79,6 +84,8 @@ def make_plan(config: AXK1Config, kind: Kind, group_size: int = GROUP_SIZES[0], 
     weights: dict[int | None, int] = {}
     targets: dict[int | None, list[str]] = {}
     for key, (row, count) in _matrix_rows(config).items():
+        if key.endswith("kv_b_proj.weight"):
+            continue
         shape = row.shape(config)
         width = gcd(config.hidden_size, config.moe_intermediate_size) if "{e}" in key else shape[1]
         size = next((size for size in GROUP_SIZES if size <= group_size and width % size == 0), None)
@@ -88,7 +95,8 @@ def make_plan(config: AXK1Config, kind: Kind, group_size: int = GROUP_SIZES[0], 
     if not sizes:
         raise ValueError(f"int4 needs matrices whose width is a multiple of {GROUP_SIZES[-1]}; this model has none.")
     groups = tuple((("Linear",) if size == sizes[0] else tuple(targets[size]), Scheme("int4", size)) for size in sizes)
-    return Plan(groups, (*IGNORED, *targets.get(None, ())))
+    kv_b = ((KV_B,), Scheme("int8", activations=True))
+    return Plan((*groups, kv_b), (*IGNORED, *targets.get(None, ())))
 
 
 def weight_sizes(config: AXK1Config, plan: Plan | None = None) -> Sizes:
@@ -131,7 +139,7 @@ def _matrix_rows(config: AXK1Config) -> dict[str, tuple[Row, int]]:
 
 
 def _may_be_quantized(key: str) -> bool:
-    kept = ("mlp.gate.weight", "kv_b_proj.weight", "embed_tokens.weight", "shared_head.head.weight")
+    kept = ("mlp.gate.weight", "embed_tokens.weight", "shared_head.head.weight")
     return key.endswith(".weight") and not key.endswith(kept)
 
 

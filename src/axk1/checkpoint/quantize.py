@@ -29,7 +29,7 @@ def quantize_checkpoint(
     """Writes ``source``, in either layout, quantised to the folder ``target`` and returns its weight files.
 
     Memory stays at one matrix (or the embedding). A run that was cut off goes on with the same arguments: finished
-    shards stay. Embedding, head, norms, routers and ``kv_b_proj`` keep their bits.
+    shards stay. Embedding, head, norms and routers keep their bits, beside fp8 ``kv_b_proj`` too.
 
     Args:
         scheme: ``int8``, ``int4`` or ``fp8``.

@@ -147,7 +147,8 @@ def _settings(config: AXK1Config, scaling: float) -> tuple[tuple[int, ...], tupl
 
 
 def _attention(attention: AXK1Attention) -> list[Weight | None]:
-    if type(attention.kv_b_proj) is not nn.Linear:  # read in columns too, as no quantised format can be
+    kv_b = _linear(attention.kv_b_proj)
+    if kv_b is not None and kv_b.weight.dtype == torch.uint8:  # read in columns too, which int4 cannot be
         return [None]
     return [
         _linear(attention.q_a_proj),
@@ -155,7 +156,7 @@ def _attention(attention: AXK1Attention) -> list[Weight | None]:
         _linear(attention.q_b_proj),
         _linear(attention.kv_a_proj_with_mqa),
         _norm(attention.kv_a_layernorm),
-        _linear(attention.kv_b_proj),
+        kv_b,
         _linear(attention.o_proj),
     ]
 

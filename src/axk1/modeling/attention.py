@@ -257,7 +257,9 @@ class AXK1Attention(nn.Module):
         config, layer = self.config, self.kv_b_proj
         if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not layer.weight.is_meta:
             weight = layer.weight
-        else:  # an adapter, quantised or offloaded: what the module makes of the unit vectors is its matrix
+        elif hasattr(layer, "dequantized"):
+            weight = cast(Any, layer).dequantized(like.dtype)
+        else:  # an adapter, or offloaded: what the module makes of the unit vectors is its matrix
             weight = layer(torch.eye(config.kv_lora_rank, dtype=like.dtype, device=like.device)).T
         return weight.reshape(-1, config.qk_nope_head_dim + config.v_head_dim, config.kv_lora_rank)
 

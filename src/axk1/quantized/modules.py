@@ -8,6 +8,7 @@ F expert width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Self, cast
 
 import torch
@@ -218,6 +219,8 @@ def _replacement(name: str, module: nn.Module, plan: Plan) -> nn.Module | None:
         scheme = plan.scheme(name)
         if scheme is None:
             return None
+        if name.endswith("kv_b_proj"):  # absorbed, its inputs are never seen, so they are not rounded either
+            scheme = replace(scheme, activations=False)
         return QuantizedLinear(module.in_features, module.out_features, scheme, module.bias is not None)
     schemes = plan.expert_schemes(name) if isinstance(module, AXK1Experts) else None
     if schemes is None:

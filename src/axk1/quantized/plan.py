@@ -11,6 +11,8 @@ Kind = Literal["int8", "int4", "fp8"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 METHOD = "compressed-tensors"
 FORMATS = {"int8": "int-quantized", "int4": "pack-quantized", "fp8": "float-quantized"}
+MIXED = "mixed-precision"
+"""What the whole is called where each group names its own format."""
 FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """The stacks of all experts' matrices in memory, and the matrices of one expert that each is made of, rows in order."""
 _TYPES: dict[tuple[str, int], Kind] = {("int", 8): "int8", ("int", 4): "int4", ("float", 8): "fp8"}
@@ -125,10 +127,11 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """``quantization_config``."""
+        formats = {FORMATS[scheme.kind] for _, scheme in self.groups}
         groups = {f"group_{i}": scheme.to_dict(targets) for i, (targets, scheme) in enumerate(self.groups)}
         return {
             "quant_method": METHOD,
-            "format": FORMATS[self.kind],
+            "format": FORMATS[self.kind] if len(formats) == 1 else MIXED,
             "quantization_status": "compressed",
             "config_groups": groups,
             "ignore": list(self.ignore),
@@ -157,9 +160,8 @@ class Plan:
             for group in groups.values()
         )
         plan = cls(parsed, _names(values.get("ignore"), "ignore"))
-        full = next((name for name in ("lm_head", "layers.1.self_attn.kv_b_proj") if plan.scheme(name)), None)
-        if full:  # attention reads the matrix of kv_b_proj itself
-            raise ValueError(f"{full.rpartition('.')[2]} is quantised; it has to be in 'ignore'")
+        if plan.scheme("lm_head"):
+            raise ValueError("lm_head is quantised; it has to be in 'ignore'")
         return plan
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from typing import Any
 
 from support import NANO
@@ -14,6 +13,7 @@ from transformers import DeepseekV3Config
 
 def found() -> dict[str, Any]:
     """Classes and their bases by architecture, what becomes of draft configurations, and the parsers."""
+    import vllm
     from vllm.config.speculative import SpeculativeConfig
     from vllm.model_executor.models import ModelRegistry
     from vllm.plugins import load_general_plugins
@@ -30,7 +30,7 @@ def found() -> dict[str, Any]:
     theirs.num_nextn_predict_layers = 1
     drafts = [SpeculativeConfig.hf_config_override(config) for config in (ours, ours, theirs)]
     return {
-        "version": version("vllm"),
+        "version": vllm.__version__,  # pyright: ignore[reportAttributeAccessIssue]: not this folder
         "classes": {name: [f"{c.__module__}.{c.__name__}" for c in cls.__mro__[:2]] for name, cls in classes.items()},
         "drafts": [draft.architectures for draft in drafts],
         "parsers": [

@@ -218,7 +218,7 @@ struct Matrix {
         });
     }
 
-    // out[t][c] += sum over j of p[t][j] * row j [c], for float formats.
+    // out[t][c] += sum over j of p[t][j] * row j [c], for formats with at most one scale a row.
     void add_weighted(int64_t rows, const float* p, int64_t p_stride, int64_t inputs, int64_t columns, float* out, int64_t out_stride) const {
 #ifdef AXK1_PACKED
         if (kind == kBFloat16 && !exact) {
@@ -230,6 +230,13 @@ struct Matrix {
             return;
         }
 #endif
+        thread_local std::vector<float> scaled;
+        if (kind == kInt8) {
+            scaled.resize(inputs * rows);
+            for (int64_t t = 0; t < inputs; ++t)
+                for (int64_t j = 0; j < rows; ++j) scaled[t * rows + j] = p[t * p_stride + j] * scale[j];
+            p = scaled.data(), p_stride = rows;
+        }
         int64_t t = 0;
         for (; t + 4 <= inputs; t += 4) add_block<4>(rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride);
         for (; t < inputs; ++t) add_block<1>(rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride);
@@ -279,6 +286,7 @@ private:
     template <int T>
     void add_block(int64_t rows, const float* p, int64_t p_stride, int64_t columns, float* out, int64_t out_stride) const {
         if (kind == kFloat32) weighted_block<Float32, T>(static_cast<const float*>(data), stride, rows, p, p_stride, columns, out, out_stride);
+        else if (kind == kInt8) weighted_block<Int8, T>(static_cast<const int8_t*>(data), stride, rows, p, p_stride, columns, out, out_stride);
         else weighted_block<BFloat16, T>(static_cast<const uint16_t*>(data), stride, rows, p, p_stride, columns, out, out_stride);
     }
 };
