@@ -59,7 +59,7 @@ def test_context_is_cut_to_what_fits_only_when_none_is_asked_for():
     assert choice.context == choice.memory.tokens < 131_072
     assert "context cut from 131,072" in "\n".join(choice.reasons)
     assert choose(WEIGHTS["int4"], tight, Wish(context=4096), STEP).context == 4096
-    with pytest.raises(ValueError, match=r"does not fit on 8 x GPU of 45.0 GB: each GPU would hold 44.6 GB"):
+    with pytest.raises(ValueError, match=r"does not fit on 8 x GPU of 45.0 GB: each GPU would hold 44.5 GB"):
         choose(WEIGHTS["int4"], tight, Wish(context=131_072), STEP)
 
 
