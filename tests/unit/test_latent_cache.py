@@ -38,7 +38,8 @@ def change(ours: LatentCache, plain: DynamicCache, kind: str, number: int) -> No
                 found = ours.update(new[..., :C], new[..., C:], index)
                 assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
             else:
-                joint = ours.layers[index].append_space(batch, number, new.dtype, new.device)
+                ours.layers[index].append_space(batch, number, new.dtype, new.device)
+                joint = ours.layers[index].joint
                 assert joint.shape == (batch, length + number, C + R)
                 joint[:, -number:] = new[:, 0]
     elif kind == "crop":

@@ -23,7 +23,15 @@ class Runner:
         self.declines = False
 
     def __call__(
-        self, model: Any, layers: Any, norm: Any, hidden_states: Any, position_ids: Any, attention_mask: Any, cache: Any
+        self,
+        model: Any,
+        layers: Any,
+        norm: Any,
+        hidden_states: Any,
+        position_ids: Any,
+        attention_mask: Any,
+        cache: Any,
+        embeddings: Any = None,
     ) -> torch.Tensor | None:
         index = layers[0].self_attn.layer_idx
         self.asked.append({"layers": [layer.self_attn.layer_idx for layer in layers], "mask": attention_mask})
@@ -33,6 +41,8 @@ class Runner:
         context = attention_context(
             model.config, model.rotary_emb, hidden_states, attention_mask, position_ids, cache, index
         )
+        if embeddings is not None:
+            hidden_states = layers[0].combine(hidden_states, embeddings)
         for layer in layers:
             hidden_states = AXK1DecoderLayer.forward(layer, hidden_states, past_key_values=cache, **context)
         return norm(hidden_states)

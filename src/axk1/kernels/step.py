@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from axk1.modeling.cache import LatentCache
     from axk1.modeling.layer import AXK1DecoderLayer
     from axk1.modeling.model import AXK1Model
+    from axk1.modeling.mtp import AXK1MTPLayer
     from axk1.modeling.norm import AXK1RMSNorm
     from axk1.modeling.rope import AXK1RotaryEmbedding
 
@@ -50,10 +51,21 @@ class Weights(NamedTuple):
     """Heads, widths of a query's parts, and whether rotary pairs are interleaved."""
     routing: tuple[int, ...]
     numbers: tuple[float, ...]
-    """Softmax scale, epsilon of the norms, factor of the routed experts."""
+    """Softmax scale, epsilon of the norms, factors of the routed experts and of rotary angles' cos and sin."""
 
 
-_SEEN: WeakKeyDictionary[LatentCache, dict[int, Weights | None]] = WeakKeyDictionary()
+class Combination(NamedTuple):
+    """The same of an MTP module's ``combine``."""
+
+    hnorm: Tensor
+    enorm: Tensor
+    eh_proj: Tensor
+    scale: Tensor | None
+    eps: float
+
+
+_SEEN: WeakKeyDictionary[LatentCache, dict[nn.Module, Any]] = WeakKeyDictionary()
+Read = TypeVar("Read", bound=tuple)
 
 
 def run_layers(
@@ -64,36 +76,52 @@ def run_layers(
     position_ids: Tensor,
     attention_mask: Tensor | None,
     cache: LatentCache,
+    embeddings: Tensor | None = None,
 ) -> Tensor | None:
     """Runs ``layers`` and ``norm`` over ``[B, T, D]`` new tokens behind ``cache``, which grows by T; None: it cannot.
 
     Args:
         position_ids: ``[B or 1, T]``.
         attention_mask: ``[B, S]`` over cached and new tokens, 0 where nothing is to be attended; None: all.
+        embeddings: ``[B, T, D]``, combined with the states first; of an MTP module, which is then the one layer.
     """
     batch, tokens, _ = hidden_states.shape
-    if batch * tokens > MOST_ROWS or torch.compiler.is_compiling() or not available():
+    if not _takes(hidden_states):
         return None
-    weights = _weights_of(layers, norm, cache)
+    weights = _looked_up(cache, layers[0], lambda: _read(model, layers, norm))
     if weights is None:
         return None
-    cos, sin = (part.expand(batch, -1, -1).contiguous() for part in _angles(model.rotary_emb, position_ids))
+    if embeddings is not None:
+        module = cast("AXK1MTPLayer", layers[0])
+        combination = _looked_up(cache, module.eh_proj, lambda: _read_combination(module))
+        if combination is None:
+            return None
+        exact = hidden_states.dtype == torch.float32
+        hidden_states = torch.ops.axk1.combine(hidden_states, embeddings, *combination, exact)
     keep = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool().contiguous()
-    state = hidden_states.to(torch.float32, copy=True).contiguous()
-    where = (batch, tokens, hidden_states.dtype, hidden_states.device)
-    joints = [cache.layers[layer.self_attn.layer_idx].append_space(*where) for layer in layers]
-    torch.ops.axk1.layers_step(state, *weights, joints, cos, sin, keep)
-    return state.to(hidden_states.dtype)
+    held = [cache.layers[layer.self_attn.layer_idx] for layer in layers]
+    for one in held:
+        one.append_space(batch, tokens, hidden_states.dtype, hidden_states.device)
+    buffers, cached = [one.buffer for one in held], held[0].length
+    frequencies = _frequencies(model.rotary_emb, position_ids)
+    return torch.ops.axk1.layers_step(hidden_states, *weights, buffers, cached, position_ids, frequencies, keep)
+
+
+def _takes(states: Tensor) -> bool:
+    """Whether ``states`` ``[B, T, D]`` are few, of a format that is read, and there are operators to run them."""
+    batch, tokens, _ = states.shape
+    few = batch * tokens <= MOST_ROWS and states.dtype in FORMATS
+    return few and available() and not torch.compiler.is_compiling()
 
 
 _FP32 = torch.empty(0)  # the rotary embedding answers in the dtype of what it is given
 
 
-def _angles(rotary: AXK1RotaryEmbedding, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin as ``rotary`` makes them; from its frequencies, in one call, unless they depend on the length."""
-    if rotary.rope_type in ("dynamic", "longrope"):
-        return rotary(_FP32, position_ids)
-    return torch.ops.axk1.angles(position_ids.contiguous(), rotary.inv_freq.float(), float(rotary.attention_scaling))
+def _frequencies(rotary: AXK1RotaryEmbedding, position_ids: Tensor) -> Tensor:
+    """``[R / 2]`` fp32 for these positions."""
+    if rotary.rope_type in ("dynamic", "longrope"):  # they depend on the length, and change when it is asked for angles
+        rotary(_FP32, position_ids)
+    return rotary.inv_freq.float()
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor | None:
@@ -104,21 +132,21 @@ def linear(x: Tensor, weight: Tensor) -> Tensor | None:
     return torch.ops.axk1.linear(x.contiguous(), weight, None, x.dtype == torch.float32)
 
 
-def _weights_of(layers: Sequence[AXK1DecoderLayer], norm: AXK1RMSNorm, cache: LatentCache) -> Weights | None:
-    """Looked up once for a cache, so that weights that are replaced between generations are seen."""
+def _looked_up(cache: LatentCache, owner: nn.Module, read: Callable[[], Read | None]) -> Read | None:
+    """What ``read`` makes of the weights of ``owner``; once for a cache, so that weights that are replaced between
+    generations are seen."""
     seen = _SEEN.setdefault(cache, {})
-    index = layers[0].self_attn.layer_idx  # of the trunk or of an MTP module
-    if index not in seen:
-        seen[index] = _read(layers, norm)
-    return seen[index]
+    if owner not in seen:
+        seen[owner] = read()
+    return seen[owner]
 
 
-def _read(layers: Sequence[AXK1DecoderLayer], norm: AXK1RMSNorm) -> Weights | None:
+def _read(model: AXK1Model, layers: Sequence[AXK1DecoderLayer], norm: AXK1RMSNorm) -> Weights | None:
     """The layers' tensors, or None if a part is not as this package builds it: adapted, hooked, offloaded."""
     config = layers[0].self_attn.config
     if config.hidden_act != "silu" or is_hooked(norm):
         return None
-    read = Weights([], [], [], *_settings(config, layers[0].self_attn.scaling))
+    read = Weights([], [], [], *_settings(config, layers[0].self_attn.scaling, model.rotary_emb.attention_scaling))
     for layer in layers:
         if any(is_hooked(module) for module in layer.modules()):
             return None
@@ -127,8 +155,7 @@ def _read(layers: Sequence[AXK1DecoderLayer], norm: AXK1RMSNorm) -> Weights | No
         if None in attention or None in mlp:
             return None
         parts = cast(list[Weight], attention + mlp)
-        tensors = [tensor for part in parts for tensor in part if tensor is not None]
-        if not all(tensor.is_cpu and tensor.is_contiguous() for tensor in tensors):
+        if not _readable(tensor for part in parts for tensor in part):
             return None
         read.tensors.extend(part.weight for part in parts)
         read.scales.extend(part.scale for part in parts)
@@ -138,11 +165,24 @@ def _read(layers: Sequence[AXK1DecoderLayer], norm: AXK1RMSNorm) -> Weights | No
     return read
 
 
-def _settings(config: AXK1Config, scaling: float) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
+def _read_combination(layer: AXK1MTPLayer) -> Combination | None:
+    hnorm, enorm, eh_proj = _norm(layer.hnorm).weight, _norm(layer.enorm).weight, _linear(layer.eh_proj)
+    if eh_proj is None or not _readable([hnorm, enorm, *eh_proj]):
+        return None
+    return Combination(hnorm, enorm, eh_proj.weight, eh_proj.scale, layer.self_attn.config.rms_norm_eps)
+
+
+def _readable(tensors: Iterable[Tensor | None]) -> bool:
+    return all(tensor is None or (tensor.is_cpu and tensor.is_contiguous()) for tensor in tensors)
+
+
+def _settings(
+    config: AXK1Config, scaling: float, turned: float
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
     shape = (config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim, config.rope_interleave)
     groups = (config.n_group, config.topk_group, 2 if config.topk_method == "noaux_tc" else 1)
     choice = (config.scoring_func == "sigmoid", config.norm_topk_prob, config.topk_method != "greedy")
-    numbers = (scaling, config.rms_norm_eps, config.routed_scaling_factor)
+    numbers = (scaling, config.rms_norm_eps, config.routed_scaling_factor, turned)
     return shape, (*groups, config.num_experts_per_tok, *choice), numbers
 
 

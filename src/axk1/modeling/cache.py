@@ -90,15 +90,15 @@ class LatentLayer(DynamicLayer):
             new[..., self.latent_size :] = value_states
         return self.keys, self.values  # pyright: ignore[reportReturnType]
 
-    def append_space(self, batch: int, tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Adds ``tokens`` columns that the caller fills: the last ones of the joint ``[B, S, C + R]`` it returns.
+    def append_space(self, batch: int, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Adds ``tokens`` columns that the caller fills: the last ones of ``joint``, or in ``buffer`` those before
+        ``length``.
 
         Raises:
             ValueError: ``batch`` is not the batch of the tokens already there.
         """
         self._make_room(batch, tokens, dtype, device)
         self.length += tokens
-        return self.joint
 
     def _make_room(self, batch: int, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         """Lets ``tokens`` more columns be written in place."""

@@ -205,6 +205,7 @@ class AXK1Model(AXK1PreTrainedModel):
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         past_key_values: Cache | None,
+        embeddings: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor | None:
         """The same and ``norm`` by the device's runner (``runners.py``), or None where the modules have to run: no
@@ -215,8 +216,8 @@ class AXK1Model(AXK1PreTrainedModel):
         chosen = config._attn_implementation == "eager" or not is_standard(config)
         if chosen or kwargs.get("is_causal", True) is False or any(recorded):
             return None
-        positions = cast(torch.Tensor, position_ids)
-        return run_compiled(self, cast(Any, layers), norm, hidden_states, positions, attention_mask, past_key_values)
+        where = (cast(torch.Tensor, position_ids), attention_mask, past_key_values)
+        return run_compiled(self, cast(Any, layers), norm, hidden_states, *where, embeddings)
 
     @capture_outputs
     def forward_mtp(
@@ -275,11 +276,11 @@ class AXK1Model(AXK1PreTrainedModel):
         embeddings = self.embed_tokens(input_ids)
         if position_ids is None:
             position_ids = next_positions(embeddings, past_key_values, index)
-        combined = layer.combine(hidden_states, embeddings)
-        norm = layer.shared_head.norm
-        states = self._run_compiled([layer], norm, combined, attention_mask, position_ids, past_key_values)
+        where = (attention_mask, position_ids, past_key_values)
+        states = self._run_compiled([layer], layer.shared_head.norm, hidden_states, *where, embeddings=embeddings)
         if states is not None:
             return states
+        combined = layer.combine(hidden_states, embeddings)
         context = self._context(combined, attention_mask, position_ids, past_key_values, layer_idx=index)
         return self._run_layers([layer], combined, {**context, "embeddings": None}, past_key_values)
 

@@ -26,7 +26,7 @@ MAX_TOKENS = 16
 
 
 class LayerRunner(Protocol):
-    """Runs ``layers``, each as :class:`AXK1DecoderLayer` does (of an MTP module: its block alone), and ``norm``.
+    """Runs ``layers``, each as :class:`AXK1DecoderLayer` does, and ``norm``.
 
     A runner declines, by returning None before it has touched the cache, whatever it cannot reproduce: adapters,
     quantised or offloaded weights, hooks on modules inside a layer.
@@ -41,6 +41,7 @@ class LayerRunner(Protocol):
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         cache: LatentCache,
+        embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """States behind the last of ``layers`` and ``norm``, ``[B, T, hidden]``; or None.
 
@@ -53,6 +54,8 @@ class LayerRunner(Protocol):
                 it and itself.
             attention_mask: ``[B, S]`` of any dtype, 0 where a column is not attended to; None for all.
             cache: holds B rows, or none yet.
+            embeddings: ``[B, T, hidden]``, of a draft: ``layers`` is one MTP module, which runs over its ``combine`` of
+                ``hidden_states`` and these.
         """
         ...
 
@@ -69,6 +72,7 @@ def run_compiled(
     position_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     cache: Cache | None,
+    embeddings: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """What the device's runner makes of this step, or None where the modules have to run."""
     runner = LAYER_RUNNERS.get(hidden_states.device.type)
@@ -80,7 +84,7 @@ def run_compiled(
         seen = cache.get_seq_length(layers[0].self_attn.layer_idx)
         if attention_mask.shape != (hidden_states.shape[0], seen + hidden_states.shape[1]):
             return None
-    return runner(model, layers, norm, hidden_states, position_ids, attention_mask, cache)
+    return runner(model, layers, norm, hidden_states, position_ids, attention_mask, cache, embeddings)
 
 
 class LinearRunner(Protocol):

@@ -153,7 +153,8 @@ private:
         float rotated[1024];
         rotate(latent + s.latent, cos + row * s.rope / 2, sin + row * s.rope / 2, s.rope, s.interleave, rotated);
         rms_norm(latent, w.latent_norm, 1e-6f, s.latent, latent);
-        for (int64_t i = 0; i < joint; ++i) store(cache.kind, stored, i, i < s.latent ? latent[i] : rotated[i - s.latent]);
+        std::copy_n(rotated, s.rope, latent + s.latent);
+        store(cache.kind, stored, latent, joint);
     }
 
     // q_nope of one head times the key half of kv_b_proj, for all tokens, and its rotated q_rope beside it.

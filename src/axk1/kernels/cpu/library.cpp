@@ -42,29 +42,29 @@ std::vector<float>& scratch() {
 }
 
 struct Step {  // what all layers of a step have in common
-    const Tensor &hidden, &cos, &sin;
-    const std::optional<Tensor>& keep;
+    int64_t batch, tokens, hidden, cached;
+    float* state;  // [B, T, D]
+    const float *cos, *sin;  // [B, T, R / 2]
+    const bool* keep;
+    int64_t keep_stride;
     at::IntArrayRef attention, routing;
     at::ArrayRef<double> numbers;
     bool exact;
 };
 
 // weights: input norm, q_a, its norm, q_b, kv_a, its norm, kv_b, o.
-void attention_block(const Step& step, const Tensor* weights, const Matrix* read, const Tensor& joint) {
+void attention_block(const Step& step, const Tensor* weights, const Matrix* read, const Tensor& buffer) {
     const axk1::AttentionWeights w{floats(weights[0]), floats(weights[2]), floats(weights[5]), read[1], read[3], read[4], read[6], read[7]};
     axk1::AttentionShape s{};
-    s.batch = step.hidden.size(0), s.tokens = step.hidden.size(1), s.hidden = step.hidden.size(2);
+    s.batch = step.batch, s.tokens = step.tokens, s.hidden = step.hidden, s.cached = step.cached;
     s.heads = step.attention[0], s.nope = step.attention[1], s.rope = step.attention[2], s.interleave = step.attention[3];
-    s.value = w.o.length / s.heads, s.query_rank = weights[1].size(0), s.latent = joint.size(2) - s.rope, s.cached = joint.size(1);
-    s.sequence_rows = joint.stride(0) / joint.stride(1), s.keep_stride = step.keep ? step.keep->stride(0) : 0;
+    s.value = w.o.length / s.heads, s.query_rank = weights[1].size(0), s.latent = buffer.size(3) - s.rope;
+    s.sequence_rows = buffer.size(2), s.keep_stride = step.keep_stride;
     s.scale = float(step.numbers[0]), s.eps = float(step.numbers[1]);
-    Matrix cache = matrix(joint, std::nullopt, step.exact);
-    cache.stride = joint.stride(1);
+    const Matrix cache = matrix(buffer, std::nullopt, step.exact);
     axk1::AttentionStep block(s, w, at::get_num_threads(), scratch());
-    float* state = step.hidden.mutable_data_ptr<float>();
-    const bool* kept = step.keep ? step.keep->const_data_ptr<bool>() : nullptr;
     #pragma omp parallel num_threads(at::get_num_threads())
-    block.run(state, floats(step.cos), floats(step.sin), cache, kept, omp_get_thread_num(), omp_get_num_threads());
+    block.run(step.state, step.cos, step.sin, cache, step.keep, omp_get_thread_num(), omp_get_num_threads());
 }
 
 // weights of a dense layer: norm, gate, up, down; of a MoE layer: norm, post norm, router, its bias, experts' gate_up and
@@ -83,85 +83,120 @@ void mlp_block(const Step& step, const Tensor* weights, const Matrix* read, int6
         rule.sigmoid = r[4], rule.normalise = r[5], rule.grouped = r[6], rule.scaling = float(step.numbers[2]);
     }
     if (count > first) w.gate = read[first], w.up = read[first + 1], w.down = read[first + 2], w.width = w.down.length;
-    const Tensor& hidden = step.hidden;
-    axk1::MLPStep block(w, rule, hidden.size(0) * hidden.size(1), hidden.size(2), float(step.numbers[1]), scratch());
-    float* state = hidden.mutable_data_ptr<float>();
+    axk1::MLPStep block(w, rule, step.batch * step.tokens, step.hidden, float(step.numbers[1]), scratch());
     #pragma omp parallel num_threads(at::get_num_threads())
-    block.run(state, omp_get_thread_num(), omp_get_num_threads());
+    block.run(step.state, omp_get_thread_num(), omp_get_num_threads());
 }
 
-// Whole layers. `weights` are all layers' one after the other, eight of the attention block, then `parts[layer]` of the MLP
-// block; and the norm behind them all. Norms and biases are float32, `scales` those of quantised weights. The last T columns of each layer's `joints`
-// [B, S, C + R] are written, `hidden` [B, T, D] float32 is updated. `keep` [B, S]: false where nothing is to be attended.
+// cos and sin, [B, T, R / 2] each, of positions [B or 1, T] times frequencies [R / 2]; both times `factor`.
+void angles(const Tensor& positions, const Tensor& frequencies, float factor, int64_t rows, float* cos, float* sin) {
+    const int64_t width = frequencies.numel(), given = positions.numel();
+    const int64_t* at = positions.const_data_ptr<int64_t>();
+    for (int64_t n = 0; n < rows; ++n)
+        for (int64_t i = 0; i < width; ++i) {
+            const float angle = float(at[n % given]) * floats(frequencies)[i];
+            cos[n * width + i] = std::cos(angle) * factor;
+            sin[n * width + i] = std::sin(angle) * factor;
+        }
+}
+
+// Whole layers and the norm behind them, over hidden [B, T, D], float32 or bfloat16, to the same of what they make of it.
+// `weights` are all layers' one after the other, eight of the attention block, then `parts[layer]` of the MLP block; and the
+// norm's. Norms and biases are float32, `scales` those of quantised weights. Columns `cached` - T to `cached` of each layer's
+// `buffers` [B, 1, capacity, C + R] are written. positions [B or 1, T] int64 and frequencies [R / 2] float32 make the rotary
+// angles. `keep` [B, cached or more]: false where nothing is to be attended.
 // attention: heads, nope, rope, interleave; routing: groups, kept groups, best of a group, chosen, sigmoid, normalise,
-// grouped; numbers: softmax scale, eps of the norms, routed scaling. A float32 cache asks for float32 arithmetic throughout.
-void layers_step(const Tensor& hidden, at::TensorList weights, const c10::List<Scale>& scales, at::IntArrayRef parts,
-                 at::IntArrayRef attention, at::IntArrayRef routing, at::ArrayRef<double> numbers, at::TensorList joints,
-                 const Tensor& cos, const Tensor& sin, const std::optional<Tensor>& keep) {
-    const Step step{hidden, cos, sin, keep, attention, routing, numbers, joints[0].scalar_type() == at::kFloat};
+// grouped; numbers: softmax scale, eps of the norms, routed scaling, factor of cos and sin. A float32 cache asks for float32
+// arithmetic throughout.
+Tensor layers_step(const Tensor& hidden, at::TensorList weights, const c10::List<Scale>& scales, at::IntArrayRef parts,
+                   at::IntArrayRef attention, at::IntArrayRef routing, at::ArrayRef<double> numbers, at::TensorList buffers,
+                   int64_t cached, const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep) {
+    const auto given = hidden.expect_contiguous(), where = positions.expect_contiguous();
+    const int64_t rows = hidden.size(0) * hidden.size(1), width = hidden.size(2), turned = frequencies.numel();
+    thread_local std::vector<float> memory;
+    memory.resize(rows * (width + 2 * turned));
+    float *state = memory.data(), *cos = state + rows * width, *sin = cos + rows * turned;
+    const bool exact = buffers[0].scalar_type() == at::kFloat;
+    const Matrix in = matrix(*given, std::nullopt, exact);
+    for (int64_t row = 0; row < rows; ++row) in.from(row).read(state + row * width);
+    angles(*where, frequencies, float(numbers[3]), rows, cos, sin);
+    const Step step{hidden.size(0), hidden.size(1), width, cached, state, cos, sin, keep ? keep->const_data_ptr<bool>() : nullptr,
+                    keep ? keep->stride(0) : 0, attention, routing, numbers, exact};
     std::vector<Matrix> read;
     for (size_t i = 0, first = 0; i < parts.size(); ++i) {
         const int64_t count = 8 + parts[i];
         read.clear();
-        for (int64_t k = 0; k < count; ++k) read.push_back(matrix(weights[first + k], scales[first + k], step.exact));
-        attention_block(step, &weights[first], read.data(), joints[i]);
+        for (int64_t k = 0; k < count; ++k) read.push_back(matrix(weights[first + k], scales[first + k], exact));
+        attention_block(step, &weights[first], read.data(), buffers[i]);
         mlp_block(step, &weights[first + 8], read.data() + 8, parts[i]);
         first += count;
     }
-    const int64_t width = hidden.size(2);
-    float* state = hidden.mutable_data_ptr<float>();
-    for (int64_t row = 0; row < hidden.size(0) * hidden.size(1); ++row)
-        axk1::rms_norm(state + row * width, floats(weights.back()), step.numbers[1], width, state + row * width);
+    Tensor out = at::empty_like(*given);
+    for (int64_t row = 0; row < rows; ++row)
+        axk1::rms_norm(state + row * width, floats(weights.back()), float(numbers[1]), width, state + row * width);
+    axk1::store(in.kind, out.mutable_data_ptr(), state, rows * width);
+    return out;
+}
+
+// out [rows, outputs], of `kind`, are the inputs x [rows, I] times the weight.
+void multiply(const Matrix& w, const float* x, int64_t rows, int64_t outputs, Matrix::Kind kind, void* out) {
+    thread_local std::vector<float> memory;
+    memory.resize(rows * outputs);
+    float* results = memory.data();
+    #pragma omp parallel num_threads(at::get_num_threads())
+    {
+        const axk1::Share mine(outputs, omp_get_thread_num(), omp_get_num_threads());
+        w.from(mine.begin).dot(mine.end - mine.begin, x, w.length, rows, results + mine.begin, outputs);
+    }
+    axk1::store(kind, out, results, rows * outputs);
 }
 
 // x [..., I], float32 or bfloat16, times weight [O, I], to [..., O] of x's type; `exact`: in float32 arithmetic.
 Tensor linear(const Tensor& x, const Tensor& weight, const Scale& scale, bool exact) {
-    const Matrix w = matrix(weight, scale, exact), in = matrix(x, std::nullopt, exact);
-    const int64_t rows = x.numel() / w.length, outputs = weight.size(0), threads = at::get_num_threads();
+    const auto given = x.expect_contiguous();
+    const Matrix w = matrix(weight, scale, exact), in = matrix(*given, std::nullopt, exact);
+    const int64_t rows = x.numel() / w.length, outputs = weight.size(0);
     auto shape = x.sizes().vec();
     shape.back() = outputs;
     Tensor out = at::empty(shape, x.options());
-    std::vector<float>& memory = scratch();
-    if (int64_t(memory.size()) < rows * (w.length + outputs)) memory.resize(rows * (w.length + outputs));
-    float *inputs = memory.data(), *results = inputs + rows * w.length;
-    for (int64_t row = 0; row < rows; ++row) in.from(row).read(inputs + row * w.length);
-    #pragma omp parallel num_threads(threads)
-    {
-        const axk1::Share mine(outputs, omp_get_thread_num(), omp_get_num_threads());
-        w.from(mine.begin).dot(mine.end - mine.begin, inputs, w.length, rows, results + mine.begin, outputs);
-    }
-    for (int64_t i = 0; i < rows * outputs; ++i) axk1::store(in.kind, out.mutable_data_ptr(), i, results[i]);
+    thread_local std::vector<float> inputs;
+    inputs.resize(rows * w.length);
+    for (int64_t row = 0; row < rows; ++row) in.from(row).read(inputs.data() + row * w.length);
+    multiply(w, inputs.data(), rows, outputs, in.kind, out.mutable_data_ptr());
     return out;
 }
 
-// cos and sin [B, T, R / 2] of positions [B, T] times frequencies [R / 2], both times `factor`.
-std::tuple<Tensor, Tensor> angles(const Tensor& positions, const Tensor& frequencies, double factor) {
-    const int64_t count = positions.numel(), width = frequencies.numel();
-    auto shape = positions.sizes().vec();
-    shape.push_back(width);
-    Tensor cos = at::empty(shape, frequencies.options()), sin = at::empty_like(cos);
-    const int64_t* at = positions.const_data_ptr<int64_t>();
-    float *cosines = cos.mutable_data_ptr<float>(), *sines = sin.mutable_data_ptr<float>();
-    for (int64_t n = 0; n < count; ++n)
-        for (int64_t i = 0; i < width; ++i) {
-            const float angle = float(at[n]) * floats(frequencies)[i];
-            cosines[n * width + i] = std::cos(angle) * float(factor);
-            sines[n * width + i] = std::sin(angle) * float(factor);
-        }
-    return {cos, sin};
+// What an MTP module's block reads: eh_proj times [enorm(embeddings), hnorm(states)], for states and embeddings [..., D].
+Tensor combine(const Tensor& states, const Tensor& embeddings, const Tensor& hnorm, const Tensor& enorm, const Tensor& eh_proj,
+               const Scale& scale, double eps, bool exact) {
+    const auto given = states.expect_contiguous(), beside = embeddings.expect_contiguous();
+    const int64_t width = states.size(-1), rows = states.numel() / width;
+    const Matrix w = matrix(eh_proj, scale, exact), left = matrix(*beside, std::nullopt, exact), right = matrix(*given, std::nullopt, exact);
+    thread_local std::vector<float> both;
+    both.resize(rows * 2 * width);
+    for (int64_t row = 0; row < rows; ++row) {
+        float* place = both.data() + row * 2 * width;
+        left.from(row).read(place), right.from(row).read(place + width);
+        axk1::rms_norm(place, floats(enorm), float(eps), width, place);
+        axk1::rms_norm(place + width, floats(hnorm), float(eps), width, place + width);
+    }
+    Tensor out = at::empty_like(*given);
+    multiply(w, both.data(), rows, width, right.kind, out.mutable_data_ptr());
+    return out;
 }
 
 }  // namespace
 
 TORCH_LIBRARY(axk1, library) {
-    library.def("layers_step(Tensor(a!) hidden, Tensor[] weights, Tensor?[] scales, int[] parts, int[] attention, int[] routing, "
-                "float[] numbers, Tensor(b!)[] joints, Tensor cos, Tensor sin, Tensor? keep) -> ()");
+    library.def("layers_step(Tensor hidden, Tensor[] weights, Tensor?[] scales, int[] parts, int[] attention, int[] routing, "
+                "float[] numbers, Tensor(a!)[] buffers, int cached, Tensor positions, Tensor frequencies, Tensor? keep) -> Tensor");
     library.def("linear(Tensor x, Tensor weight, Tensor? scale, bool exact) -> Tensor");
-    library.def("angles(Tensor positions, Tensor frequencies, float factor) -> (Tensor, Tensor)");
+    library.def("combine(Tensor states, Tensor embeddings, Tensor hnorm, Tensor enorm, Tensor eh_proj, Tensor? scale, float eps, "
+                "bool exact) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(axk1, CPU, library) {
     library.impl("layers_step", &layers_step);
     library.impl("linear", &linear);
-    library.impl("angles", &angles);
+    library.impl("combine", &combine);
 }

@@ -318,23 +318,31 @@ inline void weighted(const uint16_t* w, int64_t w_stride, int64_t rows, const ui
             __builtin_prefetch(row + 16 * w_stride + k, 0, 2);
             __builtin_prefetch(row + 17 * w_stride + k, 0, 2);
         }
+        __m512bh pair[T];
+        #pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) pair[t] = __m512bh(_mm512_set1_epi32(int(p[t * p_stride + j])));
+        const bool both = 2 * j + 1 < rows;
+        #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {
             const __mmask32 mask = c == C - 1 ? there : ~__mmask32(0);
             const __m512i first = _mm512_maskz_loadu_epi16(mask, row + c * 32);
-            const __m512i second = 2 * j + 1 < rows ? _mm512_maskz_loadu_epi16(mask, row + w_stride + c * 32) : _mm512_setzero_si512();
+            const __m512i second = _mm512_maskz_loadu_epi16(both ? mask : 0, row + w_stride + c * 32);
             const __m512bh near = __m512bh(_mm512_unpacklo_epi16(first, second)), far = __m512bh(_mm512_unpackhi_epi16(first, second));
+            #pragma GCC unroll 4
             for (int t = 0; t < T; ++t) {
-                const __m512bh pair = __m512bh(_mm512_set1_epi32(int(p[t * p_stride + j])));
-                sums[t][c][0] = _mm512_dpbf16_ps(sums[t][c][0], near, pair);
-                sums[t][c][1] = _mm512_dpbf16_ps(sums[t][c][1], far, pair);
+                sums[t][c][0] = _mm512_dpbf16_ps(sums[t][c][0], near, pair[t]);
+                sums[t][c][1] = _mm512_dpbf16_ps(sums[t][c][1], far, pair[t]);
             }
         }
     }
     const __m512i first_half = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
     const __m512i second_half = _mm512_add_epi32(first_half, _mm512_set1_epi32(8));
+    #pragma GCC unroll 4
     for (int t = 0; t < T; ++t)
+        #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {
             const __mmask32 mask = c == C - 1 ? there : ~__mmask32(0);
+            #pragma GCC unroll 2
             for (int half = 0; half < 2; ++half) {
                 float* place = out + t * out_stride + c * 32 + half * 16;
                 const __mmask16 here = __mmask16(mask >> (16 * half));

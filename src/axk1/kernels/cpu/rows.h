@@ -5,6 +5,9 @@
 // and a batch neighbour leave a row's bits alone.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include "packed.h"
 #include "vectors.h"
 
@@ -81,19 +84,24 @@ inline void dot_block(const typename Format::Stored* w, int64_t w_stride, const 
     int64_t i = 0;
     for (; i + 2 * kLanes <= length; i += 2 * kLanes) {
         Lanes left[T], right[T];
+        #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) Format::arrange(x + t * x_stride + i, left[t], right[t]);
+        #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
             const auto* row = w + r * w_stride + i;
             __builtin_prefetch(reinterpret_cast<const char*>(row) + kAhead, 0, 2);
             Lanes first, second;
             Format::load(row, first, second);
+            #pragma GCC unroll 4
             for (int t = 0; t < T; ++t) {
                 even[r][t] += first * left[t];
                 odd[r][t] += second * right[t];
             }
         }
     }
+    #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
+        #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
             float total = sum(even[r][t] + odd[r][t]);
             for (int64_t j = i; j < length; ++j) total = std::fma(Format::one(w + r * w_stride + j), x[t * x_stride + j], total);
@@ -179,7 +187,8 @@ struct Matrix {
 
     // The first row as fp32, of float formats.
     void read(float* out) const {
-        for (int64_t i = 0; i < length; ++i) out[i] = kind == kFloat32 ? values<float>()[i] : BFloat16::one(values<uint16_t>() + i);
+        if (kind == kFloat32) std::copy_n(values<float>(), length, out);
+        else for (int64_t i = 0; i < length; ++i) out[i] = BFloat16::one(values<uint16_t>() + i);
     }
 
     // out[t * out_stride + r] = dot(x[t], row r) for `rows` rows from the first and any number of inputs.
@@ -224,10 +233,9 @@ struct Matrix {
         if (kind == kBFloat16 && !exact) {
             int64_t pairs_stride;
             const uint32_t* pairs = packed::pair_weights(p, p_stride, inputs, rows, pairs_stride);
-            int64_t t = 0;
-            for (; t + 4 <= inputs; t += 4) packed::add_weighted<4>(values<uint16_t>(), stride, rows, pairs + t * pairs_stride, pairs_stride, columns, out + t * out_stride, out_stride);
-            for (; t < inputs; ++t) packed::add_weighted<1>(values<uint16_t>(), stride, rows, pairs + t * pairs_stride, pairs_stride, columns, out + t * out_stride, out_stride);
-            return;
+            return together(inputs, [&]<int T>(int64_t t) {
+                packed::add_weighted<T>(values<uint16_t>(), stride, rows, pairs + t * pairs_stride, pairs_stride, columns, out + t * out_stride, out_stride);
+            });
         }
 #endif
         thread_local std::vector<float> scaled;
@@ -237,14 +245,22 @@ struct Matrix {
                 for (int64_t j = 0; j < rows; ++j) scaled[t * rows + j] = p[t * p_stride + j] * scale[j];
             p = scaled.data(), p_stride = rows;
         }
-        int64_t t = 0;
-        for (; t + 4 <= inputs; t += 4) add_block<4>(rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride);
-        for (; t < inputs; ++t) add_block<1>(rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride);
+        together(inputs, [&]<int T>(int64_t t) { add_block<T>(rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride); });
     }
 
 private:
     template <class Stored>
     const Stored* values() const { return static_cast<const Stored*>(data); }
+
+    // Calls `some<T>(first input)` for all inputs, four at a time and what is left.
+    template <class Some>
+    static void together(int64_t inputs, const Some& some) {
+        int64_t t = 0;
+        for (; t + 4 <= inputs; t += 4) some.template operator()<4>(t);
+        if (inputs - t == 3) some.template operator()<3>(t);
+        if (inputs - t == 2) some.template operator()<2>(t);
+        if (inputs - t == 1) some.template operator()<1>(t);
+    }
 
     // Calls `some<T>(rows from r on, how many, first input, r)` for all rows and inputs.
     template <class Some>
@@ -253,11 +269,7 @@ private:
         for (int64_t r = 0; r < rows; r += size) {
             const Matrix tile = from(r);
             const int64_t here = rows - r < size ? rows - r : size;
-            int64_t t = 0;
-            for (; t + 4 <= inputs; t += 4) some.template operator()<4>(tile, here, t, r);
-            if (inputs - t == 3) some.template operator()<3>(tile, here, t, r);
-            if (inputs - t == 2) some.template operator()<2>(tile, here, t, r);
-            if (inputs - t == 1) some.template operator()<1>(tile, here, t, r);
+            together(inputs, [&]<int T>(int64_t t) { some.template operator()<T>(tile, here, t, r); });
         }
     }
 
@@ -291,9 +303,10 @@ private:
     }
 };
 
-inline void store(Matrix::Kind kind, void* row, int64_t i, float value) {
-    if (kind == Matrix::kFloat32) static_cast<float*>(row)[i] = value;
-    else static_cast<uint16_t*>(row)[i] = to_bfloat16(value);
+// Writes `count` values as float32 or bfloat16.
+inline void store(Matrix::Kind kind, void* out, const float* values, int64_t count) {
+    if (kind == Matrix::kFloat32) std::copy_n(values, count, static_cast<float*>(out));
+    else for (int64_t i = 0; i < count; ++i) static_cast<uint16_t*>(out)[i] = to_bfloat16(values[i]);
 }
 
 inline void rms_norm(const float* x, const float* weight, float eps, int64_t length, float* out) {
