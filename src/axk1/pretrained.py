@@ -28,13 +28,13 @@ from axk1.checkpoint.names import FUSED, HEAD_KEYS, LAYOUTS, Layout, detect_layo
 from axk1.checkpoint.verify import check_loaded, check_tensors
 from axk1.checkpoint.write import staged_folder, write_text
 from axk1.modeling.moe import AXK1Router
-from axk1.modeling.runners import LAYER_RUNNERS, LINEAR_RUNNERS
+from axk1.modeling.runners import RUNNERS
 from axk1.quantized.loading import converters as quantized_converters
 from axk1.quantized.loading import with_our_method, with_shapes
 from axk1.quantized.plan import plan_of
 
 logger = logging.get_logger(__name__)
-LAYER_RUNNERS["cpu"], LINEAR_RUNNERS["cpu"] = kernels.run_layers, kernels.linear
+RUNNERS["cpu"] = kernels.CPURunner()
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 

@@ -17,7 +17,7 @@ from axk1 import AXK1Config
 from axk1.modeling import attention
 from axk1.modeling.attention import AXK1Attention, absorbing_pays, products
 from axk1.modeling.cache import LatentCache
-from axk1.modeling.runners import LAYER_RUNNERS
+from axk1.modeling.runners import RUNNERS
 
 DECODING = Path(__file__).parents[2] / "docs" / "decoding.md"
 FP32 = 1e-5
@@ -27,7 +27,7 @@ MASKS = ["causal", "left", "right", "holes", "none"]
 @pytest.fixture(autouse=True)
 def no_runner() -> Iterator[None]:
     """A compiled runner would take the steps that are looked at here."""
-    with patch.dict(LAYER_RUNNERS, clear=True):
+    with patch.dict(RUNNERS, clear=True):
         yield
 
 

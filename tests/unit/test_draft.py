@@ -9,7 +9,7 @@ import torch
 from tiny import ROPES, build, pad_rows, positions_of, random_fields, small_model, tokens
 
 from axk1.modeling.cache import LatentCache
-from axk1.modeling.runners import LAYER_RUNNERS
+from axk1.modeling.runners import RUNNERS
 
 CLOSE = 1e-5
 
@@ -17,7 +17,7 @@ CLOSE = 1e-5
 @pytest.fixture(autouse=True)
 def no_runner() -> Iterator[None]:
     """The modules themselves; runners are compared with them in tests of their own."""
-    with patch.dict(LAYER_RUNNERS, clear=True):
+    with patch.dict(RUNNERS, clear=True):
         yield
 
 

@@ -9,6 +9,7 @@ from scripted import make_model, make_scripted_model, make_tokenizer
 from axk1.generation.budget import ThinkingBudget
 from axk1.generation.decode import decode, pad_left
 from axk1.generation.mtp import mtp_acceptance
+from axk1.generation.rows import Rows
 from axk1.generation.sampling import GREEDY, Sampling
 
 TOKENIZER = make_tokenizer()
@@ -136,10 +137,8 @@ def test_repetition_penalty_breaks_a_loop():
 
 def test_closing_stops_the_model(model, monkeypatch):
     """The model runs only while a step is waited for, so nothing is left to stop."""
-    calls = []
-    embeddings = model.model.embed_tokens
-    forward = embeddings.forward
-    monkeypatch.setattr(embeddings, "forward", lambda ids: calls.append(1) or forward(ids))
+    calls, extend = [], Rows.extend
+    monkeypatch.setattr(Rows, "extend", lambda *args: calls.append(1) or extend(*args))
     steps = decode(model, [[1, 2]], Sampling(seed=0), max_new_tokens=4000, stop_ids=STOP, pad_id=257)
     next(steps)
     assert len(calls) == 1

@@ -15,7 +15,7 @@ from torch import nn
 import axk1.kernels
 from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint.quantize import quantize_checkpoint
-from axk1.kernels import run_layers
+from axk1.kernels import CPURunner
 from axk1.kernels.step import MOST_ROWS
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.moe import AXK1Router
@@ -38,7 +38,7 @@ def step(model: AXK1ForCausalLM, cache: LatentCache, ids: torch.Tensor, mask: to
     positions = torch.arange(seen, seen + ids.shape[1])[None]
     layers: Any = list(trunk.layers[: model.config.num_hidden_layers])
     with torch.no_grad():
-        return run_layers(trunk, layers, trunk.norm, trunk.embed_tokens(ids), positions, mask, cache)
+        return CPURunner().layers(trunk, layers, trunk.norm, trunk.embed_tokens(ids), positions, mask, cache)
 
 
 def prefilled(model: AXK1ForCausalLM, ids: torch.Tensor, mask: torch.Tensor) -> LatentCache:
@@ -186,6 +186,53 @@ def test_quantised_layers(kind, tmp_path):
     state = step(model, prefilled(model, ids[:, :57], ones[:, :57]), ids[:, 57:], ones)
     assert state is not None
     torch.testing.assert_close(state, plain(model, ids, ones, 3), atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_whole_steps_are_those_of_the_layers(dtype):
+    """Embedding, layers, head; and the MTP module, which combines its inputs without rounding what it makes of them."""
+    model = make_model(num_nextn_predict_layers=1).to(dtype)
+    ids = torch.randint(0, model.config.vocab_size, (2, 30), generator=torch.Generator().manual_seed(4))
+    mask = torch.ones(2, 30, dtype=torch.long)
+    mask[1, :7] = 0
+    one, other = (prefilled(model, ids[:, :27], mask[:, :27]) for _ in range(2))
+    positions = torch.arange(27, 30)[None]
+    decoder = model.decoder(one)
+    assert decoder is not None
+    found = decoder.step(ids[:, 27:], positions, mask, 2)
+    states = step(model, other, ids[:, 27:], mask)
+    assert found is not None and states is not None
+    assert torch.equal(found[0], states)
+    assert torch.equal(found[1], model.logits(states, other)[:, -2:].float())
+    assert torch.equal(one.layers[2].joint, other.layers[2].joint)
+    drafted = decoder.draft(states, ids[:, 27:], positions, mask[:, 27:], 1)
+    expected = model.model.draft(states, ids[:, 27:], other, mask[:, 27:], positions)
+    assert drafted is not None and drafted[1].shape == (2, 1, model.config.vocab_size)
+    atol, rtol = (2e-5, 1e-4) if dtype == torch.float32 else (0.06, 0.02)
+    torch.testing.assert_close(drafted[0], expected, atol=atol, rtol=rtol)
+    with pytest.raises(IndexError, match="Token 10000000 is not in the vocabulary"):
+        decoder.step(torch.full((2, 1), 10_000_000), positions[:, :1], None, 1)
+
+
+@torch.no_grad()
+def test_decoders_are_made_of_plain_models_only():
+    def decoder(change: Any) -> Any:
+        model = copy.deepcopy(MODELS["nano"])
+        change(model)
+        return model.decoder(LatentCache(model.config))
+
+    assert decoder(lambda m: None) is not None
+    for change in (
+        lambda m: m.train(),
+        lambda m: m.set_attn_implementation("eager"),
+        lambda m: setattr(m.config, "output_hidden_states", True),
+        lambda m: m.model.register_forward_hook(lambda module, inputs, output: None),
+        lambda m: m.lm_head.register_forward_pre_hook(lambda module, inputs: None),
+        lambda m: setattr(m, "lm_head", nn.Linear(m.config.hidden_size, m.config.vocab_size)),
+        lambda m: m.lm_head.half(),
+    ):
+        assert decoder(change) is None
 
 
 def test_what_it_cannot_run_it_declines():

@@ -12,7 +12,7 @@ from transformers import DynamicCache, StaticCache
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.context import attention_context
 from axk1.modeling.layer import AXK1DecoderLayer
-from axk1.modeling.runners import LAYER_RUNNERS, MAX_TOKENS
+from axk1.modeling.runners import MAX_TOKENS, RUNNERS
 
 
 class Runner:
@@ -22,16 +22,14 @@ class Runner:
         self.asked: list[dict[str, Any]] = []
         self.declines = False
 
-    def __call__(
-        self,
-        model: Any,
-        layers: Any,
-        norm: Any,
-        hidden_states: Any,
-        position_ids: Any,
-        attention_mask: Any,
-        cache: Any,
-        embeddings: Any = None,
+    def linear(self, x: torch.Tensor, weight: torch.Tensor) -> None:
+        """Declines."""
+
+    def decoder(self, model: Any, cache: LatentCache) -> None:
+        """Declines."""
+
+    def layers(
+        self, model: Any, layers: Any, norm: Any, hidden_states: Any, position_ids: Any, attention_mask: Any, cache: Any
     ) -> torch.Tensor | None:
         index = layers[0].self_attn.layer_idx
         self.asked.append({"layers": [layer.self_attn.layer_idx for layer in layers], "mask": attention_mask})
@@ -41,8 +39,6 @@ class Runner:
         context = attention_context(
             model.config, model.rotary_emb, hidden_states, attention_mask, position_ids, cache, index
         )
-        if embeddings is not None:
-            hidden_states = layers[0].combine(hidden_states, embeddings)
         for layer in layers:
             hidden_states = AXK1DecoderLayer.forward(layer, hidden_states, past_key_values=cache, **context)
         return norm(hidden_states)
@@ -51,7 +47,7 @@ class Runner:
 @pytest.fixture
 def runner() -> Iterator[Runner]:
     made = Runner()
-    with patch.dict(LAYER_RUNNERS, {"cpu": made}):
+    with patch.dict(RUNNERS, {"cpu": made}):
         yield made
 
 
@@ -77,7 +73,7 @@ def test_steps_are_the_same_with_a_runner(runner: Runner, side: str) -> None:
     assert [call["layers"] for call in runner.asked] == [[0, 1, 2], [3]] * 2, "20 tokens are too many to ask"
     runner.declines = True
     declined = steps()
-    with patch.dict(LAYER_RUNNERS, clear=True):
+    with patch.dict(RUNNERS, clear=True):
         plain = steps()
     assert torch.equal(taken, plain) and torch.equal(declined, plain)
 
@@ -88,7 +84,7 @@ def test_generate_uses_the_runner(runner: Runner) -> None:
     settings: dict[str, Any] = dict(max_new_tokens=5, do_sample=False, pad_token_id=PAD)
     found = model.generate(ids, **settings)
     assert len(runner.asked) == 5
-    with patch.dict(LAYER_RUNNERS, clear=True):
+    with patch.dict(RUNNERS, clear=True):
         assert torch.equal(found, model.generate(ids, **settings))
         beams = model.generate(ids, num_beams=3, **settings)
     assert torch.equal(model.generate(ids, num_beams=3, **settings), beams)
@@ -133,7 +129,7 @@ def test_who_is_not_asked(runner: Runner) -> None:
     model.set_attn_implementation("eager")
     assert asked() == 0, "chosen as the reference"
     model.set_attn_implementation("sdpa")
-    with patch.dict(LAYER_RUNNERS, {"cuda": runner}, clear=True):
+    with patch.dict(RUNNERS, {"cuda": runner}, clear=True):
         assert asked() == 0
     ids = tokens(2, MAX_TOKENS + 1)
     assert asked(MAX_TOKENS + 1) == 0

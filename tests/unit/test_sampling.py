@@ -97,8 +97,8 @@ def test_positions_are_scored_with_their_own_prefix(prompts, written, ahead, pos
     )
     history = History(prompts, CPU)
     longest = max(map(len, written))
-    history.write(torch.tensor([(row * longest)[:longest] for row in written[: len(prompts)]]))
-    history.advance([len(row) for row in written[: len(prompts)]])
+    rows = torch.tensor([(row * longest)[:longest] for row in written[: len(prompts)]])
+    history.advance(rows, [len(row) for row in written[: len(prompts)]])
     drafts = tokens(len(prompts), ahead + positions)
     history.write(drafts)
     processors = [[Forbid(row + 1)] if row % 2 else [] for row in range(len(prompts))]
@@ -122,8 +122,7 @@ def test_positions_are_scored_with_their_own_prefix(prompts, written, ahead, pos
 
 def test_presence_and_frequency_leave_the_prompt_alone():
     history = History([[3, 3, 4]], CPU)
-    history.write(torch.tensor([[4, 5, 5]]))
-    history.advance([3])
+    history.advance(torch.tensor([[4, 5, 5]]), [3])
     scores = Scorer(Sampling(temperature=0, presence_penalty=1.0, frequency_penalty=0.25), [()])
     found = scores(torch.zeros(1, 1, 8), history)[0, 0]
     assert found.tolist() == [0, 0, 0, 0, -1.25, -1.5, 0, 0]

@@ -204,8 +204,7 @@ def exact_distribution(model: Any, prompt: list[int], sampling: Sampling, length
     for _ in range(length):
         history = History([prompt] * len(written), torch.device("cpu"))
         if written[0]:
-            history.write(torch.tensor(written))
-            history.advance([len(written[0])] * len(written))
+            history.advance(torch.tensor(written), [len(written[0])] * len(written))
         logits = model(torch.tensor([prompt + w for w in written])).logits[:, -1:]
         scores = Scorer(sampling, [()] * len(written))(logits, history)
         found = (found[:, None] * scores[:, 0].double().softmax(-1)).flatten()
@@ -287,15 +286,8 @@ class Clock:
 
     def __init__(self, monkeypatch, model: Any, token: float, draft: float):
         self.now = 0.0
-        forward, step, drafting = model.model.forward, model.model.step, model.model.draft
-
-        def stepping(ids: torch.Tensor, *where: Any) -> torch.Tensor | None:
-            states = step(ids, *where)
-            if states is not None:
-                self.spend({"input_ids": ids}, token)
-            return states
-
-        monkeypatch.setattr(model.model, "step", stepping)
+        forward, drafting = model.model.forward, model.model.draft
+        monkeypatch.setattr(model, "decoder", lambda cache: None)
         monkeypatch.setattr(model.model, "forward", lambda **inputs: self.spend(inputs, token) or forward(**inputs))
         monkeypatch.setattr(model.model, "draft", lambda *args, **more: self.pass_(draft) or drafting(*args, **more))
 

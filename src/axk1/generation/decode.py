@@ -166,7 +166,7 @@ class _Loop:
             self.clean = rows.columns
             scores = self.scorer(logits, rows.history)
             tokens = choose(scores, self.noise(scores))
-            self.first, _ = self.take(tokens, torch.zeros_like(tokens[:, 0]), logits)
+            self.first, _ = self.take(tokens, None, logits)
             if self.drafter is not None and states is not None:
                 self.drafter.follow(states, torch.cat([ids[:, after], tokens], 1), positions[:, here])
 
@@ -205,7 +205,7 @@ class _Loop:
         else:
             noise = self.noise(scores)
             tokens = choose(scores, noise)
-            accepted = agreeing(ids[:, 1:], tokens)
+            accepted = agreeing(ids[:, 1:], tokens) if count else None
             if not clean and (near := self.near_tie(scores, noise, accepted)) is not None:
                 tokens, accepted, logits = self.replay(near, tokens, logits)
         new, counts = self.take(tokens, accepted, logits)
@@ -216,13 +216,13 @@ class _Loop:
                 self.drafter.follow(states[:, :kept], tokens[:, :kept], positions[:, :kept])
         return new
 
-    def near_tie(self, scores: Tensor, noise: Tensor | None, accepted: Tensor) -> int | None:
+    def near_tie(self, scores: Tensor, noise: Tensor | None, accepted: Tensor | None) -> int | None:
         """The first position whose token another was so near to that plain decoding might have taken that."""
         if not self.gap or not (self.sampling.greedy or self.draws.seeded):
             return None
         gap = self.gap / (self.sampling.temperature or 1.0)
         near = (margins(scores, noise)[0] < gap).tolist()
-        return next((at for at in range(int(accepted) + 1) if near[at]), None)
+        return next((at for at in range(1 + (0 if accepted is None else int(accepted))) if near[at]), None)
 
     def replay(self, at: int, tokens: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decides position ``at`` of the step as plain decoding does: runs again, one by one, every token since the
@@ -241,16 +241,18 @@ class _Loop:
         tokens = torch.cat([tokens[:, :at], choose(scores, noise)], 1)
         return tokens, torch.full_like(tokens[:, 0], at), torch.cat([logits[:, :at], exact], 1)
 
-    def take(self, tokens: Tensor, accepted: Tensor, logits: Tensor) -> tuple[list[list[int]], list[int]]:
-        """Adds the first ``accepted + 1`` of ``tokens`` ``[B, T]`` to each running row, up to its end.
+    def take(self, tokens: Tensor, accepted: Tensor | None, logits: Tensor) -> tuple[list[list[int]], list[int]]:
+        """Adds the first ``accepted + 1`` (None: 1) of ``tokens`` ``[B, T]`` to each running row, up to its end.
 
         Returns:
             each row's new tokens, and how many of its columns stay in the cache (0 for rows that are not running).
         """
         rows, history = self.rows, self.rows.history
         new: list[list[int]] = []
-        for row, (*some, drafts) in enumerate(torch.cat([tokens, accepted[:, None]], 1).tolist()):
-            some = some[: min(drafts + 1, self.left(row))] if history.running[row] else []
+        both = tokens if accepted is None else torch.cat([accepted[:, None] + 1, tokens], 1)
+        for row, some in enumerate(both.tolist()):
+            most = self.left(row) if history.running[row] else 0
+            some = some[:most] if accepted is None else some[1:][: min(some[0], most)]
             stop = next((at for at, token in enumerate(some, 1) if token in self.stop_ids), None)
             new.append(some[:stop])
             if stop or len(some) == self.left(row):
@@ -258,8 +260,7 @@ class _Loop:
         if self.logprobs is not None:
             self.logprobs.record(rows.numbers, logits, new)
         counts = [len(some) if running else 0 for some, running in zip(new, history.running, strict=True)]
-        history.write(tokens)
-        history.advance(counts)
+        history.advance(tokens, counts)
         self.draws.advance(counts)
         return new, counts
 

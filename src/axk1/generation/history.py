@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+UNWRITTEN = 64
+"""Steps whose tokens wait for somebody to ask for ``ids``."""
+
 
 class History:
     """Prompt and reply of B rows, each from column 0 of ``ids`` on, unpadded.
 
-    ``ids`` ``[B, capacity]`` int64 grows by doubling; a row's columns beyond its length hold drafts, or nothing of use.
     ``lengths`` (and ``counts``, the same on the device ``[B]``) leave drafts out. ``running`` is False for a row whose
     reply has ended.
     """
@@ -19,14 +21,30 @@ class History:
         self.running = [True] * len(prompts)
         width = max(self.lengths)
         rows = [list(prompt) + [0] * (width - len(prompt)) for prompt in prompts]
-        self.ids = torch.tensor(rows, dtype=torch.int64, device=device)
-        self.counts = torch.tensor(self.lengths, device=device)
-        self._prompt_counts = self.counts.clone()
+        self._ids = torch.tensor(rows, dtype=torch.int64, device=device)
+        self._unwritten: list[tuple[list[int], int, Tensor]] = []  # lengths then, drafts before, tokens
+        self._prompt_counts = self.counts
+        self.newest = torch.tensor([[prompt[-1]] for prompt in prompts], device=device)
+        """Each row's last token, ``[B, 1]``; of ended rows any."""
 
     @property
-    def newest(self) -> Tensor:
-        """Each row's last token, ``[B, 1]``."""
-        return self.ids.gather(1, self.counts[:, None] - 1)
+    def ids(self) -> Tensor:
+        """``[B, capacity]`` int64; a row's columns beyond its length hold drafts, or nothing of use."""
+        for lengths, ahead, tokens in self._unwritten:
+            needed = max(lengths) + ahead + tokens.shape[1]
+            if needed > self._ids.shape[1]:
+                grown = self._ids.new_zeros(self._ids.shape[0], max(needed, 2 * self._ids.shape[1]))
+                grown[:, : self._ids.shape[1]] = self._ids
+                self._ids = grown
+            places = [[length + ahead + t for t in range(tokens.shape[1])] for length in lengths]
+            self._ids.scatter_(1, torch.tensor(places, device=tokens.device), tokens)
+        self._unwritten.clear()
+        return self._ids
+
+    @property
+    def counts(self) -> Tensor:
+        """``lengths`` on the device, ``[B]``."""
+        return torch.tensor(self.lengths, device=self._ids.device)
 
     def row(self, row: int, ahead: int = 0) -> Tensor:
         """The tokens of one row and the ``ahead`` drafts behind them, ``[1, L]``: a view."""
@@ -34,23 +52,20 @@ class History:
 
     def write(self, tokens: Tensor, ahead: int = 0) -> None:
         """Puts ``tokens`` ``[B, T]`` behind each row's tokens and first ``ahead`` drafts; the lengths stay."""
-        needed = max(self.lengths) + ahead + tokens.shape[1]
-        if needed > self.ids.shape[1]:
-            grown = self.ids.new_zeros(self.ids.shape[0], max(needed, 2 * self.ids.shape[1]))
-            grown[:, : self.ids.shape[1]] = self.ids
-            self.ids = grown
-        columns = self.counts[:, None] + ahead
-        if tokens.shape[1] > 1:
-            columns = columns + torch.arange(tokens.shape[1], device=self.ids.device)
-        self.ids.scatter_(1, columns, tokens)
+        self._unwritten.append((self.lengths, ahead, tokens))
 
-    def advance(self, counts: Sequence[int]) -> None:
-        """The first ``counts[row]`` of the tokens written behind each row are now its own."""
+    def advance(self, tokens: Tensor, counts: Sequence[int]) -> None:
+        """Each row takes the first ``counts[row]`` of ``tokens`` ``[B, T]`` for its own."""
+        self.write(tokens)
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
-        if len(counts) == 1 or len(set(counts)) == 1:
-            self.counts += counts[0]
-        else:
-            self.counts = torch.tensor(self.lengths, device=self.ids.device)
+        most = max(counts)
+        if min(counts) == most > 0:
+            self.newest = tokens if most == tokens.shape[1] == 1 else tokens[:, most - 1 : most]
+        elif most:
+            last = torch.tensor(counts, device=tokens.device)[:, None] - 1
+            self.newest = tokens.gather(1, last.clamp(min=0))
+        if len(self._unwritten) > UNWRITTEN:
+            _ = self.ids
 
     def prefixes(self, positions: int, ahead: int) -> tuple[Tensor, Tensor]:
         """What comes before each of ``positions`` next tokens, of which the first follows ``ahead`` drafts.
@@ -71,7 +86,7 @@ class History:
     def select(self, rows: Sequence[int]) -> None:
         """Keeps ``rows``, in their order."""
         index = torch.tensor(rows, device=self.ids.device)
-        self.ids, self.counts = self.ids[index], self.counts[index]
+        self._ids, self.newest = self.ids[index], self.newest[index]
         self._prompt_counts = self._prompt_counts[index]
         self.lengths = [self.lengths[row] for row in rows]
         self.running = [self.running[row] for row in rows]

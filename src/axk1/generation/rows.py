@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from axk1.generation.history import History
 from axk1.modeling import AXK1ForCausalLM
 from axk1.modeling.cache import LatentCache, LatentLayer
+from axk1.modeling.runners import MAX_TOKENS, Decoder
 
 RESERVED_COLUMNS = 8_192
 """Columns of the cache that are allocated beforehand at most; beyond, it grows as the reply does."""
@@ -58,9 +59,11 @@ class Rows:
         """Whether the last columns were run by compiled kernels, to which rows are bit for bit the same however many
         they are."""
         self.cache: Cache
+        self.decoder: Decoder | None = None
         if isinstance(model, AXK1ForCausalLM):
             self.cache = LatentCache(model.config, capacity=min(reserve, RESERVED_COLUMNS))
             self._trunk = self.cache.layers[: model.config.num_hidden_layers]
+            self.decoder = model.decoder(self.cache)
         else:
             self.cache = DynamicCache(config=model.config)
             self._trunk = self.cache.layers
@@ -84,20 +87,24 @@ class Rows:
         """
         self.columns += ids.shape[1]
         mask = self.mask(self.columns)
+        if self.decoder is not None and ids.shape[1] <= MAX_TOKENS:
+            found = self.decoder.step(ids, positions, mask, max(keep, 1))
+            self.compiled = found is not None
+            if found is not None:
+                return found
         shared: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache}
         if not isinstance(self.model, AXK1ForCausalLM):
             output = self.model(input_ids=ids, use_cache=True, logits_to_keep=max(keep, 1), **shared)
             return None, output.logits.to(self.device)
-        states = self.model.model.step(ids, mask, positions, self.cache)
-        self.compiled = states is not None
-        if states is None:
-            states = cast(Tensor, self.model.model(input_ids=ids, use_cache=True, **shared).last_hidden_state)
+        states = cast(Tensor, self.model.model(input_ids=ids, use_cache=True, **shared).last_hidden_state)
         return states, self.model.logits(states[:, -max(keep, 1) :], self.cache).to(self.device)
 
     def next_positions(self, count: int) -> Tensor:
         """Positions ``[B, count]`` of each row's newest token and the drafts behind it."""
-        newest = self.history.counts[:, None] - 1
-        return newest if count == 1 else newest + torch.arange(count, device=self.device)
+        first = [length - 1 for length in self.history.lengths]
+        if len(first) == 1:
+            return torch.arange(first[0], first[0] + count, device=self.device)[None]
+        return torch.tensor([range(start, start + count) for start in first], device=self.device)
 
     def mask(self, columns: int) -> Tensor | None:
         """``[B, columns]`` int64, 0 at padding and holes; None where there are none. New columns are 1."""

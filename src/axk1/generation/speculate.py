@@ -21,6 +21,7 @@ from axk1.generation.rows import Rows
 from axk1.generation.sampling import Draws, Sampling, Scorer, choose
 from axk1.modeling import AXK1ForCausalLM
 from axk1.modeling.cache import LatentCache
+from axk1.modeling.runners import MAX_TOKENS
 
 AUTO = -1
 DRAFT_LIMIT = 15  # with the newest token 16 columns, which compiled kernels take at once
@@ -153,36 +154,49 @@ class Drafter:
             self._layer.reset()
             self.usable = False
 
-    def catch_up(self) -> tuple[Tensor, Tensor]:
-        """Runs the module over what waits; returns its states ``[B, T, D]`` and their positions ``[B, T]``."""
-        states, following, positions = (torch.cat(parts, 1) for parts in zip(*self._waiting, strict=True))
+    def catch_up(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Runs the module over what waits; returns its states ``[B, T, D]``, the last one's logits ``[B, 1, V]``, and
+        the positions ``[B, T]``."""
+        one = len(self._waiting) == 1
+        states, following, positions = (
+            self._waiting[0] if one else (torch.cat(parts, 1) for parts in zip(*self._waiting, strict=True))
+        )
         self._waiting.clear()
         self._waited = 0
-        mask = self._rows.mask(self._layer.get_seq_length() + states.shape[1])
-        drafted = self._model.model.draft(
-            states, following, self._cache, attention_mask=mask, position_ids=cast(torch.LongTensor, positions)
-        )
-        return drafted, positions
+        return *self._run(states, following, positions), positions
+
+    def _run(self, states: Tensor, following: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The module over the trunk's states, or its own, and the tokens after them: states, and the last's logits."""
+        rows = self._rows
+        mask = rows.mask(self._layer.get_seq_length() + states.shape[1])
+        found = None
+        if rows.decoder is not None and states.shape[1] <= MAX_TOKENS:
+            found = rows.decoder.draft(states, following, positions, mask, 1)
+        if found is None:
+            where = {"attention_mask": mask, "position_ids": cast(torch.LongTensor, positions)}
+            drafted = self._model.model.draft(states, following, self._cache, **where)
+            found = drafted, self._model.logits(drafted[:, -1:], self._cache).to(rows.device)
+        return found
 
     def propose(self, count: int) -> tuple[Tensor, Tensor | None]:
         """Drafts ``[B, count]``, written behind each row's tokens; and for ``accept`` the probabilities
         ``[B, count, V]`` they were drawn by, where they were."""
         rows = self._rows
-        states, positions = self.catch_up()
-        # a row's newest column is the last at its highest position: holes before it may have had the same
-        here = (positions == rows.history.counts[:, None] - 2).int()
-        newest = (here * torch.arange(1, here.shape[1] + 1, device=here.device)).argmax(1)
-        state = states[torch.arange(len(newest), device=newest.device), newest][:, None]
-        rows.close_up([self._layer])
+        states, logits, positions = self.catch_up()
+        state, logits = states[:, -1:], logits[:, -1:]
+        if rows.mask(0) is not None:
+            # a row's newest column is the last at its highest position: holes before it may have had the same
+            here = (positions == rows.history.counts[:, None] - 2).int()
+            newest = (here * torch.arange(1, here.shape[1] + 1, device=here.device)).argmax(1)
+            state = states[torch.arange(len(newest), device=newest.device), newest][:, None]
+            logits = self._model.logits(state, self._cache).to(rows.device)
+            rows.close_up([self._layer])
         drafts, probabilities = [], []
         for ahead in range(count):
             if ahead:
-                columns = self._layer.get_seq_length() + 1
                 where = rows.history.counts[:, None] + (ahead - 2)
-                state = self._model.model.draft(
-                    state, drafts[-1], self._cache, attention_mask=rows.mask(columns), position_ids=where
-                )
-            scores = self._scorer(self._model.logits(state, self._cache).to(rows.device), rows.history, ahead)
+                state, logits = self._run(state, drafts[-1], where)
+            scores = self._scorer(logits, rows.history, ahead)
             drafts.append(self._draw(scores, ahead))
             rows.history.write(drafts[-1], ahead)
             if not self._greedy and not self._draws.seeded:

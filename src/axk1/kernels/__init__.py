@@ -6,6 +6,6 @@ are tested equal.
 """
 
 from axk1.kernels.build import available
-from axk1.kernels.step import linear, run_layers
+from axk1.kernels.step import CPURunner
 
-__all__ = ["available", "linear", "run_layers"]
+__all__ = ["CPURunner", "available"]

@@ -28,7 +28,7 @@ from axk1.modeling.moe import AXK1Experts, AXK1Router
 from axk1.modeling.mtp import AXK1MTPLayer
 from axk1.modeling.norm import AXK1RMSNorm
 from axk1.modeling.rope import AXK1RotaryEmbedding
-from axk1.modeling.runners import project, run_compiled
+from axk1.modeling.runners import Decoder, decoder_for, project, run_compiled
 
 
 @dataclass
@@ -168,19 +168,6 @@ class AXK1Model(AXK1PreTrainedModel):
             states = self.norm(self._run_layers(layers, inputs, context, past_key_values, **kwargs))
         return AXK1ModelOutput(last_hidden_state=states, past_key_values=past_key_values, attention_context=context)
 
-    def step(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor, cache: Cache
-    ) -> torch.Tensor | None:
-        """What ``forward`` returns as ``last_hidden_state`` behind a cache, without its bookkeeping.
-
-        None, and nothing has happened, where the device's runner does not take the step or somebody listens in.
-        """
-        if is_hooked(self):
-            return None
-        layers = list(self.layers)[: self.config.num_hidden_layers]
-        embeddings = self.embed_tokens(input_ids)
-        return self._run_compiled(layers, self.norm, embeddings, attention_mask, position_ids, cache)
-
     def _context(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return attention_context(self.config, self.rotary_emb, *args, training=self.training, **kwargs)
 
@@ -205,19 +192,22 @@ class AXK1Model(AXK1PreTrainedModel):
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         past_key_values: Cache | None,
-        embeddings: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor | None:
         """The same and ``norm`` by the device's runner (``runners.py``), or None where the modules have to run: no
         runner, or outputs to record, or an attention that was chosen for itself (``eager``, the reference, or
         someone's own)."""
+        if not self._may_be_compiled(**kwargs):
+            return None
+        positions = cast(torch.Tensor, position_ids)
+        return run_compiled(self, cast(Any, layers), norm, hidden_states, positions, attention_mask, past_key_values)
+
+    def _may_be_compiled(self, **kwargs: Any) -> bool:
+        """Whether a call with these arguments asks for nothing but states, by an attention that may take any form."""
         config = self.config
         recorded = (kwargs.get(key, getattr(config, key, False)) for key in RECORDED)
         chosen = config._attn_implementation == "eager" or not is_standard(config)
-        if chosen or kwargs.get("is_causal", True) is False or any(recorded):
-            return None
-        where = (cast(torch.Tensor, position_ids), attention_mask, past_key_values)
-        return run_compiled(self, cast(Any, layers), norm, hidden_states, *where, embeddings)
+        return not (chosen or kwargs.get("is_causal", True) is False or any(recorded))
 
     @capture_outputs
     def forward_mtp(
@@ -276,11 +266,11 @@ class AXK1Model(AXK1PreTrainedModel):
         embeddings = self.embed_tokens(input_ids)
         if position_ids is None:
             position_ids = next_positions(embeddings, past_key_values, index)
-        where = (attention_mask, position_ids, past_key_values)
-        states = self._run_compiled([layer], layer.shared_head.norm, hidden_states, *where, embeddings=embeddings)
+        combined = layer.combine(hidden_states, embeddings)
+        norm = layer.shared_head.norm
+        states = self._run_compiled([layer], norm, combined, attention_mask, position_ids, past_key_values)
         if states is not None:
             return states
-        combined = layer.combine(hidden_states, embeddings)
         context = self._context(combined, attention_mask, position_ids, past_key_values, layer_idx=index)
         return self._run_layers([layer], combined, {**context, "embeddings": None}, past_key_values)
 
@@ -377,6 +367,14 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
     def logits(self, states: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         """``[..., vocab]`` of post-norm states; in a decode step by the device's runner, if there is one."""
         return project(self.lm_head, states) if isinstance(cache, LatentCache) else self.lm_head(states)
+
+    def decoder(self, cache: LatentCache) -> Decoder | None:
+        """The device's compiled steps from token ids to logits behind ``cache``, for one generation: weights and hooks
+        are looked at now. None where the modules have to run."""
+        trunk = self.model
+        if any(is_hooked(module) for module in (self, trunk, trunk.embed_tokens, self.lm_head)):
+            return None
+        return decoder_for(self, cache) if trunk._may_be_compiled() else None
 
     def _balances(self) -> bool:
         """Whether a step with labels evens out the use of experts, for which the routers' decisions are needed."""

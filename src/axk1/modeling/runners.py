@@ -18,21 +18,40 @@ from axk1.modeling.conditions import is_hooked
 
 if TYPE_CHECKING:
     from axk1.modeling.layer import AXK1DecoderLayer
-    from axk1.modeling.model import AXK1Model
+    from axk1.modeling.model import AXK1ForCausalLM, AXK1Model
     from axk1.modeling.norm import AXK1RMSNorm
 
 MAX_TOKENS = 16
 """Runners are asked about steps of at most this many tokens a row: one, or a few to verify."""
 
 
-class LayerRunner(Protocol):
-    """Runs ``layers``, each as :class:`AXK1DecoderLayer` does, and ``norm``.
+class Decoder(Protocol):
+    """Whole steps of one generation behind a cache: embedding, layers, norm and head.
 
-    A runner declines, by returning None before it has touched the cache, whatever it cannot reproduce: adapters,
-    quantised or offloaded weights, hooks on modules inside a layer.
+    Both methods decline a step with None before they have touched the cache; a step that is taken grows it by T. States
+    are those after the norm, logits float32 ``[B, keep, V]`` of the last columns, rounded as the states' dtype is.
     """
 
-    def __call__(
+    def step(
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The trunk over ids ``[B, T]`` at positions ``[B or 1, T]``; mask ``[B, S]``, 0 where nothing is attended."""
+        ...
+
+    def draft(
+        self, hidden: torch.Tensor, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The first MTP module over post-norm states ``[B, T, D]`` at ``positions`` and the tokens after them."""
+        ...
+
+
+class Runner(Protocol):
+    """Runs a device's steps.
+
+    It declines, with None, whatever it cannot reproduce: adapters, offloaded weights, hooks on modules inside a layer.
+    """
+
+    def layers(
         self,
         model: AXK1Model,
         layers: Sequence[AXK1DecoderLayer],
@@ -41,27 +60,33 @@ class LayerRunner(Protocol):
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         cache: LatentCache,
-        embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        """States behind the last of ``layers`` and ``norm``, ``[B, T, hidden]``; or None.
+        """States behind the last of ``layers`` and ``norm``, ``[B, T, hidden]``; or None, the cache untouched.
 
         Args:
             model: the trunk that ``layers`` belong to.
-            layers: their caches are ``cache.layers[layer.self_attn.layer_idx]``, all S - T tokens long; each gains T.
+            layers: each runs as :class:`AXK1DecoderLayer` does (of an MTP module: its block alone). Their caches are
+                ``cache.layers[layer.self_attn.layer_idx]``, all S - T tokens long; each gains T.
             norm: the RMSNorm that follows the last layer.
             hidden_states: ``[B, T, hidden]``, T up to ``MAX_TOKENS``; not to be written.
             position_ids: ``[1, T]`` or ``[B, T]`` int64, for the rotation. A token attends by column: to all before
                 it and itself.
             attention_mask: ``[B, S]`` of any dtype, 0 where a column is not attended to; None for all.
             cache: holds B rows, or none yet.
-            embeddings: ``[B, T, hidden]``, of a draft: ``layers`` is one MTP module, which runs over its ``combine`` of
-                ``hidden_states`` and these.
         """
         ...
 
+    def linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+        """``[..., I]``, a few rows, times the transposed ``[O, I]``, to x's dtype."""
+        ...
 
-LAYER_RUNNERS: dict[str, LayerRunner] = {}
-"""Runners by ``torch.device.type``."""
+    def decoder(self, model: AXK1ForCausalLM, cache: LatentCache) -> Decoder | None:
+        """Whole steps of ``model`` behind ``cache``."""
+        ...
+
+
+RUNNERS: dict[str, Runner] = {}
+"""By ``torch.device.type``."""
 
 
 def run_compiled(
@@ -72,10 +97,9 @@ def run_compiled(
     position_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     cache: Cache | None,
-    embeddings: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """What the device's runner makes of this step, or None where the modules have to run."""
-    runner = LAYER_RUNNERS.get(hidden_states.device.type)
+    runner = RUNNERS.get(hidden_states.device.type)
     if runner is None or not isinstance(cache, LatentCache) or not 1 <= hidden_states.shape[1] <= MAX_TOKENS:
         return None
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or model.training:
@@ -84,24 +108,22 @@ def run_compiled(
         seen = cache.get_seq_length(layers[0].self_attn.layer_idx)
         if attention_mask.shape != (hidden_states.shape[0], seen + hidden_states.shape[1]):
             return None
-    return runner(model, layers, norm, hidden_states, position_ids, attention_mask, cache, embeddings)
-
-
-class LinearRunner(Protocol):
-    """Multiplies a few rows: ``[..., I]`` by the transposed ``[O, I]``, to x's dtype; or declines with None."""
-
-    def __call__(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None: ...
-
-
-LINEAR_RUNNERS: dict[str, LinearRunner] = {}
-"""Runners by ``torch.device.type``, for the matrices beside the layers: head and MTP projection."""
+    return runner.layers(model, layers, norm, hidden_states, position_ids, attention_mask, cache)
 
 
 def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """``linear(x)`` of a decode step, by the device's runner where it can stand in for the module."""
-    runner = LINEAR_RUNNERS.get(x.device.type)
+    runner = RUNNERS.get(x.device.type)
     plain = type(linear) is nn.Linear and linear.bias is None and not is_hooked(linear)
     if runner is None or not plain or torch.compiler.is_compiling() or torch.is_grad_enabled():
         return linear(x)
-    result = runner(x, linear.weight)
+    result = runner.linear(x, linear.weight)
     return linear(x) if result is None else result
+
+
+def decoder_for(model: AXK1ForCausalLM, cache: LatentCache) -> Decoder | None:
+    """Whole steps by the device's runner; None where there is none, or the model is being trained or compiled."""
+    runner = RUNNERS.get(model.device.type)
+    if runner is None or model.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    return runner.decoder(model, cache)

@@ -1,8 +1,8 @@
-// torch.library operators of the CPU decode step. Built on first use by axk1.kernels; see rows.h for the arithmetic.
+// The CPU decode step as a class and an operator of torch.library. Built on first use by axk1.kernels; see rows.h for the arithmetic.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
+#include <torch/custom_class.h>
 #include <torch/library.h>
 
 #include "attention.h"
@@ -41,103 +41,6 @@ std::vector<float>& scratch() {
     return memory;
 }
 
-struct Step {  // what all layers of a step have in common
-    int64_t batch, tokens, hidden, cached;
-    float* state;  // [B, T, D]
-    const float *cos, *sin;  // [B, T, R / 2]
-    const bool* keep;
-    int64_t keep_stride;
-    at::IntArrayRef attention, routing;
-    at::ArrayRef<double> numbers;
-    bool exact;
-};
-
-// weights: input norm, q_a, its norm, q_b, kv_a, its norm, kv_b, o.
-void attention_block(const Step& step, const Tensor* weights, const Matrix* read, const Tensor& buffer) {
-    const axk1::AttentionWeights w{floats(weights[0]), floats(weights[2]), floats(weights[5]), read[1], read[3], read[4], read[6], read[7]};
-    axk1::AttentionShape s{};
-    s.batch = step.batch, s.tokens = step.tokens, s.hidden = step.hidden, s.cached = step.cached;
-    s.heads = step.attention[0], s.nope = step.attention[1], s.rope = step.attention[2], s.interleave = step.attention[3];
-    s.value = w.o.length / s.heads, s.query_rank = weights[1].size(0), s.latent = buffer.size(3) - s.rope;
-    s.sequence_rows = buffer.size(2), s.keep_stride = step.keep_stride;
-    s.scale = float(step.numbers[0]), s.eps = float(step.numbers[1]);
-    const Matrix cache = matrix(buffer, std::nullopt, step.exact);
-    axk1::AttentionStep block(s, w, at::get_num_threads(), scratch());
-    #pragma omp parallel num_threads(at::get_num_threads())
-    block.run(step.state, step.cos, step.sin, cache, step.keep, omp_get_thread_num(), omp_get_num_threads());
-}
-
-// weights of a dense layer: norm, gate, up, down; of a MoE layer: norm, post norm, router, its bias, experts' gate_up and
-// down, then gate, up and down of the shared expert where there is one.
-void mlp_block(const Step& step, const Tensor* weights, const Matrix* read, int64_t count) {
-    const bool dense = count == 4;
-    const int64_t first = dense ? 1 : 6;  // gate of the dense MLP or of the shared expert
-    axk1::RouterRule rule;
-    axk1::MLPWeights w{};
-    w.norm = floats(weights[0]);
-    if (!dense) {
-        w.post_norm = floats(weights[1]), w.router = read[2], w.bias = floats(weights[3]), w.gate_ups = read[4], w.downs = read[5];
-        w.expert_width = w.downs.length;
-        const auto& r = step.routing;
-        rule.experts = weights[2].size(0), rule.groups = r[0], rule.kept_groups = r[1], rule.group_best = r[2], rule.chosen = r[3];
-        rule.sigmoid = r[4], rule.normalise = r[5], rule.grouped = r[6], rule.scaling = float(step.numbers[2]);
-    }
-    if (count > first) w.gate = read[first], w.up = read[first + 1], w.down = read[first + 2], w.width = w.down.length;
-    axk1::MLPStep block(w, rule, step.batch * step.tokens, step.hidden, float(step.numbers[1]), scratch());
-    #pragma omp parallel num_threads(at::get_num_threads())
-    block.run(step.state, omp_get_thread_num(), omp_get_num_threads());
-}
-
-// cos and sin, [B, T, R / 2] each, of positions [B or 1, T] times frequencies [R / 2]; both times `factor`.
-void angles(const Tensor& positions, const Tensor& frequencies, float factor, int64_t rows, float* cos, float* sin) {
-    const int64_t width = frequencies.numel(), given = positions.numel();
-    const int64_t* at = positions.const_data_ptr<int64_t>();
-    for (int64_t n = 0; n < rows; ++n)
-        for (int64_t i = 0; i < width; ++i) {
-            const float angle = float(at[n % given]) * floats(frequencies)[i];
-            cos[n * width + i] = std::cos(angle) * factor;
-            sin[n * width + i] = std::sin(angle) * factor;
-        }
-}
-
-// Whole layers and the norm behind them, over hidden [B, T, D], float32 or bfloat16, to the same of what they make of it.
-// `weights` are all layers' one after the other, eight of the attention block, then `parts[layer]` of the MLP block; and the
-// norm's. Norms and biases are float32, `scales` those of quantised weights. Columns `cached` - T to `cached` of each layer's
-// `buffers` [B, 1, capacity, C + R] are written. positions [B or 1, T] int64 and frequencies [R / 2] float32 make the rotary
-// angles. `keep` [B, cached or more]: false where nothing is to be attended.
-// attention: heads, nope, rope, interleave; routing: groups, kept groups, best of a group, chosen, sigmoid, normalise,
-// grouped; numbers: softmax scale, eps of the norms, routed scaling, factor of cos and sin. A float32 cache asks for float32
-// arithmetic throughout.
-Tensor layers_step(const Tensor& hidden, at::TensorList weights, const c10::List<Scale>& scales, at::IntArrayRef parts,
-                   at::IntArrayRef attention, at::IntArrayRef routing, at::ArrayRef<double> numbers, at::TensorList buffers,
-                   int64_t cached, const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep) {
-    const auto given = hidden.expect_contiguous(), where = positions.expect_contiguous();
-    const int64_t rows = hidden.size(0) * hidden.size(1), width = hidden.size(2), turned = frequencies.numel();
-    thread_local std::vector<float> memory;
-    memory.resize(rows * (width + 2 * turned));
-    float *state = memory.data(), *cos = state + rows * width, *sin = cos + rows * turned;
-    const bool exact = buffers[0].scalar_type() == at::kFloat;
-    const Matrix in = matrix(*given, std::nullopt, exact);
-    for (int64_t row = 0; row < rows; ++row) in.from(row).read(state + row * width);
-    angles(*where, frequencies, float(numbers[3]), rows, cos, sin);
-    const Step step{hidden.size(0), hidden.size(1), width, cached, state, cos, sin, keep ? keep->const_data_ptr<bool>() : nullptr,
-                    keep ? keep->stride(0) : 0, attention, routing, numbers, exact};
-    std::vector<Matrix> read;
-    for (size_t i = 0, first = 0; i < parts.size(); ++i) {
-        const int64_t count = 8 + parts[i];
-        read.clear();
-        for (int64_t k = 0; k < count; ++k) read.push_back(matrix(weights[first + k], scales[first + k], exact));
-        attention_block(step, &weights[first], read.data(), buffers[i]);
-        mlp_block(step, &weights[first + 8], read.data() + 8, parts[i]);
-        first += count;
-    }
-    Tensor out = at::empty_like(*given);
-    for (int64_t row = 0; row < rows; ++row)
-        axk1::rms_norm(state + row * width, floats(weights.back()), float(numbers[1]), width, state + row * width);
-    axk1::store(in.kind, out.mutable_data_ptr(), state, rows * width);
-    return out;
-}
-
 // out [rows, outputs], of `kind`, are the inputs x [rows, I] times the weight.
 void multiply(const Matrix& w, const float* x, int64_t rows, int64_t outputs, Matrix::Kind kind, void* out) {
     thread_local std::vector<float> memory;
@@ -166,37 +69,204 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Scale& scale, bool ex
     return out;
 }
 
-// What an MTP module's block reads: eh_proj times [enorm(embeddings), hnorm(states)], for states and embeddings [..., D].
-Tensor combine(const Tensor& states, const Tensor& embeddings, const Tensor& hnorm, const Tensor& enorm, const Tensor& eh_proj,
-               const Scale& scale, double eps, bool exact) {
-    const auto given = states.expect_contiguous(), beside = embeddings.expect_contiguous();
-    const int64_t width = states.size(-1), rows = states.numel() / width;
-    const Matrix w = matrix(eh_proj, scale, exact), left = matrix(*beside, std::nullopt, exact), right = matrix(*given, std::nullopt, exact);
-    thread_local std::vector<float> both;
-    both.resize(rows * 2 * width);
-    for (int64_t row = 0; row < rows; ++row) {
-        float* place = both.data() + row * 2 * width;
-        left.from(row).read(place), right.from(row).read(place + width);
-        axk1::rms_norm(place, floats(enorm), float(eps), width, place);
-        axk1::rms_norm(place + width, floats(hnorm), float(eps), width, place + width);
+struct Layer {
+    axk1::AttentionWeights attention;
+    axk1::MLPWeights mlp;
+    axk1::RouterRule rule;
+    int64_t query_rank;
+};
+
+// Decoder layers and the norm behind them, ready to run: what is known of their weights is looked up once.
+class Layers : public torch::CustomClassHolder {
+    const std::vector<Tensor> tensors;  // these and the next keep alive what is read
+    const std::vector<Scale> scales;
+    const std::vector<int64_t> shape;
+    const std::vector<double> numbers;
+    const bool exact;
+    std::vector<Layer> layers;
+    std::vector<Tensor> around;
+    Matrix embedding, head, eh_proj;
+    const float *hnorm = nullptr, *enorm = nullptr;
+
+public:
+    // `tensors` are all layers' weights one after the other: input norm, q_a, its norm, q_b, kv_a, its norm, kv_b, o; then
+    // `parts[layer]` of the MLP block: norm, gate, up, down of a dense one, or norm, post norm, router, its bias, experts'
+    // gate_up and down and, where there is one, gate, up and down of the shared expert; and at last the norm behind all
+    // layers. Norms and biases are float32, `scales` those of quantised weights.
+    // shape: heads, nope, rope, interleave; routing: groups, kept groups, best of a group, chosen, sigmoid, normalise,
+    // grouped; numbers: softmax scale, eps of the norms, routed scaling, factor of cos and sin. `exact`: the cache and all
+    // arithmetic are float32.
+    Layers(std::vector<Tensor> tensors_, std::vector<Scale> scales_, const std::vector<int64_t>& parts, std::vector<int64_t> shape_,
+           const std::vector<int64_t>& routing, std::vector<double> numbers_, bool exact_)
+        : tensors(std::move(tensors_)), scales(std::move(scales_)), shape(std::move(shape_)), numbers(std::move(numbers_)), exact(exact_) {
+        size_t first = 0;
+        for (int64_t count : parts) {
+            const Tensor* w = &tensors[first];
+            const auto read = [&](int64_t i) { return matrix(w[i], scales[first + i], exact); };
+            Layer layer{};
+            layer.attention = {floats(w[0]), floats(w[2]), floats(w[5]), read(1), read(3), read(4), read(6), read(7)};
+            layer.query_rank = w[1].size(0);
+            const bool dense = count == 4;
+            layer.mlp.norm = floats(w[8]);
+            if (!dense) {
+                layer.mlp.post_norm = floats(w[9]), layer.mlp.router = read(10), layer.mlp.bias = floats(w[11]);
+                layer.mlp.gate_ups = read(12), layer.mlp.downs = read(13), layer.mlp.expert_width = layer.mlp.downs.length;
+                auto& rule = layer.rule;
+                rule.experts = w[10].size(0), rule.groups = routing[0], rule.kept_groups = routing[1], rule.group_best = routing[2];
+                rule.chosen = routing[3], rule.sigmoid = routing[4], rule.normalise = routing[5], rule.grouped = routing[6];
+                rule.scaling = float(numbers[2]);
+            }
+            const int64_t gate = dense ? 9 : 14;  // of the dense MLP or of the shared expert
+            if (8 + count > gate) {
+                layer.mlp.gate = read(gate), layer.mlp.up = read(gate + 1), layer.mlp.down = read(gate + 2);
+                layer.mlp.width = layer.mlp.down.length;
+            }
+            layers.push_back(layer);
+            first += 8 + count;
+        }
     }
-    Tensor out = at::empty_like(*given);
-    multiply(w, both.data(), rows, width, right.kind, out.mutable_data_ptr());
-    return out;
-}
+
+    // What `decode` needs besides: the embedding and the head [V, D], and of an MTP module the norms of states and of
+    // embeddings, and eh_proj with its scale if it is quantised.
+    void surround(const Tensor& embedding_, const Tensor& head_, const std::vector<Tensor>& norms, const Scale& eh_proj_, const Scale& scale) {
+        around = {embedding_, head_};
+        around.insert(around.end(), norms.begin(), norms.end());
+        embedding = matrix(embedding_, std::nullopt, exact), head = matrix(head_, std::nullopt, exact);
+        if (!eh_proj_) return;
+        around.push_back(*eh_proj_);
+        if (scale) around.push_back(*scale);
+        hnorm = floats(norms[0]), enorm = floats(norms[1]), eh_proj = matrix(*eh_proj_, scale, exact);
+    }
+
+    // hidden [B, T, D], float32 or bfloat16, to what the layers and the norm make of it. Columns `cached` - T to `cached` of
+    // each layer's `buffers` [B, 1, capacity, C + R] are written. positions [B or 1, T] int64 and frequencies [R / 2] make the
+    // rotary angles. `keep` [B, cached or more]: false where nothing is to be attended.
+    Tensor run(const Tensor& hidden, const std::vector<Tensor>& buffers, int64_t cached, const Tensor& positions,
+               const Tensor& frequencies, const std::optional<Tensor>& keep) {
+        const auto given = hidden.expect_contiguous();
+        const Matrix in = matrix(*given, std::nullopt, exact);
+        const int64_t rows = given->size(0) * given->size(1);
+        float* state = states(rows * given->size(2));
+        for (int64_t row = 0; row < rows; ++row) in.from(row).read(state + row * in.length);
+        return run_all(state, given->size(0), given->size(1), in, given->options(), buffers, cached, positions, frequencies, keep);
+    }
+
+    // The same from ids [B, T], and with `hidden` for an MTP module: `hidden` is the trunk's, ids are the tokens after it.
+    // Returns the states and float32 logits of the last `count` columns, which have the precision of the states.
+    std::tuple<Tensor, Tensor> decode(const Tensor& ids, const std::optional<Tensor>& hidden, const std::vector<Tensor>& buffers, int64_t cached,
+                                      const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep, int64_t count) {
+        const auto tokens = ids.expect_contiguous();
+        const int64_t batch = ids.size(0), length = ids.size(1), width = embedding.length, rows = batch * length;
+        const int64_t* token = tokens->const_data_ptr<int64_t>();
+        for (int64_t row = 0; row < rows; ++row)
+            TORCH_CHECK_INDEX(token[row] >= 0 && token[row] < around[0].size(0), "Token ", token[row], " is not in the vocabulary.");
+        float* state = states(rows * width);
+        if (hidden) {
+            combine(*hidden, token, rows, state);
+        } else {
+            for (int64_t row = 0; row < rows; ++row) embedding.from(token[row]).read(state + row * width);
+        }
+        Tensor out = run_all(state, batch, length, embedding, around[0].options(), buffers, cached, positions, frequencies, keep);
+        const int64_t outputs = around[1].size(0);
+        Tensor logits = at::empty({batch, count, outputs}, around[0].options().dtype(at::kFloat));
+        const Matrix last = matrix(out, std::nullopt, exact);
+        thread_local std::vector<float> inputs;
+        inputs.resize(batch * count * width);
+        for (int64_t b = 0; b < batch; ++b)
+            for (int64_t t = 0; t < count; ++t)
+                last.from(b * length + length - count + t).read(inputs.data() + (b * count + t) * width);
+        float* scores = logits.mutable_data_ptr<float>();
+        multiply(head, inputs.data(), batch * count, outputs, Matrix::kFloat32, scores);
+        if (embedding.kind == Matrix::kBFloat16)
+            for (int64_t i = 0; i < batch * count * outputs; ++i) scores[i] = axk1::to_float(axk1::to_bfloat16(scores[i]));
+        return {out, logits};
+    }
+
+private:
+    static float* states(int64_t count) {
+        thread_local std::vector<float> memory;
+        memory.resize(count);
+        return memory.data();
+    }
+
+    // What an MTP module's block reads: eh_proj times [enorm(embedding), hnorm(state)].
+    void combine(const Tensor& hidden, const int64_t* token, int64_t rows, float* out) {
+        const auto given = hidden.expect_contiguous();
+        const Matrix in = matrix(*given, std::nullopt, exact);
+        const int64_t width = in.length;
+        const float eps = float(numbers[1]);
+        thread_local std::vector<float> both;
+        both.resize(rows * 2 * width);
+        for (int64_t row = 0; row < rows; ++row) {
+            float* place = both.data() + row * 2 * width;
+            embedding.from(token[row]).read(place), in.from(row).read(place + width);
+            axk1::rms_norm(place, enorm, eps, width, place);
+            axk1::rms_norm(place + width, hnorm, eps, width, place + width);
+        }
+        multiply(eh_proj, both.data(), rows, width, Matrix::kFloat32, out);
+    }
+
+    Tensor run_all(float* state, int64_t batch, int64_t tokens, const Matrix& like, const at::TensorOptions& options,
+                   const std::vector<Tensor>& buffers, int64_t cached, const Tensor& positions, const Tensor& frequencies,
+                   const std::optional<Tensor>& keep) {
+        const int64_t rows = batch * tokens, width = like.length, threads = at::get_num_threads();
+        thread_local std::vector<float> turns;
+        turns.resize(rows * 2 * frequencies.numel());
+        float *cos = turns.data(), *sin = cos + rows * frequencies.numel();
+        const auto where = positions.expect_contiguous();
+        angles(*where, frequencies, float(numbers[3]), rows, cos, sin);
+        const bool* kept = keep ? keep->const_data_ptr<bool>() : nullptr;
+        for (size_t i = 0; i < layers.size(); ++i) {
+            const Layer& layer = layers[i];
+            const Tensor& buffer = buffers[i];
+            axk1::AttentionShape s{};
+            s.batch = batch, s.tokens = tokens, s.hidden = width, s.cached = cached;
+            s.heads = shape[0], s.nope = shape[1], s.rope = shape[2], s.interleave = shape[3];
+            s.value = layer.attention.o.length / s.heads, s.query_rank = layer.query_rank, s.latent = buffer.size(3) - s.rope;
+            s.sequence_rows = buffer.size(2), s.keep_stride = keep ? keep->stride(0) : 0;
+            s.scale = float(numbers[0]), s.eps = float(numbers[1]);
+            const Matrix cache = matrix(buffer, std::nullopt, exact);
+            {
+                axk1::AttentionStep block(s, layer.attention, threads, scratch());
+                #pragma omp parallel num_threads(threads)
+                block.run(state, cos, sin, cache, kept, omp_get_thread_num(), omp_get_num_threads());
+            }
+            axk1::MLPStep block(layer.mlp, layer.rule, rows, width, float(numbers[1]), scratch());
+            #pragma omp parallel num_threads(threads)
+            block.run(state, omp_get_thread_num(), omp_get_num_threads());
+        }
+        for (int64_t row = 0; row < rows; ++row)
+            axk1::rms_norm(state + row * width, floats(tensors.back()), float(numbers[1]), width, state + row * width);
+        Tensor out = at::empty({batch, tokens, width}, options);
+        axk1::store(like.kind, out.mutable_data_ptr(), state, rows * width);
+        return out;
+    }
+
+    // cos and sin, [rows, R / 2] each, of positions [B or 1, T] times frequencies [R / 2]; both times `factor`.
+    static void angles(const Tensor& positions, const Tensor& frequencies, float factor, int64_t rows, float* cos, float* sin) {
+        const int64_t width = frequencies.numel(), given = positions.numel();
+        const int64_t* at = positions.const_data_ptr<int64_t>();
+        for (int64_t n = 0; n < rows; ++n)
+            for (int64_t i = 0; i < width; ++i) {
+                const float angle = float(at[n % given]) * floats(frequencies)[i];
+                cos[n * width + i] = std::cos(angle) * factor;
+                sin[n * width + i] = std::sin(angle) * factor;
+            }
+    }
+};
 
 }  // namespace
 
 TORCH_LIBRARY(axk1, library) {
-    library.def("layers_step(Tensor hidden, Tensor[] weights, Tensor?[] scales, int[] parts, int[] attention, int[] routing, "
-                "float[] numbers, Tensor(a!)[] buffers, int cached, Tensor positions, Tensor frequencies, Tensor? keep) -> Tensor");
+    library.class_<Layers>("Layers")
+        .def(torch::init<std::vector<Tensor>, std::vector<Scale>, std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>,
+                         std::vector<double>, bool>())
+        .def("surround", &Layers::surround)
+        .def("run", &Layers::run)
+        .def("decode", &Layers::decode);
     library.def("linear(Tensor x, Tensor weight, Tensor? scale, bool exact) -> Tensor");
-    library.def("combine(Tensor states, Tensor embeddings, Tensor hnorm, Tensor enorm, Tensor eh_proj, Tensor? scale, float eps, "
-                "bool exact) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(axk1, CPU, library) {
-    library.impl("layers_step", &layers_step);
     library.impl("linear", &linear);
-    library.impl("combine", &combine);
 }

@@ -58,12 +58,7 @@ struct BFloat16 {
         const LanesU32 bits = __builtin_convertvector(half, LanesU32) << 16;
         return reinterpret_cast<const Lanes&>(bits);
     }
-    static float one(const uint16_t* p) {
-        const uint32_t bits = uint32_t(*p) << 16;
-        float value;
-        std::memcpy(&value, &bits, 4);
-        return value;
-    }
+    static float one(const uint16_t* p) { return to_float(*p); }
 };
 
 struct Int8 : InOrder<Int8> {  // symmetric, one scale a row

@@ -44,6 +44,14 @@ inline uint16_t to_bfloat16(float value) {  // round to nearest even, as torch d
     std::memcpy(&bits, &value, 4);
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
+
+inline float to_float(uint16_t half) {
+    const uint32_t bits = uint32_t(half) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
 inline float sum(const Lanes& v) {
     typedef float Eight __attribute__((vector_size(32)));
     typedef float Four __attribute__((vector_size(16)));
