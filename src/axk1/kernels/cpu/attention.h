@@ -26,6 +26,7 @@ struct AttentionWeights {
     Matrix q_a, q_b, kv_a, kv_b, o;
 };
 
+constexpr int64_t kRows = 16;       // rows of kv_b that are used, while as many are fetched
 constexpr int64_t kPositions = 64;  // cached positions a block of the running softmax takes
 
 // exp of values that are at most 0, to 2 units in the last place (Cephes' polynomial).
@@ -166,7 +167,9 @@ private:
                    s.interleave, cat + s.latent);
         }
         const Matrix key_half = w.kv_b.from(head * (s.nope + s.value));
-        key_half.add_weighted(s.nope, queries + head * width, s.heads * width, rows, s.latent, cats + head * joint, s.heads * joint);
+        for (int64_t j = 0; j < s.nope; j += kRows)  // few rows, whose columns are summed in several passes
+            key_half.from(j).add_weighted(std::min(kRows, s.nope - j), queries + head * width + j, s.heads * width, rows, s.latent,
+                                          cats + head * joint, s.heads * joint, kRows);
     }
 
     // One sequence, every `strands`-th block of its cached positions: softmax-weighted sums of latents for all heads.
@@ -193,7 +196,7 @@ private:
                 if (factor != 1.0f)
                     for (int64_t c = 0; c < s.latent; ++c) out[i * s.latent + c] *= factor;
             }
-            block.add_weighted(count, scores.data(), kPositions, inputs, s.latent, out, s.latent);
+            block.add_weighted(count, scores.data(), kPositions, inputs, s.latent, out, s.latent, 0);
         }
     }
 

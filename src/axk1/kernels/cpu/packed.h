@@ -309,15 +309,16 @@ inline const uint32_t* pair_weights(const float* p, int64_t p_stride, int64_t in
 // interleaved, so that one instruction adds both: lanes of four columns of the first half, then of the second.
 template <int T, int C>
 inline void weighted(const uint16_t* w, int64_t w_stride, int64_t rows, const uint32_t* p, int64_t p_stride, float* out, int64_t out_stride,
-                     __mmask32 there, int64_t fetched) {
+                     __mmask32 there, int64_t ahead) {
     const int64_t pairs = (rows + 1) / 2;
     __m512 sums[T][C][2] = {};
     for (int64_t j = 0; j < pairs; ++j) {
         const uint16_t* row = w + 2 * j * w_stride;
-        for (int64_t k = 0; k < fetched; k += 32) {
-            __builtin_prefetch(row + 16 * w_stride + k, 0, 2);
-            __builtin_prefetch(row + 17 * w_stride + k, 0, 2);
-        }
+        if (ahead)
+            for (int c = 0; c < C; ++c) {
+                __builtin_prefetch(row + ahead * w_stride + c * 32, 0, 2);
+                __builtin_prefetch(row + (ahead + 1) * w_stride + c * 32, 0, 2);
+            }
         __m512bh pair[T];
         #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) pair[t] = __m512bh(_mm512_set1_epi32(int(p[t * p_stride + j])));
@@ -353,14 +354,12 @@ inline void weighted(const uint16_t* w, int64_t w_stride, int64_t rows, const ui
 }
 
 template <int T>
-inline void add_weighted(const uint16_t* w, int64_t w_stride, int64_t rows, const uint32_t* p, int64_t p_stride, int64_t columns, float* out, int64_t out_stride) {
+inline void add_weighted(const uint16_t* w, int64_t w_stride, int64_t rows, const uint32_t* p, int64_t p_stride, int64_t columns, float* out, int64_t out_stride,
+                         int64_t ahead) {
     constexpr int C = T == 1 ? 8 : 2;  // sums in as many registers as there are
     int64_t c = 0;
-    for (; c + C * 32 <= columns; c += C * 32) {
-        const int64_t fetched = T == 1 && c == 0 ? columns : 0;  // a first pass fetches whole rows
-        weighted<T, C>(w + c, w_stride, rows, p, p_stride, out + c, out_stride, ~__mmask32(0), fetched);
-    }
-    for (; c < columns; c += 32) weighted<T, 1>(w + c, w_stride, rows, p, p_stride, out + c, out_stride, words(columns - c), 0);
+    for (; c + C * 32 <= columns; c += C * 32) weighted<T, C>(w + c, w_stride, rows, p, p_stride, out + c, out_stride, ~__mmask32(0), ahead);
+    for (; c < columns; c += 32) weighted<T, 1>(w + c, w_stride, rows, p, p_stride, out + c, out_stride, words(columns - c), ahead);
 }
 
 }  // namespace axk1::packed

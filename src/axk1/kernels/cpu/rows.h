@@ -135,7 +135,7 @@ inline void dot_block_int4(const uint8_t* w, const float* scale, int64_t group, 
 // out[t][c] += sum over j of p[t][j] * w[j][c], for T inputs at a time and 4 vectors of columns in registers.
 template <class Format, int T>
 inline void weighted_block(const typename Format::Stored* w, int64_t w_stride, int64_t rows, const float* p,
-                           int64_t p_stride, int64_t columns, float* out, int64_t out_stride) {
+                           int64_t p_stride, int64_t columns, float* out, int64_t out_stride, int64_t ahead) {
     constexpr int C = 4;
     int64_t c = 0;
     for (; c + C * kLanes <= columns; c += C * kLanes) {
@@ -144,6 +144,7 @@ inline void weighted_block(const typename Format::Stored* w, int64_t w_stride, i
             for (int k = 0; k < C; ++k) total[t][k] = lanes(out + t * out_stride + c + k * kLanes);
         for (int64_t j = 0; j < rows; ++j) {
             Lanes row[C];
+            if (ahead) __builtin_prefetch(w + (j + ahead) * w_stride + c, 0, 2), __builtin_prefetch(w + (j + ahead) * w_stride + c + 2 * kLanes, 0, 2);
             for (int k = 0; k < C; ++k) row[k] = Format::load(w + j * w_stride + c + k * kLanes);
             for (int t = 0; t < T; ++t)
                 for (int k = 0; k < C; ++k) total[t][k] += row[k] * p[t * p_stride + j];
@@ -223,13 +224,16 @@ struct Matrix {
     }
 
     // out[t][c] += sum over j of p[t][j] * row j [c], for formats with at most one scale a row.
-    void add_weighted(int64_t rows, const float* p, int64_t p_stride, int64_t inputs, int64_t columns, float* out, int64_t out_stride) const {
+    // `ahead`: as many rows further on are fetched; 0: they are near.
+    void add_weighted(int64_t rows, const float* p, int64_t p_stride, int64_t inputs, int64_t columns, float* out, int64_t out_stride,
+                      int64_t ahead) const {
 #ifdef AXK1_PACKED
         if (kind == kBFloat16 && !exact) {
             int64_t pairs_stride;
             const uint32_t* pairs = packed::pair_weights(p, p_stride, inputs, rows, pairs_stride);
             return together(inputs, [&]<int T>(int64_t t) {
-                packed::add_weighted<T>(values<uint16_t>(), stride, rows, pairs + t * pairs_stride, pairs_stride, columns, out + t * out_stride, out_stride);
+                packed::add_weighted<T>(values<uint16_t>(), stride, rows, pairs + t * pairs_stride, pairs_stride, columns, out + t * out_stride, out_stride,
+                                        ahead);
             });
         }
 #endif
@@ -240,7 +244,7 @@ struct Matrix {
                 for (int64_t j = 0; j < rows; ++j) scaled[t * rows + j] = p[t * p_stride + j] * scale[j];
             p = scaled.data(), p_stride = rows;
         }
-        together(inputs, [&]<int T>(int64_t t) { add_block<T>(rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride); });
+        together(inputs, [&]<int T>(int64_t t) { add_block<T>(rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride, ahead); });
     }
 
 private:
@@ -291,10 +295,10 @@ private:
     }
 
     template <int T>
-    void add_block(int64_t rows, const float* p, int64_t p_stride, int64_t columns, float* out, int64_t out_stride) const {
-        if (kind == kFloat32) weighted_block<Float32, T>(static_cast<const float*>(data), stride, rows, p, p_stride, columns, out, out_stride);
-        else if (kind == kInt8) weighted_block<Int8, T>(static_cast<const int8_t*>(data), stride, rows, p, p_stride, columns, out, out_stride);
-        else weighted_block<BFloat16, T>(static_cast<const uint16_t*>(data), stride, rows, p, p_stride, columns, out, out_stride);
+    void add_block(int64_t rows, const float* p, int64_t p_stride, int64_t columns, float* out, int64_t out_stride, int64_t ahead) const {
+        if (kind == kFloat32) weighted_block<Float32, T>(static_cast<const float*>(data), stride, rows, p, p_stride, columns, out, out_stride, ahead);
+        else if (kind == kInt8) weighted_block<Int8, T>(static_cast<const int8_t*>(data), stride, rows, p, p_stride, columns, out, out_stride, ahead);
+        else weighted_block<BFloat16, T>(static_cast<const uint16_t*>(data), stride, rows, p, p_stride, columns, out, out_stride, ahead);
     }
 };
 
