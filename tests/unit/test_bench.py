@@ -375,6 +375,8 @@ def measured(tiny) -> Measured:
     patch.setitem(machine.BANDWIDTH_BYTES, "cpu", 2**22)
     patch.setitem(machine.MATMUL_SIZE, "cpu", 64)
     patch.setattr(machine, "SECONDS", 0.05)
+    patch.setattr(machine, "BESIDE_BYTES", 2**22)
+    patch.setattr(machine, "BESIDE_SECONDS", 0.01)
     settings = Settings((20, 150), (30,), (3,), 20, rounds=2, tokens=3, seconds=9.0, prefilled_to=100)
     steps: list[tuple[str, int, int]] = []
     try:
@@ -399,6 +401,12 @@ def test_the_json_holds_everything(measured):
     for row in data["results"]:
         assert len(row["values"]) == row["rounds"] == 2 and row["low"] <= row["median"] <= row["high"]
         assert row["share_of_bound"] == pytest.approx(row["median"] / row["bound"])
+        assert len(row.get("beside", "")) == (2 if row["kind"] == "decode" else 0)
+        if row["kind"] == "decode":  # the same bound, of another bandwidth each turn
+            best = max(data["limits"]["bandwidth"].values())
+            shares = [row["share_of_bound"] * value / row["median"] * best for value in row["values"]]
+            shares = [share / rate for share, rate in zip(shares, row["beside"], strict=True)]
+            assert min(shares) <= row["share_at_the_time"] <= max(shares)
     ours, theirs = data["results"][:2]
     assert theirs["ratio"] == pytest.approx(ours["median"] / theirs["median"]) and ours["ratio"] == 1
     for engine in data["engines"]:

@@ -18,6 +18,8 @@ from axk1.bench.engines import WORKERS, Engine, environment
 
 FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
 BANDWIDTH_BYTES = {"cpu": 2**30, "cuda": 2**32}
+BESIDE_BYTES, BESIDE_SECONDS = 2**28, 0.25
+"""For a look at the bandwidth between two turns."""
 MATMUL_SIZE = {"cpu": 2_048, "cuda": 8_192}
 SECONDS = 4.0
 
@@ -61,6 +63,11 @@ def measure_limits(meter: Worker, threads: int, device: str) -> Limits:
         for dtype in ("bfloat16", "float32")
     }
     return Limits(bandwidth, matmul, loaded["device_name"])
+
+
+def measure_bandwidth(meter: Worker) -> float:
+    """Bytes a second that can be read right now: on a machine that is shared, that changes."""
+    return meter.request("bandwidth", size=BESIDE_BYTES, seconds=BESIDE_SECONDS)["best"]
 
 
 def describe(device_name: str | None = None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -110,6 +111,11 @@ def _result(case: Case, entry: Entry, reference: Entry, measured: Measured, acti
         bound = bound_of(case, entry, measured, active)
         ours = reference.values.get(case)
         row |= asdict(summary) | {"bound": bound, "share_of_bound": summary.median / bound}
+        if case in entry.beside:
+            best = measured.limits.rates.bandwidth
+            row["beside"] = entry.beside[case]
+            shares = (value * best / (bound * rate) for value, rate in zip(values, row["beside"], strict=True))
+            row["share_at_the_time"] = statistics.median(shares)
         row["ratio"] = summarise(ours).median / summary.median if ours else None
     return row
 
@@ -142,10 +148,11 @@ def _speed(row: dict[str, Any], reference: str) -> list[str]:
     if not row["values"]:
         return ["-"] * 4
     ratio = row["ratio"] if row["engine"] != reference else None
+    then = f" ({100 * row['share_at_the_time']:.0f}%)" if "share_at_the_time" in row else ""
     return [
         number(row["median"]),
         f"{number(row['low'])}-{number(row['high'])}",
-        f"{100 * row['share_of_bound']:.0f}%",
+        f"{100 * row['share_of_bound']:.0f}%{then}",
         f"{ratio:.2f}x" if ratio else "",
     ]
 
@@ -182,7 +189,8 @@ def notes(data: dict[str, Any]) -> list[str]:
         f"Limits measured in this run: {bandwidth / 1e9:.1f} GB/s ({which}), {rates}. The bound of decoding is that "
         f"bandwidth over the bytes of active weights ({model['weight_bytes_per_token'] / 1e6:,.1f} MB a token in "
         f"{settings['dtype']}) and of latents ({model['latent_bytes_per_token']:,} B a token of context); the bound of "
-        "prefilling is the matrix rate over the operations.",
+        "prefilling is the matrix rate over the operations. In brackets: of what the bandwidth just before each "
+        "turn allowed.",
         f"{'Random weights, fixed seed' if model['random'] else 'Real weights'}: {model['parameters']:,} parameters, "
         f"{model['active_parameters']:,} active a token. {settings['rounds']} rounds, engines in turns, "
         f"{settings['threads']} threads, {settings['device']}.",

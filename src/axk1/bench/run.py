@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,6 +97,8 @@ class Entry:
     answers: list[int] = field(default_factory=list)
     """Most probable token behind each of the common prompts."""
     values: dict[Case, list[float]] = field(default_factory=dict)
+    beside: dict[Case, list[float]] = field(default_factory=dict)
+    """Bytes a second that could be read just before each of the values, where those are bound by that."""
     notes: dict[Case, str] = field(default_factory=dict)
     replies: list[list[int]] = field(default_factory=list)
     acceptance: float | None = None
@@ -147,7 +150,8 @@ def run(model: Model, engines: Sequence[Engine], settings: Settings, progress: P
         if not pairs:
             raise ValueError(entries[0].error)
         for case in cases:
-            _measure(case, [pair for pair in pairs if case.kind in pair[0].engine.kinds], settings, steps, prompts)
+            taking_part = [pair for pair in pairs if case.kind in pair[0].engine.kinds]
+            _measure(case, taking_part, settings, steps, prompts, partial(machine.measure_bandwidth, meter))
         for entry, worker in pairs:
             _finish(entry, worker)
         steps("memory bandwidth and matrix multiplication")
@@ -191,7 +195,12 @@ def _load(entry: Entry, worker: Worker, model: Model, settings: Settings, cases:
 
 
 def _measure(
-    case: Case, pairs: list[tuple[Entry, Worker]], settings: Settings, steps: _Steps, prompts: list[list[int]]
+    case: Case,
+    pairs: list[tuple[Entry, Worker]],
+    settings: Settings,
+    steps: _Steps,
+    prompts: list[list[int]],
+    bandwidth: Callable[[], float],
 ) -> None:
     """All rounds of one case: first each engine by itself, to warm up and to see how long it takes."""
     turns: list[_Turns] = []
@@ -206,7 +215,7 @@ def _measure(
     for number in range(settings.rounds):
         for turn in rotated(turns, number):
             steps(f"{case.title}: {turn.entry.engine.name}, round {number + 1}")
-            turn.take(number + 1)
+            turn.take(number + 1, bandwidth)
 
 
 class _Turns:
@@ -224,10 +233,13 @@ class _Turns:
             self.tokens = max(self.tokens, min(self.settings.tokens, fitting))
         return seconds is not None
 
-    def take(self, number: int) -> None:
+    def take(self, number: int, bandwidth: Callable[[], float]) -> None:
         """Measures once, unless the engine failed before."""
+        beside = bandwidth() if self.case.kind == "decode" and not self.entry.error else None
         seconds = self._ask(number) if not self.entry.error else None
         if seconds is not None:
+            if beside is not None:
+                self.entry.beside.setdefault(self.case, []).append(beside)
             made = {"decode": self.tokens, "prefill": self.case.context}.get(self.case.kind, 0) * self.case.batch
             made = made or sum(map(len, self.entry.replies))
             self.entry.values.setdefault(self.case, []).append(made / seconds)
