@@ -222,7 +222,8 @@ class _Loop:
             return None
         gap = self.gap / (self.sampling.temperature or 1.0)
         near = (margins(scores, noise)[0] < gap).tolist()
-        return next((at for at in range(1 + (0 if accepted is None else int(accepted))) if near[at]), None)
+        last = 0 if accepted is None else int(accepted)
+        return next((at for at in range(last + 1) if near[at]), None)
 
     def replay(self, at: int, tokens: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decides position ``at`` of the step as plain decoding does: runs again, one by one, every token since the
@@ -249,10 +250,12 @@ class _Loop:
         """
         rows, history = self.rows, self.rows.history
         new: list[list[int]] = []
-        both = tokens if accepted is None else torch.cat([accepted[:, None] + 1, tokens], 1)
-        for row, some in enumerate(both.tolist()):
+        # one transfer for both
+        counted = tokens if accepted is None else torch.cat([tokens, accepted[:, None]], 1)
+        for row, some in enumerate(counted.tolist()):
             most = self.left(row) if history.running[row] else 0
-            some = some[:most] if accepted is None else some[1:][: min(some[0], most)]
+            drafts = 0 if accepted is None else some.pop()
+            some = some[: min(drafts + 1, most)]
             stop = next((at for at, token in enumerate(some, 1) if token in self.stop_ids), None)
             new.append(some[:stop])
             if stop or len(some) == self.left(row):

@@ -30,6 +30,11 @@ class History:
     @property
     def ids(self) -> Tensor:
         """``[B, capacity]`` int64; a row's columns beyond its length hold drafts, or nothing of use."""
+        self._write_all()
+        return self._ids
+
+    def _write_all(self) -> None:
+        """Puts what waits into place."""
         for lengths, ahead, tokens in self._unwritten:
             needed = max(lengths) + ahead + tokens.shape[1]
             if needed > self._ids.shape[1]:
@@ -39,7 +44,6 @@ class History:
             places = [[length + ahead + t for t in range(tokens.shape[1])] for length in lengths]
             self._ids.scatter_(1, torch.tensor(places, device=tokens.device), tokens)
         self._unwritten.clear()
-        return self._ids
 
     @property
     def counts(self) -> Tensor:
@@ -65,7 +69,7 @@ class History:
             last = torch.tensor(counts, device=tokens.device)[:, None] - 1
             self.newest = tokens.gather(1, last.clamp(min=0))
         if len(self._unwritten) > UNWRITTEN:
-            _ = self.ids
+            self._write_all()
 
     def prefixes(self, positions: int, ahead: int) -> tuple[Tensor, Tensor]:
         """What comes before each of ``positions`` next tokens, of which the first follows ``ahead`` drafts.

@@ -117,6 +117,11 @@ class Rows:
             self._mask = grown
         return self._mask[:, :columns]
 
+    @property
+    def masked(self) -> bool:
+        """Whether some row has padding or holes."""
+        return self._mask is not None
+
     def drop(self, count: int) -> None:
         """Forgets the trunk's last ``count`` columns (an MTP module keeps its own)."""
         if count:

@@ -184,7 +184,7 @@ class Drafter:
         rows = self._rows
         states, logits, positions = self.catch_up()
         state, logits = states[:, -1:], logits[:, -1:]
-        if rows.mask(0) is not None:
+        if rows.masked:
             # a row's newest column is the last at its highest position: holes before it may have had the same
             here = (positions == rows.history.counts[:, None] - 2).int()
             newest = (here * torch.arange(1, here.shape[1] + 1, device=here.device)).argmax(1)

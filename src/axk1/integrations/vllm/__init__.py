@@ -29,7 +29,7 @@ def register() -> None:
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
-    from axk1.integrations.vllm.hooks import install_draft
+    from axk1.integrations.vllm.hooks import install_draft, install_expert_map
 
     for name, where in MODELS.items():
         ModelRegistry.register_model(name, where)
@@ -37,3 +37,4 @@ def register() -> None:
     ReasoningParserManager.register_lazy_module(PARSER, parsers, "AXK1ReasoningParser")
     ToolParserManager.register_lazy_module(PARSER, parsers, "AXK1ToolParser")
     install_draft()
+    install_expert_map()

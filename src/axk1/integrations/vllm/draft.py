@@ -28,8 +28,8 @@ from vllm.model_executor.models.deepseek_mtp import (
 from vllm.model_executor.models.utils import make_empty_intermediate_tensors_factory, maybe_prefix
 
 from axk1.checkpoint.names import is_ignored
-from axk1.integrations.vllm.model import check_config, use_native_rope
-from axk1.integrations.vllm.weights import Weights, layers_from, per_expert, with_defaults
+from axk1.integrations.vllm.model import check_config, keep_kv_b_full, use_native_rope
+from axk1.integrations.vllm.weights import Weights, layers_from, per_expert, with_defaults, with_full_kv_b
 
 
 class AXK1MTPBlock(AXK1DecoderLayer):
@@ -107,6 +107,7 @@ class AXK1MTP(DeepSeekMTP):
         nn.Module.__init__(self)
         self.config = vllm_config.speculative_config.draft_model_config.hf_config
         check_config(self.config, vllm_config.model_config.max_model_len)
+        keep_kv_b_full(vllm_config)
         self.quant_config = vllm_config.quant_config
         self.model = AXK1Predictor(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.set_moe_parameters()
@@ -128,6 +129,7 @@ class AXK1MTP(DeepSeekMTP):
     def load_weights(self, weights: Weights) -> set[str]:
         """Loads the MTP layers out of ``(name, tensor)`` pairs in any layout; returns the parameters that were set."""
         kept = ((name, tensor) for name, tensor in weights if not is_ignored(name))
-        mtp = per_expert(layers_from(kept, self.config.num_hidden_layers), self.config)
+        layers = with_full_kv_b(layers_from(kept, self.config.num_hidden_layers), self.config)
+        mtp = per_expert(layers, self.config)
         parameters = {name.replace(".mtp_block", ""): value for name, value in self.named_parameters()}
         return super().load_weights(with_defaults(mtp, parameters, self.config.is_moe_layer))

@@ -1,10 +1,11 @@
-"""The two places where vLLM decides by a list of names, and A.X K1's MTP draft has to be known."""
+"""Functions of vLLM that are wrapped: two that decide by a list of names, and one that is wrong on CPUs."""
 
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 DRAFT = "AXK1MTPModel"
@@ -56,3 +57,31 @@ def install_draft() -> None:
     hf_config_override.axk1 = True  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     SpeculativeConfig.hf_config_override = staticmethod(hf_config_override)
     SpecDecodeBaseProposer.model_returns_tuple = model_returns_tuple
+
+
+def install_expert_map() -> None:
+    """Lets expert-parallel processes run on CPUs, where vLLM 0.32 takes every expert for its own and dies
+    (``docs/upstream/vllm-cpu-expert-parallel.md``): each computes its experts, the others count nothing."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+
+    known = CPUUnquantizedExperts.apply
+    if getattr(known, "axk1", False):
+        return
+    signature = inspect.signature(known)
+
+    @functools.wraps(known)
+    def apply(*args: Any, **named: Any) -> Any:
+        call = signature.bind(*args, **named)
+        given, here = call.arguments, call.arguments["expert_map"]
+        if here is not None:
+            local = here[given["topk_ids"].long()]
+            given["topk_weights"] = given["topk_weights"].masked_fill(local < 0, 0.0)
+            given["topk_ids"] = local.clamp(min=0).to(given["topk_ids"].dtype)
+        return known(*call.args, **call.kwargs)
+
+    apply.axk1 = True  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+    CPUUnquantizedExperts.apply = apply

@@ -12,7 +12,15 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 from vllm.model_executor.models.AXK1 import AXK1ForCausalLM as VllmAXK1ForCausalLM
 from vllm.platforms import current_platform
 
-from axk1.integrations.vllm.weights import Weights, layers_from, per_expert, with_defaults
+from axk1.checkpoint.compressed import KV_B
+from axk1.integrations.vllm.weights import (
+    Weights,
+    int8_kv_b,
+    layers_from,
+    per_expert,
+    with_defaults,
+    with_full_kv_b,
+)
 
 FIXED = {
     "attention_bias": False,
@@ -58,6 +66,14 @@ def use_native_rope(module: nn.Module) -> None:
                 part._forward_method = part.forward_native
 
 
+def keep_kv_b_full(vllm_config: VllmConfig) -> None:
+    """Has ``kv_b_proj`` made in full precision where the checkpoint has it in int8; ``with_full_kv_b`` fills it."""
+    quant_config: Any = vllm_config.quant_config
+    ignore = getattr(quant_config, "ignore", None)
+    if ignore is not None and KV_B not in ignore and int8_kv_b(vllm_config.model_config.hf_config):
+        quant_config.ignore = [*ignore, KV_B]  # a new list: the old one is the configuration's own
+
+
 class AXK1ForCausalLM(VllmAXK1ForCausalLM):
     """A.X K1 in vLLM: reads fused and per-expert checkpoints, with or without router biases and the first layer's norm.
 
@@ -67,11 +83,13 @@ class AXK1ForCausalLM(VllmAXK1ForCausalLM):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         check_config(vllm_config.model_config.hf_config, vllm_config.model_config.max_model_len)
+        keep_kv_b_full(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         use_native_rope(self)
 
     def load_weights(self, weights: Weights) -> set[str]:
         """Loads ``(name, tensor)`` pairs in any layout; returns the names of the parameters that were set."""
-        trunk = per_expert(layers_from(weights, 0, self.config.num_hidden_layers), self.config)
+        kept = with_full_kv_b(layers_from(weights, 0, self.config.num_hidden_layers), self.config)
+        trunk = per_expert(kept, self.config)
         parameters = dict(self.named_parameters())
         return super().load_weights(with_defaults(trunk, parameters, self.config.is_moe_layer))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from axk1.checkpoint.names import expert_slices, layer_index
+from axk1.quantized.plan import plan_of
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 ROUTER_BIAS = ".mlp.gate.e_score_correction_bias"
@@ -22,6 +23,36 @@ def per_expert(weights: Weights, config: Any) -> Iterator[tuple[str, torch.Tenso
             yield name, tensor
         for piece in slices:
             yield piece.name, tensor[piece.expert, piece.start : piece.stop]
+
+
+def int8_kv_b(config: Any) -> bool:
+    """Whether the checkpoint has ``kv_b_proj`` in int8, as ``axk1 quantize`` writes it."""
+    try:
+        plan = plan_of(config)
+    except ValueError:  # another tool's format, which is vLLM's to read
+        return False
+    scheme = plan.scheme("model.layers.0.self_attn.kv_b_proj") if plan else None
+    return scheme is not None and scheme.kind == "int8"
+
+
+def with_full_kv_b(weights: Weights, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Multiplies int8 ``kv_b_proj`` by its scales, a row each; the rest passes through.
+
+    vLLM absorbs that matrix into queries and values in full precision, whatever it was stored in; on CPUs its int8 form
+    is gone by then (docs/upstream/vllm-cpu-int8-kv-b.md).
+    """
+    if not int8_kv_b(config):
+        yield from weights
+        return
+    waiting: dict[str, torch.Tensor] = {}
+    for name, tensor in weights:
+        module = name.rpartition(".")[0]
+        if not module.endswith(".kv_b_proj"):
+            yield name, tensor
+        elif (other := waiting.pop(module, None)) is None:  # weight and scale, in any order
+            waiting[module] = tensor
+        else:
+            yield f"{module}.weight", tensor.float() * other.float()
 
 
 def layers_from(weights: Weights, first: int, end: int | None = None) -> Iterator[tuple[str, torch.Tensor]]:
