@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from axk1.bench.client import Worker
 from axk1.bench.models import Model, per_expert, quantized
+from axk1.quantized.plan import Kind
 
 WORKERS = Path(__file__).parent / "workers"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -143,7 +144,7 @@ def weights_for(engine: Engine, model: Model) -> Path:
     if engine.checkpoint is not None:
         return engine.checkpoint
     makers: dict[str, Callable[[], Path]] = {
-        "axk1": lambda: quantized(model, engine.variant) if engine.variant in QUANTIZED else model.folder,
+        "axk1": lambda: quantized(model, cast(Kind, engine.variant)) if engine.variant in QUANTIZED else model.folder,
         "vllm": lambda: per_expert(model),
         "llamacpp": lambda: _gguf(engine, model),
     }

@@ -14,11 +14,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from axk1.checkpoint.compressed import make_plan
 from axk1.checkpoint.convert import convert_checkpoint
 from axk1.checkpoint.files import INDEX, Stored, load_config, open_checkpoint
 from axk1.checkpoint.names import TensorSpec, detect_layout, expected_tensors, expert_slices, fused_name
 from axk1.checkpoint.write import staged_folder, write_text
 from axk1.config import AXK1Config
+from axk1.quantized.plan import Kind
 
 SEED = 0
 SHARD_BYTES = 2 * 10**9
@@ -201,12 +203,13 @@ def _per_expert_tensors(folder: Path, config: AXK1Config) -> Iterator[tuple[str,
         yield name, torch.zeros(spec.shape) if zero else torch.ones(spec.shape, dtype=torch.bfloat16)
 
 
-def quantized(model: Model, scheme: str) -> Path:
-    """The model as `axk1 quantize --scheme` writes it."""
+def quantized(model: Model, scheme: Kind) -> Path:
+    """The model as `axk1 quantize --scheme` writes it; once for each way that it has done that."""
     from axk1.checkpoint.quantize import quantize_checkpoint
 
-    target = model.cache / scheme
-    quantize_checkpoint(model.folder, target, scheme)  # leaves finished files as they are  # pyright: ignore[reportArgumentType]
+    plan = make_plan(model.config, scheme)
+    target = model.cache / f"{scheme}-{_digest(str(plan))}"
+    quantize_checkpoint(model.folder, target, scheme)  # leaves finished files as they are
     return target
 
 
