@@ -235,14 +235,17 @@ class _Turns:
 
     def take(self, number: int, bandwidth: Callable[[], float]) -> None:
         """Measures once, unless the engine failed before."""
-        beside = bandwidth() if self.case.kind == "decode" and not self.entry.error else None
-        seconds = self._ask(number) if not self.entry.error else None
-        if seconds is not None:
-            if beside is not None:
-                self.entry.beside.setdefault(self.case, []).append(beside)
-            made = {"decode": self.tokens, "prefill": self.case.context}.get(self.case.kind, 0) * self.case.batch
-            made = made or sum(map(len, self.entry.replies))
-            self.entry.values.setdefault(self.case, []).append(made / seconds)
+        if self.entry.error:
+            return
+        beside = bandwidth() if self.case.kind == "decode" else None
+        seconds = self._ask(number)
+        if seconds is None:
+            return
+        if beside is not None:
+            self.entry.beside.setdefault(self.case, []).append(beside)
+        made = {"decode": self.tokens, "prefill": self.case.context}.get(self.case.kind, 0) * self.case.batch
+        made = made or sum(map(len, self.entry.replies))
+        self.entry.values.setdefault(self.case, []).append(made / seconds)
 
     def _ask(self, number: int) -> float | None:
         """Seconds of one measurement; None when the engine failed, which ends its part."""
