@@ -2,6 +2,7 @@
 
 import math
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,12 +12,47 @@ from tiny import YARN, pack_rows, pad_rows, small_model, tokens
 
 from axk1 import AXK1Config
 from axk1.config import K1_ROPE
-from axk1.modeling.attention import AXK1Attention, softmax_scale
+from axk1.modeling import attention
+from axk1.modeling.attention import AXK1Attention, blocked_attention, eager_attention, softmax_scale
 from axk1.modeling.rope import AXK1RotaryEmbedding, rotate
 
 
 def rope_config(rope: dict[str, Any], dim: int = 64, longest: int = 131_072) -> AXK1Config:
     return AXK1Config(vocab_size=8, qk_rope_head_dim=dim, rope_parameters=rope, max_position_embeddings=longest)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    queries=st.integers(1, 40),
+    before=st.integers(0, 20),
+    block=st.sampled_from([1, 7, 16, 256]),
+    kind=st.sampled_from(["causal", "bool", "added"]),
+    seed=st.integers(0, 2**16),
+)
+@torch.no_grad()
+def test_attention_in_blocks_is_the_plain_one(
+    batch: int, heads: int, queries: int, before: int, block: int, kind: str, seed: int
+) -> None:
+    """What runs in place of ``sdpa`` for prompts in 16 bits, here in fp32: any block, mask and number of tokens before;
+    the values are a part of a wider tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    seen = before + queries
+    query, key = torch.randn(2, batch, heads, seen, 6, generator=generator)
+    query = query[:, :, before:]
+    value = torch.randn(batch, seen, heads, 9, generator=generator).transpose(1, 2)[..., 4:]
+    visible = torch.ones(queries, seen, dtype=torch.bool).tril(before).expand(batch, 1, -1, -1)
+    if kind != "causal":  # columns that are hidden from all, as padding is; a query sees at least itself
+        visible = visible & (torch.rand(batch, 1, 1, seen, generator=generator) < 0.7)
+        visible = visible | torch.ones(queries, seen, dtype=torch.bool).triu(before).tril(before)
+    added = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+    mask = {"causal": None, "bool": visible, "added": added}[kind]
+    module = torch.nn.Identity()
+    expected, _ = eager_attention(module, query, key, value, added, scaling=0.4)
+    with patch.object(attention, "QUERY_BLOCK", block):
+        found, _ = blocked_attention(module, query, key, value, mask, scaling=0.4)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

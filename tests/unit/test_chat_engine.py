@@ -154,7 +154,7 @@ def test_error_in_the_model_reaches_the_caller(random, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(random.model.model, "forward", fail)
+    monkeypatch.setattr(random.model, "decoder", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         random.reply(HELLO)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import ROUTINGS, small_model, tokens
 
 from axk1 import AXK1Config
-from axk1.modeling.moe import AXK1Experts, AXK1MoE, AXK1Router
+from axk1.modeling.moe import AXK1Experts, AXK1MoE, AXK1Router, one_by_one
 
 
 def make_config(**fields: Any) -> AXK1Config:
@@ -171,6 +171,35 @@ def test_experts_equal_a_loop_over_tokens(implementation: str) -> None:
     found = torch.autograd.grad((output * probe).sum(), parameters)
     for a, b in zip(found, wanted, strict=True):
         assert torch.allclose(a, b, atol=1e-3, rtol=1e-4)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    tokens=st.integers(1, 200),
+    experts=st.sampled_from([4, 12, 64]),
+    chosen=st.integers(1, 4),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 2**16),
+)
+@torch.no_grad()
+def test_a_prompts_experts_are_as_close_to_fp32_as_transformers_are(
+    tokens: int, experts: int, chosen: int, dtype: torch.dtype, seed: int
+) -> None:
+    """What runs in place of ``grouped_mm`` in 16 bits; some experts have no token."""
+    torch.manual_seed(seed)
+    config = make_config(n_routed_experts=experts, n_group=1, topk_group=1, num_experts_per_tok=chosen)
+    config._experts_implementation = "grouped_mm"
+    stacks: Any = AXK1Experts(config)
+    torch.nn.init.normal_(stacks.gate_up_proj, std=0.3)
+    torch.nn.init.normal_(stacks.down_proj, std=0.3)
+    stacks = stacks.to(dtype)
+    x, weights = torch.randn(tokens, 16, dtype=dtype), torch.rand(tokens, chosen)
+    indices = torch.rand(tokens, experts).topk(chosen).indices
+    ours, theirs = one_by_one(stacks, x, indices, weights), stacks(x, indices, weights)
+    exact = one_by_one(stacks.float(), x.float(), indices, weights)
+    assert ours.dtype == dtype
+    error, reference = ((found.float() - exact).square().mean().sqrt() for found in (ours, theirs))
+    assert error <= 1.2 * reference + torch.finfo(dtype).eps * exact.square().mean().sqrt() / 2
 
 
 def test_default_path_has_no_loop_over_experts() -> None:

@@ -160,8 +160,8 @@ def test_drafts_are_checked_against_the_models_own_draft_by_draft():
 
 def test_agreeing():
     drafts = torch.tensor([[1, 2, 3], [1, 9, 3], [9, 2, 3]])
-    assert agreeing(drafts, torch.tensor([[1, 2, 3, 4]] * 3)).tolist() == [3, 1, 0]
-    assert agreeing(drafts[:, :0], torch.tensor([[1]] * 3)).tolist() == [0, 0, 0]
+    assert agreeing(drafts, torch.tensor([[1, 2, 3, 4]] * 3)) == [3, 1, 0]
+    assert agreeing(drafts[:, :0], torch.tensor([[1]] * 3)) == [0, 0, 0]
 
 
 TARGET = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05, 0.0])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from axk1.allocator import VARIABLES
 from axk1.bench.client import Worker
 from axk1.bench.models import Model, per_expert, quantized
 from axk1.quantized.plan import Kind
@@ -177,15 +178,14 @@ def start(engine: Engine, threads: int, logs: Path) -> Worker:
 
 
 def environment(engine: Engine, threads: int) -> dict[str, str]:
-    """Variables of a worker: threads, huge pages, and what vLLM needs on a CPU; nothing reaches for a network."""
+    """Variables of a worker: threads, memory, and what vLLM needs on a CPU; nothing reaches for a network."""
     values = dict(os.environ)
     if engine.own_environment:  # axk1's packages are not the peer's
         for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
             values.pop(name, None)
-    values |= {
+    values |= VARIABLES | {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
-        "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages: a third more bandwidth in plain loops
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import axk1
+from axk1.allocator import keep_freed_memory
 from axk1.cli import (
     bench,
     chat,
@@ -88,4 +89,5 @@ def common(
 
 def main() -> None:
     """The entry point of the `axk1` command."""
+    keep_freed_memory()
     app()

@@ -166,7 +166,7 @@ class _Loop:
             self.clean = rows.columns
             scores = self.scorer(logits, rows.history)
             tokens = choose(scores, self.noise(scores))
-            self.first, _ = self.take(tokens, None, logits)
+            self.first, _ = self.take(tokens, [0] * len(tokens), logits)
             if self.drafter is not None and states is not None:
                 self.drafter.follow(states, torch.cat([ids[:, after], tokens], 1), positions[:, here])
 
@@ -201,31 +201,31 @@ class _Loop:
         scores = self.scorer(logits, history)
         clean = self.clean == before and (rows.compiled or not count)
         if probabilities is not None:
-            tokens, accepted = accept(scores, ids[:, 1:], probabilities)
+            tokens, kept = accept(scores, ids[:, 1:], probabilities)
+            accepted = kept.tolist()
         else:
             noise = self.noise(scores)
             tokens = choose(scores, noise)
-            accepted = agreeing(ids[:, 1:], tokens) if count else None
+            accepted = agreeing(ids[:, 1:], tokens) if count else [0] * len(tokens)
             if not clean and (near := self.near_tie(scores, noise, accepted)) is not None:
                 tokens, accepted, logits = self.replay(near, tokens, logits)
         new, counts = self.take(tokens, accepted, logits)
         if rows.running:
-            kept = rows.settle(counts, rows.columns - before)
+            left = rows.settle(counts, rows.columns - before)
             self.clean = rows.columns if clean else self.clean
             if self.drafter is not None and states is not None:
-                self.drafter.follow(states[:, :kept], tokens[:, :kept], positions[:, :kept])
+                self.drafter.follow(states[:, :left], tokens[:, :left], positions[:, :left])
         return new
 
-    def near_tie(self, scores: Tensor, noise: Tensor | None, accepted: Tensor | None) -> int | None:
+    def near_tie(self, scores: Tensor, noise: Tensor | None, accepted: Sequence[int]) -> int | None:
         """The first position whose token another was so near to that plain decoding might have taken that."""
         if not self.gap or not (self.sampling.greedy or self.draws.seeded):
             return None
         gap = self.gap / (self.sampling.temperature or 1.0)
         near = (margins(scores, noise)[0] < gap).tolist()
-        last = 0 if accepted is None else int(accepted)
-        return next((at for at in range(last + 1) if near[at]), None)
+        return next((at for at in range(accepted[0] + 1) if near[at]), None)
 
-    def replay(self, at: int, tokens: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def replay(self, at: int, tokens: Tensor, logits: Tensor) -> tuple[Tensor, list[int], Tensor]:
         """Decides position ``at`` of the step as plain decoding does: runs again, one by one, every token since the
         cache last held its bits."""
         rows, history = self.rows, self.rows.history
@@ -240,22 +240,19 @@ class _Loop:
         scores = self.scorer(exact, history, at)
         noise = None if self.sampling.greedy else self.draws.noise(1, at + 1, scores.shape[-1])[:, -1:]
         tokens = torch.cat([tokens[:, :at], choose(scores, noise)], 1)
-        return tokens, torch.full_like(tokens[:, 0], at), torch.cat([logits[:, :at], exact], 1)
+        return tokens, [at], torch.cat([logits[:, :at], exact], 1)
 
-    def take(self, tokens: Tensor, accepted: Tensor | None, logits: Tensor) -> tuple[list[list[int]], list[int]]:
-        """Adds the first ``accepted + 1`` (None: 1) of ``tokens`` ``[B, T]`` to each running row, up to its end.
+    def take(self, tokens: Tensor, accepted: Sequence[int], logits: Tensor) -> tuple[list[list[int]], list[int]]:
+        """Adds the first ``accepted + 1`` of ``tokens`` ``[B, T]`` to each running row, up to its end.
 
         Returns:
             each row's new tokens, and how many of its columns stay in the cache (0 for rows that are not running).
         """
         rows, history = self.rows, self.rows.history
         new: list[list[int]] = []
-        # one transfer for both
-        counted = tokens if accepted is None else torch.cat([tokens, accepted[:, None]], 1)
-        for row, some in enumerate(counted.tolist()):
+        for row, some in enumerate(tokens.tolist()):
             most = self.left(row) if history.running[row] else 0
-            drafts = 0 if accepted is None else some.pop()
-            some = some[: min(drafts + 1, most)]
+            some = some[: min(accepted[row] + 1, most)]
             stop = next((at for at, token in enumerate(some, 1) if token in self.stop_ids), None)
             new.append(some[:stop])
             if stop or len(some) == self.left(row):

@@ -24,7 +24,7 @@ from axk1.modeling.cache import LatentCache
 from axk1.modeling.runners import MAX_TOKENS
 
 AUTO = -1
-DRAFT_LIMIT = 15  # with the newest token 16 columns, which compiled kernels take at once
+DRAFT_LIMIT = 15  # with the newest token 16 columns: compiled kernels take them at once, with a few neighbours
 TIE_GAPS = {torch.float32: 2e-4, torch.bfloat16: 0.5, torch.float16: 0.06}
 """The stated gap, in logits: what checking several tokens at once, or a batch, may move the difference of two by."""
 WAITING_COLUMNS = 256
@@ -217,12 +217,12 @@ class Drafter:
         self._waiting = [(a[index], b[index], c[index]) for a, b, c in self._waiting]
 
 
-def agreeing(drafts: Tensor, tokens: Tensor) -> Tensor:
-    """How many of ``drafts`` ``[B, k]`` equal the trunk's own ``tokens`` ``[B, k + 1]`` before the first that does
-    not, ``[B]``."""
-    if not drafts.shape[1]:
-        return torch.zeros_like(tokens[:, 0])
-    return (drafts == tokens[:, :-1]).long().cumprod(1).sum(1)
+def agreeing(drafts: Tensor, tokens: Tensor) -> list[int]:
+    """For each row, how many of ``drafts`` ``[B, k]`` equal the trunk's own ``tokens`` ``[B, k + 1]`` before the first
+    that does not."""
+    count = drafts.shape[1]
+    both = torch.cat([drafts, tokens], 1).tolist()  # one transfer; a few numbers are quicker compared here
+    return [next((at for at in range(count) if row[at] != row[count + at]), count) for row in both]
 
 
 def accept(scores: Tensor, drafts: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:

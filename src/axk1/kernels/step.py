@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from axk1.modeling.norm import AXK1RMSNorm
     from axk1.modeling.rope import AXK1RotaryEmbedding
 
-MOST_ROWS = 32
-"""Tokens a step, over all sequences; above this PyTorch's matrix products are the faster ones."""
+MOST_ROWS = 64
+"""Tokens a step, over all sequences. With this many the kernels are twice as fast as PyTorch's operators in bf16, and
+as fast in fp32; from about 200 on PyTorch's are the faster ones."""
 _SEEN: WeakKeyDictionary[LatentCache, dict[int, Any]] = WeakKeyDictionary()
 _FP32 = torch.empty(0)  # the rotary embedding answers in the dtype of what it is given
 

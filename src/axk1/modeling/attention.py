@@ -73,8 +73,10 @@ def blocked_attention(
     """
     (batch, heads, tokens, _), cached = query.shape, key.shape[2]
     output = query.new_empty(batch, tokens, heads, value.shape[-1])
-    query, lowest = query * scaling, torch.finfo(query.dtype).min
+    query, lowest = (query * scaling).flatten(0, 1), torch.finfo(query.dtype).min
+    key, value = key.flatten(0, 1), value.flatten(0, 1)
     rows = max(1, min(QUERY_BLOCK, WORKSPACE // (batch * heads * cached * query.element_size())))
+    space = query.new_empty(batch * heads * min(rows, tokens) * cached)  # all blocks' scores, one after the other
     for first in range(0, tokens, rows):
         last = min(first + rows, tokens)
         seen = cached - tokens + last
@@ -83,15 +85,18 @@ def blocked_attention(
             visible = mask if mask.dtype == torch.bool else mask > lowest
             columns = visible.flatten(0, 2).any(0).nonzero()
             seen = int(columns[-1]) + 1 if len(columns) else 1
-        scores = query[:, :, first:last] @ key[:, :, :seen].transpose(2, 3)
+        scores = space[: batch * heads * (last - first) * seen].view(-1, last - first, seen)
+        torch.bmm(query[:, first:last], key[:, :seen].transpose(1, 2), out=scores)
+        by_head = scores.view(batch, heads, last - first, seen)
         if attention_mask is None:
             future = torch.ones(last - first, last - first, dtype=torch.bool, device=query.device).triu(1)
             scores[..., seen - (last - first) :].masked_fill_(future, lowest)
         elif mask.dtype == torch.bool:
-            scores.masked_fill_(~mask[..., :seen], lowest)
+            by_head.masked_fill_(~mask[..., :seen], lowest)
         else:
-            scores += mask[..., :seen]
-        output[:, first:last] = (scores.softmax(-1) @ value[:, :, :seen]).transpose(1, 2)
+            by_head += mask[..., :seen]
+        torch.softmax(scores, -1, out=scores)
+        output[:, first:last] = (scores @ value[:, :seen]).view(batch, heads, last - first, -1).transpose(1, 2)
     return output, None
 
 

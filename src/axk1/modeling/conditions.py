@@ -12,6 +12,7 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def is_half_inference_on_cpu(x: torch.Tensor) -> bool:
-    """Whether ``x``, of 16-bit floats on the CPU, is computed with outside of training and compilation."""
+    """Whether ``x``, of 16-bit floats on the CPU, is computed with as it is, outside of training and compilation."""
     half = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-    return half and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return half and plain and not torch.is_autocast_enabled("cpu")

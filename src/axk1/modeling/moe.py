@@ -129,19 +129,38 @@ class AXK1Experts(nn.Module):
 def one_by_one(experts: Any, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """``AXK1Experts`` (a type that transformers' decorator hides): each expert over all its tokens, then each token's
     weighted outputs together."""
-    slots = indices.reshape(-1)
-    order = slots.argsort(stable=True)  # slots (token, k) sorted by expert
-    counts = torch.bincount(slots, minlength=experts.num_experts).tolist()
-    tokens, shares = (order // indices.shape[-1]).split(counts), weights.reshape(-1, 1)[order].split(counts)
+    order, counts = by_expert(indices, experts.num_experts)
+    tokens = (order // indices.shape[-1]).split(counts)
+    joined, places = None, [None] * len(counts)
+    if is_half_inference_on_cpu(hidden_states):  # allocating megabytes for every expert costs more than filling them
+        joined = hidden_states.new_empty(len(order), hidden_states.shape[-1])
+        places = joined.split(counts)
     outputs = []
     stacks = zip(experts.gate_up_proj.unbind(), experts.down_proj.unbind(), strict=True)
     for expert, (gate_up, down) in enumerate(stacks):
         inputs = hidden_states.index_select(0, tokens[expert])
         gate, up = F.linear(inputs, gate_up).chunk(2, dim=-1)
-        output = F.linear(experts.act_fn(gate) * up, down)
-        outputs.append((output * shares[expert]).to(output.dtype))
-    by_token = torch.cat(outputs).index_select(0, order.argsort()).view(*indices.shape, -1)
-    return by_token.sum(dim=1).to(hidden_states.dtype)
+        outputs.append(torch.mm(experts.act_fn(gate) * up, down.t(), out=places[expert]))
+    return weighted_sum(torch.cat(outputs) if joined is None else joined, order, weights).to(hidden_states.dtype)
+
+
+def by_expert(indices: torch.Tensor, experts: int) -> tuple[torch.Tensor, list[int]]:
+    """The T K slots (token, k) of the routing ``[T, K]`` sorted by expert, ``[T K]``, and how many each expert has."""
+    slots = indices.reshape(-1)
+    return slots.argsort(stable=True), torch.bincount(slots, minlength=experts).tolist()
+
+
+def weighted_sum(outputs: torch.Tensor, order: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """``[T, D]``, the sums over k of ``weights`` ``[T, K]`` times ``outputs`` ``[T K, D]``, which lie in ``order``.
+
+    16-bit prompts on the CPU round the weights, not the products: one operator, which keeps neither.
+    """
+    places = order.argsort()
+    if is_half_inference_on_cpu(outputs):
+        shares = weights.to(outputs.dtype)
+        return F.embedding_bag(places.view_as(weights), outputs, per_sample_weights=shares, mode="sum")
+    weighted = (outputs * weights.reshape(-1, 1)[order]).to(outputs.dtype)
+    return weighted.index_select(0, places).view(*weights.shape, -1).sum(dim=1)
 
 
 def loop_pays(experts: Any, hidden_states: torch.Tensor) -> bool:

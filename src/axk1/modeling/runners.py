@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from axk1.modeling.model import AXK1ForCausalLM, AXK1Model
     from axk1.modeling.norm import AXK1RMSNorm
 
-MAX_TOKENS = 16
-"""Runners are asked about steps of at most this many tokens a row: one, or a few to verify."""
+MAX_TOKENS = 64
+"""Runners are asked about steps of at most this many tokens a row: one, a few to verify, or a short prompt."""
 
 
 class Decoder(Protocol):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from axk1.modeling.moe import AXK1Experts
+from axk1.modeling.moe import AXK1Experts, by_expert, weighted_sum
 from axk1.quantized.formats import Quantized, dequantize
 from axk1.quantized.plan import Plan, Scheme
 
@@ -133,11 +133,10 @@ class QuantizedExperts(_Quantized):
     def forward(self, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``[T, D]`` with the routing ``[T, K]`` to ``[T, D]``: the weighted sum over each token's experts."""
         compute = self._all_at_once if indices.numel() <= GATHERED_SLOTS else self._one_by_one
-        by_token = compute(hidden_states, indices)
-        return (by_token * weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
+        return compute(hidden_states, indices, weights).to(hidden_states.dtype)
 
-    def _all_at_once(self, hidden_states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """``[T, K, D]``: each chosen expert's output, its matrices gathered; no synchronisation on a GPU."""
+    def _all_at_once(self, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Gathers the matrices of the chosen experts; no synchronisation on a GPU."""
 
         def chosen(matrix: str) -> torch.Tensor:
             values, scale = self.quantized(matrix)
@@ -147,20 +146,20 @@ class QuantizedExperts(_Quantized):
 
         slots = hidden_states.repeat_interleave(indices.shape[-1], dim=0).unsqueeze(-1)
         gate, up = (chosen("gate_up_proj") @ slots).chunk(2, dim=1)
-        return (chosen("down_proj") @ (self.act_fn(gate) * up)).view(*indices.shape, -1)
+        by_token = (chosen("down_proj") @ (self.act_fn(gate) * up)).view(*indices.shape, -1)
+        return (by_token * weights.unsqueeze(-1)).sum(dim=1)
 
-    def _one_by_one(self, hidden_states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """``[T, K, D]``, one expert after the other over all tokens that chose it."""
-        order = indices.reshape(-1).argsort(stable=True)  # slots (token, k) sorted by expert
-        counts = torch.bincount(indices.reshape(-1), minlength=self.num_experts).tolist()
-        inputs = hidden_states[order // indices.shape[-1]].split(counts)
+    def _one_by_one(self, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """One expert after the other, over all tokens that chose it."""
+        order, counts = by_expert(indices, self.num_experts)
+        inputs = hidden_states.index_select(0, order // indices.shape[-1]).split(counts)
         gate_up, down = self.quantized("gate_up_proj"), self.quantized("down_proj")
         outputs = []
         for expert, tokens in enumerate(inputs):
             if len(tokens):
                 gate, up = self._product(tokens, gate_up, expert, "gate_up_proj").chunk(2, dim=-1)
                 outputs.append(self._product(self.act_fn(gate) * up, down, expert, "down_proj"))
-        return torch.cat(outputs)[order.argsort()].view(*indices.shape, -1)
+        return weighted_sum(torch.cat(outputs), order, weights)
 
     def _product(self, x: torch.Tensor, stack: Quantized, expert: int, matrix: str) -> torch.Tensor:
         return product_with(x, Quantized(stack.values[expert], stack.scale[expert]), self.schemes[matrix])
