@@ -11,8 +11,12 @@ def is_hooked(module: nn.Module) -> bool:
     return foreign or hasattr(module, "_hf_hook")  # accelerate: weights that live elsewhere
 
 
+def is_inference() -> bool:
+    """Whether nobody records what is computed: neither gradients nor a compiled graph."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def is_half_inference_on_cpu(x: torch.Tensor) -> bool:
     """Whether ``x``, of 16-bit floats on the CPU, is computed with as it is, outside of training and compilation."""
     half = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-    plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return half and plain and not torch.is_autocast_enabled("cpu")
+    return half and is_inference() and not torch.is_autocast_enabled("cpu")

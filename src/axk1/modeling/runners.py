@@ -14,7 +14,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from axk1.modeling.cache import LatentCache
-from axk1.modeling.conditions import is_hooked
+from axk1.modeling.conditions import is_hooked, is_inference
 
 if TYPE_CHECKING:
     from axk1.modeling.layer import AXK1DecoderLayer
@@ -102,7 +102,7 @@ def run_compiled(
     runner = RUNNERS.get(hidden_states.device.type)
     if runner is None or not isinstance(cache, LatentCache) or not 1 <= hidden_states.shape[1] <= MAX_TOKENS:
         return None
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or model.training:
+    if model.training or not is_inference():
         return None
     if attention_mask is not None:
         seen = cache.get_seq_length(layers[0].self_attn.layer_idx)
@@ -115,7 +115,7 @@ def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """``linear(x)`` of a decode step, by the device's runner where it can stand in for the module."""
     runner = RUNNERS.get(x.device.type)
     plain = type(linear) is nn.Linear and linear.bias is None and not is_hooked(linear)
-    if runner is None or not plain or torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if runner is None or not plain or not is_inference():
         return linear(x)
     result = runner.linear(x, linear.weight)
     return linear(x) if result is None else result
@@ -124,6 +124,6 @@ def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 def decoder_for(model: AXK1ForCausalLM, cache: LatentCache) -> Decoder | None:
     """Whole steps by the device's runner; None where there is none, or the model is being trained or compiled."""
     runner = RUNNERS.get(model.device.type)
-    if runner is None or model.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if runner is None or model.training or not is_inference():
         return None
     return runner.decoder(model, cache)
