@@ -14,7 +14,15 @@ COMPUTED = 8_192
 
 
 class AXK1Engine(TorchEngine):
-    """Decodes with ``axk1.generation``."""
+    """Reads prompts and decodes with ``axk1.generation``."""
+
+    def prefill(self, tokens: int, batch: int = 1, seed: int = 0) -> dict[str, Any]:
+        """Seconds until the first token behind a prompt of ``tokens``."""
+        self.forget()
+        steps = self.loop(self.prompt(batch, tokens, seed).tolist(), 1)
+        start = self.now()
+        assert sum(len(row) for step in steps for row in step) == batch
+        return {"seconds": self.now() - start}
 
     def decode(self, context: int, tokens: int, batch: int = 1) -> dict[str, Any]:
         """Seconds for ``tokens`` steps, from the step in which all rows got their first token."""
