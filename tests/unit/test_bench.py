@@ -22,9 +22,20 @@ from axk1.bench import machine, plot, report
 from axk1.bench.bounds import Rates, decode_bound, experts_touched, latent_bytes, prefill_bound, weight_bytes
 from axk1.bench.client import Worker, WorkerError
 from axk1.bench.engines import BASE, WORKERS, environment, parse_engines, python_of, start, weights_for
-from axk1.bench.models import BENCH_MODELS, Model, cache_root, check_weights, find_model, stored_bytes, write_random
+from axk1.bench.models import (
+    BENCH_MODELS,
+    Model,
+    cache_root,
+    check_weights,
+    find_model,
+    quantized,
+    stored_bytes,
+    write_random,
+)
 from axk1.bench.run import Case, Measured, Settings, run
 from axk1.bench.summary import rotated, summarise
+from axk1.checkpoint.convert import STATE
+from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.info import describe
 from axk1.cli.main import app
 
@@ -177,6 +188,17 @@ def test_the_per_expert_copy_is_the_same_model(tiny):
     names = stored_bytes(copy)
     assert "model.layers.1.mlp.gate.e_score_correction_bias" in names  # vLLM reads random memory without it
     assert "model.layers.0.post_mlp_layernorm.weight" in names
+
+
+def test_quantised_copies_are_made_once(tiny):
+    folder = quantized(tiny, "int8")
+    written = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert folder / "config.json" in written
+    assert quantized(tiny, "int8") == folder != quantized(tiny, "int4")
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == written
+    (folder / STATE).write_text("{}")
+    with pytest.raises(CheckpointError, match="no unfinished conversion"):  # somebody else's: not taken for finished
+        quantized(tiny, "int8")
 
 
 def test_the_cache_folder_can_be_chosen(monkeypatch, tmp_path):

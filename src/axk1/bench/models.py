@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from axk1.checkpoint.compressed import make_plan
-from axk1.checkpoint.convert import convert_checkpoint
+from axk1.checkpoint.convert import STATE, convert_checkpoint
 from axk1.checkpoint.files import INDEX, Stored, load_config, open_checkpoint
 from axk1.checkpoint.names import TensorSpec, detect_layout, expected_tensors, expert_slices, fused_name
 from axk1.checkpoint.write import staged_folder, write_text
@@ -209,15 +209,21 @@ def quantized(model: Model, scheme: Kind) -> Path:
 
     plan = make_plan(model.config, scheme)
     target = model.cache / f"{scheme}-{_digest(str(plan))}"
-    quantize_checkpoint(model.folder, target, scheme)  # leaves finished files as they are
+    if not _finished(target):
+        quantize_checkpoint(model.folder, target, scheme)
     return target
+
+
+def _finished(folder: Path) -> bool:
+    """Whether a conversion into ``folder`` has come to its end."""
+    return (folder / "config.json").is_file() and not (folder / STATE).is_file()
 
 
 def _checkpoint(folder: Path, cache: Path) -> Model:
     stored, config = open_checkpoint(folder), load_config(folder)
     home = cache / f"{folder.name}-{_digest(str(folder), [file.stat().st_mtime_ns for file in stored.files])}"
     if detect_layout(stored.tensors) == "per_expert":
-        if not (home / "released" / "config.json").is_file():
+        if not _finished(home / "released"):
             convert_checkpoint(folder, home / "released", "released")
         folder = home / "released"
     return Model(folder.name if folder.name != "released" else home.name, folder, home, config, random=False)
