@@ -153,7 +153,7 @@ def by_expert(indices: torch.Tensor, experts: int) -> tuple[torch.Tensor, list[i
 def weighted_sum(outputs: torch.Tensor, order: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """``[T, D]``, the sums over k of ``weights`` ``[T, K]`` times ``outputs`` ``[T K, D]``, which lie in ``order``.
 
-    16-bit prompts on the CPU round the weights, not the products: one operator, which keeps neither.
+    In 16 bits on the CPU one operator does it all: it takes the weights rounded to the dtype, and rounds no product.
     """
     places = order.argsort()
     if is_half_inference_on_cpu(outputs):
