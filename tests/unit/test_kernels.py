@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -20,7 +21,7 @@ from axk1.kernels.step import MOST_ROWS
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.moe import AXK1Router
 
-pytestmark = pytest.mark.skipif(not axk1.kernels.available(), reason="no C++ compiler here")
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
 
 def make_model(**fields: Any) -> AXK1ForCausalLM:

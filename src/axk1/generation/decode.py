@@ -156,7 +156,7 @@ class _Loop:
         for start in range(0, width, piece):
             here, after = slice(start, start + piece), slice(start + 1, start + piece + 1)
             last = start + piece >= width
-            states, logits = rows.extend(ids[:, here], positions[:, here], int(last))
+            states, logits, best = rows.extend(ids[:, here], positions[:, here], int(last))
             if not last:
                 if self.drafter is not None and states is not None:
                     self.drafter.follow(states, ids[:, after], positions[:, here])
@@ -165,7 +165,7 @@ class _Loop:
                 continue
             self.clean = rows.columns
             scores = self.scorer(logits, rows.history)
-            tokens = choose(scores, self.noise(scores))
+            tokens = self.choose(scores, best, self.noise(scores))
             self.first, _ = self.take(tokens, [0] * len(tokens), logits)
             if self.drafter is not None and states is not None:
                 self.drafter.follow(states, torch.cat([ids[:, after], tokens], 1), positions[:, here])
@@ -173,6 +173,10 @@ class _Loop:
     def noise(self, scores: Tensor) -> Tensor | None:
         """For each row's next tokens, of ``scores`` ``[B, T, V]``."""
         return None if self.sampling.greedy else self.draws.noise(*scores.shape)
+
+    def choose(self, scores: Tensor, best: Tensor | None, noise: Tensor | None) -> Tensor:
+        """Tokens ``[B, T]`` of ``scores`` ``[B, T, V]``; ``best`` are those of the highest logits, if known."""
+        return choose(scores, noise) if best is None or noise is not None or not self.scorer.plain else best
 
     def next_drafts(self) -> int:
         """How many drafts the next step makes: no more than may still be yielded."""
@@ -191,13 +195,17 @@ class _Loop:
     def step(self, count: int) -> list[list[int]]:
         """The next tokens of each row (none of ended ones), with ``count`` drafts."""
         rows, history = self.rows, self.rows.history
-        ids, probabilities = history.newest, None
+        positions = rows.next_positions(count + 1)
+        ids, probabilities, found = history.newest, None, None
         if count:
             assert self.drafter is not None
-            proposed, probabilities = self.drafter.propose(count)
-            ids = torch.cat([ids, proposed], 1)
-        before, positions = rows.columns, rows.next_positions(count + 1)
-        states, logits = rows.extend(ids, positions, count + 1)
+            if (together := self.drafter.speculate(positions, count)) is not None:
+                ids, found = together
+            else:
+                proposed, probabilities = self.drafter.propose(count)
+                ids = torch.cat([ids, proposed], 1)
+        states, logits, best = rows.extend(ids, positions, count + 1) if found is None else found
+        before = rows.columns - ids.shape[1]
         scores = self.scorer(logits, history)
         clean = self.clean == before and (rows.compiled or not count)
         if probabilities is not None:
@@ -205,8 +213,8 @@ class _Loop:
             accepted = kept.tolist()
         else:
             noise = self.noise(scores)
-            tokens = choose(scores, noise)
-            accepted = agreeing(ids[:, 1:], tokens) if count else [0] * len(tokens)
+            tokens = self.choose(scores, best, noise)
+            accepted = agreeing(ids, tokens) if count else [0] * len(tokens)
             if not clean and (near := self.near_tie(scores, noise, accepted)) is not None:
                 tokens, accepted, logits = self.replay(near, tokens, logits)
         new, counts = self.take(tokens, accepted, logits)
@@ -234,7 +242,7 @@ class _Loop:
         where = torch.arange(self.clean, end, device=rows.device)[None]
         for column in range(end - self.clean):
             one = slice(column, column + 1)
-            _, exact = rows.extend(history.ids[:, self.clean + column][:, None], where[:, one], 1)
+            _, exact, _ = rows.extend(history.ids[:, self.clean + column][:, None], where[:, one], 1)
         self.clean = end
         self.statistics.replays += 1
         scores = self.scorer(exact, history, at)

@@ -4,7 +4,7 @@ Shapes: B rows, S columns of the cache, T new columns, D hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +33,17 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
     return torch.tensor(rows, device=device), mask.long().to(device)
 
 
+class Columns(NamedTuple):
+    """What the model made of T new columns."""
+
+    states: Tensor | None
+    """``[B, T, D]``, after the norm; None of a model that is run whole."""
+    logits: Tensor
+    """``[B, keep, V]`` of the last columns."""
+    best: Tensor | None = None
+    """``[B, keep]``: the most probable tokens, where they are known already."""
+
+
 class Rows:
     """A batch being decoded. All rows fill the same columns of the cache; one that has nothing for a column masks it.
 
@@ -54,6 +65,7 @@ class Rows:
         self.prompt_ids, mask = pad_left(prompts, pad_id, self.device)
         self.prompt_positions = (mask.cumsum(1) - 1).clamp(min=0)
         self._mask = mask if len(set(self.history.lengths)) > 1 else None
+        self._places = self.prompt_positions[:, :0]
         self.columns = 0
         self.compiled = False
         """Whether the last columns were run by compiled kernels, to which rows are bit for bit the same however many
@@ -73,17 +85,13 @@ class Rows:
         """How many rows have not ended."""
         return sum(self.history.running)
 
-    def extend(self, ids: Tensor, positions: Tensor, keep: int) -> tuple[Tensor | None, Tensor]:
+    def extend(self, ids: Tensor, positions: Tensor, keep: int) -> Columns:
         """Runs the model over new columns, which join the cache.
 
         Args:
             ids: ``[B, T]`` tokens.
             positions: ``[B, T]`` of these.
-            keep: for how many of the last columns logits are wanted.
-
-        Returns:
-            The post-norm states ``[B, T, D]`` (None for a model that is run whole), and logits ``[B, keep, V]`` (of one
-            column where ``keep`` is 0).
+            keep: for how many of the last columns logits are wanted; 0 gives those of one.
         """
         self.columns += ids.shape[1]
         mask = self.mask(self.columns)
@@ -91,19 +99,35 @@ class Rows:
             found = self.decoder.step(ids, positions, mask, max(keep, 1))
             self.compiled = found is not None
             if found is not None:
-                return found
+                return Columns(*found)
         shared: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache}
         if not isinstance(self.model, AXK1ForCausalLM):
             output = self.model(input_ids=ids, use_cache=True, logits_to_keep=max(keep, 1), **shared)
-            return None, output.logits.to(self.device)
+            return Columns(None, output.logits.to(self.device))
         states = cast(Tensor, self.model.model(input_ids=ids, use_cache=True, **shared).last_hidden_state)
-        return states, self.model.logits(states[:, -max(keep, 1) :], self.cache).to(self.device)
+        return Columns(states, self.model.logits(states[:, -max(keep, 1) :], self.cache).to(self.device))
+
+    def speculate(
+        self, waiting: tuple[Tensor, Tensor, Tensor], positions: Tensor, count: int
+    ) -> tuple[Tensor, Columns] | None:
+        """``count`` greedy drafts, made by the MTP module behind ``waiting``, and ``extend`` over each row's newest token
+        and these, in one compiled step: ids ``[B, count + 1]`` and what came of them. None where there is none."""
+        if self.decoder is None or self.masked:
+            return None
+        found = self.decoder.speculate(waiting, self.history.newest, positions, count)
+        if found is None:
+            return None
+        self.columns += count + 1
+        self.compiled = True
+        return found[0], Columns(*found[1])
 
     def next_positions(self, count: int) -> Tensor:
         """Positions ``[B, count]`` of each row's newest token and the drafts behind it."""
         first = [length - 1 for length in self.history.lengths]
         if len(first) == 1:
-            return torch.arange(first[0], first[0] + count, device=self.device)[None]
+            if first[0] + count > self._places.shape[1]:
+                self._places = torch.arange(first[0] + count + RESERVED_COLUMNS, device=self.device)[None]
+            return self._places.narrow(1, first[0], count)
         return torch.tensor([range(start, start + count) for start in first], device=self.device)
 
     def mask(self, columns: int) -> Tensor | None:

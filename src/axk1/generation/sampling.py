@@ -105,14 +105,15 @@ class Scorer:
                 self._warpers.append(MinPLogitsWarper(sampling.min_p))
 
         penalties = sampling.presence_penalty or sampling.frequency_penalty or self._repetition or self._bias
-        self._plain = not (penalties or self._warpers or any(self._processors))  # the scores are the logits
+        self.plain = not (penalties or self._warpers or any(self._processors))
+        """Whether the scores are the logits."""
 
     def __call__(self, logits: Tensor, history: History, ahead: int = 0) -> Tensor:
         """Scores ``[B, T, V]`` fp32 of ``logits`` ``[B, T, V]``.
 
         The logits at position t follow ``history.lengths + ahead + t`` tokens, which ``history`` holds.
         """
-        if self._plain:
+        if self.plain:
             return logits.float()
         shape = logits.shape
         scores = logits.float().reshape(-1, shape[-1])

@@ -11,16 +11,18 @@ Shapes: B rows, k drafts, T columns, D hidden, V vocabulary.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from axk1.generation.gate import Gate
-from axk1.generation.rows import Rows
+from axk1.generation.rows import Columns, Rows
 from axk1.generation.sampling import Draws, Sampling, Scorer, choose
 from axk1.modeling import AXK1ForCausalLM
 from axk1.modeling.cache import LatentCache
+from axk1.modeling.mtp import DraftHead
 from axk1.modeling.runners import MAX_TOKENS
 
 AUTO = -1
@@ -154,15 +156,21 @@ class Drafter:
             self._layer.reset()
             self.usable = False
 
-    def catch_up(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs the module over what waits; returns its states ``[B, T, D]``, the last one's logits ``[B, 1, V]``, and
-        the positions ``[B, T]``."""
-        one = len(self._waiting) == 1
+    def _take_waiting(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What waits, in one piece."""
         states, following, positions = (
-            self._waiting[0] if one else (torch.cat(parts, 1) for parts in zip(*self._waiting, strict=True))
+            self._waiting[0]
+            if len(self._waiting) == 1
+            else (torch.cat(parts, 1) for parts in zip(*self._waiting, strict=True))
         )
         self._waiting.clear()
         self._waited = 0
+        return states, following, positions
+
+    def catch_up(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Runs the module over what waits; returns its states ``[B, T, D]``, the last one's logits ``[B, 1, V]``, and
+        the positions ``[B, T]``."""
+        states, following, positions = self._take_waiting()
         return *self._run(states, following, positions), positions
 
     def _run(self, states: Tensor, following: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,10 +180,31 @@ class Drafter:
         found = None
         if rows.decoder is not None and states.shape[1] <= MAX_TOKENS:
             found = rows.decoder.draft(states, following, positions, mask, 1)
+        if found is not None:
+            return found.states, found.logits
+        where = {"attention_mask": mask, "position_ids": cast(torch.LongTensor, positions)}
+        drafted = self._model.model.draft(states, following, self._cache, **where)
+        return drafted, self._logits(drafted[:, -1:])
+
+    @cached_property
+    def _head(self) -> DraftHead | None:
+        return self._model.draft_head()
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """``[B, T, V]`` of the module's states ``[B, T, D]``."""
+        logits = self._head(states) if self._head else self._model.logits(states, self._cache)
+        return logits.to(self._rows.device)
+
+    def speculate(self, positions: Tensor, count: int) -> tuple[Tensor, Columns] | None:
+        """:meth:`Rows.speculate` behind what waits here; None where the step has to be taken in parts."""
+        if not self._greedy or not self._scorer.plain:
+            return None
+        waiting = self._take_waiting()
+        found = self._rows.speculate(waiting, positions, count)
         if found is None:
-            where = {"attention_mask": mask, "position_ids": cast(torch.LongTensor, positions)}
-            drafted = self._model.model.draft(states, following, self._cache, **where)
-            found = drafted, self._model.logits(drafted[:, -1:], self._cache).to(rows.device)
+            self._waiting.append(waiting)
+        else:
+            self._rows.history.write(found[0][:, 1:])
         return found
 
     def propose(self, count: int) -> tuple[Tensor, Tensor | None]:
@@ -189,7 +218,7 @@ class Drafter:
             here = (positions == rows.history.counts[:, None] - 2).int()
             newest = (here * torch.arange(1, here.shape[1] + 1, device=here.device)).argmax(1)
             state = states[torch.arange(len(newest), device=newest.device), newest][:, None]
-            logits = self._model.logits(state, self._cache).to(rows.device)
+            logits = self._logits(state)
             rows.close_up([self._layer])
         drafts, probabilities = [], []
         for ahead in range(count):
@@ -217,12 +246,12 @@ class Drafter:
         self._waiting = [(a[index], b[index], c[index]) for a, b, c in self._waiting]
 
 
-def agreeing(drafts: Tensor, tokens: Tensor) -> list[int]:
-    """For each row, how many of ``drafts`` ``[B, k]`` equal the trunk's own ``tokens`` ``[B, k + 1]`` before the first
-    that does not."""
-    count = drafts.shape[1]
-    both = torch.cat([drafts, tokens], 1).tolist()  # one transfer; a few numbers are quicker compared here
-    return [next((at for at in range(count) if row[at] != row[count + at]), count) for row in both]
+def agreeing(ids: Tensor, tokens: Tensor) -> list[int]:
+    """For each row, how many drafts, ``ids`` ``[B, k + 1]`` but the first, equal the trunk's own ``tokens``
+    ``[B, k + 1]`` before the first that does not."""
+    count = ids.shape[1] - 1
+    both = torch.cat([ids, tokens], 1).tolist()  # one transfer; a few numbers are quicker compared here
+    return [next((at for at in range(count) if row[at + 1] != row[at + count + 1]), count) for row in both]
 
 
 def accept(scores: Tensor, drafts: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:

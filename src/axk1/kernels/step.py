@@ -12,6 +12,7 @@ from torch import Tensor
 
 from axk1.kernels.build import available
 from axk1.kernels.weights import FORMATS, read_layers, read_model
+from axk1.modeling.runners import Step
 
 if TYPE_CHECKING:
     from axk1.modeling.cache import LatentCache
@@ -83,15 +84,30 @@ class CPUDecoder:
         modules = self._model.model.mtp_layers
         return read_model(self._model, cast("AXK1MTPLayer", modules[0])) if modules else None
 
-    def step(self, ids: Tensor, positions: Tensor, mask: Tensor | None, keep: int) -> tuple[Tensor, Tensor] | None:
-        """The trunk over ids ``[B, T]``: states, and the logits of the last ``keep`` columns."""
+    def step(self, ids: Tensor, positions: Tensor, mask: Tensor | None, keep: int) -> Step | None:
+        """The trunk over ids ``[B, T]``, with the logits of the last ``keep`` columns."""
         return self._run(self._trunk, None, 0, self._depth, ids, positions, mask, keep)
 
-    def draft(
-        self, hidden: Tensor, ids: Tensor, positions: Tensor, mask: Tensor | None, keep: int
-    ) -> tuple[Tensor, Tensor] | None:
+    def draft(self, hidden: Tensor, ids: Tensor, positions: Tensor, mask: Tensor | None, keep: int) -> Step | None:
         """The first MTP module over the states of ``positions`` and the tokens after them."""
         return self._run(self._module, hidden, self._depth, self._depth + 1, ids, positions, mask, keep)
+
+    def speculate(
+        self, waiting: tuple[Tensor, Tensor, Tensor], newest: Tensor, positions: Tensor, count: int
+    ) -> tuple[Tensor, Step] | None:
+        """Greedy drafts behind what waits for the module, and the trunk over ``newest`` and the drafts."""
+        hidden, ids, places = waiting
+        batch, tokens = ids.shape
+        if self._module is None or batch * max(tokens, count + 1) > MOST_ROWS:
+            return None
+        depth = self._depth
+        mine, length = _space(self._cache, depth, depth + 1, batch, tokens + count - 1, self._dtype)
+        self._cache.layers[depth].crop(1 - count)  # drafts leave no trace
+        space = _space(self._cache, 0, depth, batch, count + 1, self._dtype)
+        turns = _angles(self._rotary, positions)
+        module = (self._module, hidden, ids, places, mine, length + 1 - count)
+        drafted, *found = self._trunk.speculate(*module, newest, *space, *turns, count)
+        return drafted, Step(*found)
 
     def _run(
         self,
@@ -103,12 +119,12 @@ class CPUDecoder:
         positions: Tensor,
         mask: Tensor | None,
         keep: int,
-    ) -> tuple[Tensor, Tensor] | None:
+    ) -> Step | None:
         batch, tokens = ids.shape
         if part is None or batch * tokens > MOST_ROWS:
             return None
         space = _space(self._cache, first, last, batch, tokens, self._dtype)
-        return part.decode(ids, hidden, *space, *_angles(self._rotary, positions), _kept(mask), keep)
+        return Step(*part.decode(ids, hidden, *space, *_angles(self._rotary, positions), _kept(mask), keep))
 
 
 def _space(

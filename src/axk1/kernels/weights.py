@@ -64,7 +64,8 @@ def read_model(model: AXK1ForCausalLM, module: AXK1MTPLayer | None = None) -> An
     """The same of all layers with embedding and head; or of an MTP module, with what it combines its inputs by."""
     trunk, embedding, head = model.model, model.model.embed_tokens, model.lm_head
     layers = [module] if module else list(trunk.layers)[: trunk.config.num_hidden_layers]
-    ends = [embedding.weight, head.weight]
+    chosen = model.draft_head() if module else None
+    ends, ids = [embedding.weight, chosen.weight if chosen else head.weight], chosen.ids if chosen else None
     plain = type(embedding) is nn.Embedding and type(head) is nn.Linear and head.bias is None
     if not plain or not _readable(ends) or any(end.dtype != embedding.weight.dtype for end in ends):
         return None
@@ -74,7 +75,7 @@ def read_model(model: AXK1ForCausalLM, module: AXK1MTPLayer | None = None) -> An
     if read is None or combination is None:
         return None
     norms, eh_proj = combination
-    read.surround(*ends, norms, eh_proj.weight if module else None, eh_proj.scale)
+    read.surround(*ends, ids, norms, eh_proj.weight if module else None, eh_proj.scale)
     return read
 
 

@@ -6,9 +6,10 @@ from torch import nn
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether somebody listens in on ``module``; transformers' own recorders, asked for nothing, do not count."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    foreign = any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)
-    return foreign or hasattr(module, "_hf_hook")  # accelerate: weights that live elsewhere
+    if "_hf_hook" in module.__dict__:  # accelerate: weights that live elsewhere
+        return True
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)
 
 
 def is_inference() -> bool:

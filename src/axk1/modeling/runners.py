@@ -7,7 +7,7 @@ itself where there is no runner or it declines. Both ways give the same states: 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -25,23 +25,48 @@ MAX_TOKENS = 64
 """Runners are asked about steps of at most this many tokens a row: one, a few to verify, or a short prompt."""
 
 
+class Step(NamedTuple):
+    """What T new columns of B rows were made into; logits of the last ``keep`` of them."""
+
+    states: torch.Tensor
+    """``[B, T, hidden]``, after the norm."""
+    logits: torch.Tensor
+    """``[B, keep, V]`` float32, rounded as the states' dtype is."""
+    best: torch.Tensor
+    """``[B, keep]`` int64: the most probable tokens, of equal ones the first."""
+
+
 class Decoder(Protocol):
     """Whole steps of one generation behind a cache: embedding, layers, norm and head.
 
-    Both methods decline a step with None before they have touched the cache; a step that is taken grows it by T. States
-    are those after the norm, logits float32 ``[B, keep, V]`` of the last columns, rounded as the states' dtype is.
+    All methods decline a step with None before they have touched the cache; a step that is taken grows it by T.
     """
 
-    def step(
-        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def step(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int) -> Step | None:
         """The trunk over ids ``[B, T]`` at positions ``[B or 1, T]``; mask ``[B, S]``, 0 where nothing is attended."""
         ...
 
     def draft(
         self, hidden: torch.Tensor, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The first MTP module over post-norm states ``[B, T, D]`` at ``positions`` and the tokens after them."""
+    ) -> Step | None:
+        """The first MTP module over post-norm states ``[B, T, D]`` at ``positions`` and the tokens after them; logits
+        by the model's ``draft_head`` where it has one."""
+        ...
+
+    def speculate(
+        self,
+        waiting: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        newest: torch.Tensor,
+        positions: torch.Tensor,
+        count: int,
+    ) -> tuple[torch.Tensor, Step] | None:
+        """A greedy step with drafts, where nothing is masked: the MTP module over ``waiting`` (states, ids and positions
+        as in ``draft``), its ``count`` most probable tokens one behind the other, and the trunk over ``newest``
+        ``[B, 1]`` and these at ``positions`` ``[1 or B, count + 1]``, logits of all.
+
+        Returns:
+            The trunk's ids ``[B, count + 1]``, and what it made of them. The module's cache grows by what waited.
+        """
         ...
 
 

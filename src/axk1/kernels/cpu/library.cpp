@@ -1,9 +1,14 @@
 // The CPU decode step as a class and an operator of torch.library. Built on first use by axk1.kernels; see rows.h for the arithmetic.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <torch/custom_class.h>
 #include <torch/library.h>
+
+#include <limits>
 
 #include "attention.h"
 #include "mlp.h"
@@ -85,6 +90,7 @@ class Layers : public torch::CustomClassHolder {
     const bool exact;
     std::vector<Layer> layers;
     std::vector<Tensor> around;
+    std::optional<Tensor> head_ids;
     Matrix embedding, head, eh_proj;
     const float *hnorm = nullptr, *enorm = nullptr;
 
@@ -127,9 +133,11 @@ public:
     }
 
     // What `decode` needs besides: the embedding and the head [V, D], and of an MTP module the norms of states and of
-    // embeddings, and eh_proj with its scale if it is quantised.
-    void surround(const Tensor& embedding_, const Tensor& head_, const std::vector<Tensor>& norms, const Scale& eh_proj_, const Scale& scale) {
+    // embeddings, and eh_proj with its scale if it is quantised. A head [N, D] may come with the `ids` [N] of its rows.
+    void surround(const Tensor& embedding_, const Tensor& head_, const std::optional<Tensor>& ids, const std::vector<Tensor>& norms,
+                  const Scale& eh_proj_, const Scale& scale) {
         around = {embedding_, head_};
+        head_ids = ids;
         around.insert(around.end(), norms.begin(), norms.end());
         embedding = matrix(embedding_, std::nullopt, exact), head = matrix(head_, std::nullopt, exact);
         if (!eh_proj_) return;
@@ -152,34 +160,53 @@ public:
     }
 
     // The same from ids [B, T], and with `hidden` for an MTP module: `hidden` is the trunk's, ids are the tokens after it.
-    // Returns the states and float32 logits of the last `count` columns, which have the precision of the states.
-    std::tuple<Tensor, Tensor> decode(const Tensor& ids, const std::optional<Tensor>& hidden, const std::vector<Tensor>& buffers, int64_t cached,
+    // Returns the states; float32 logits of the last `count` columns, which have the precision of the states (tokens that
+    // are not among the head's have -inf); and the most probable tokens [B, count].
+    std::tuple<Tensor, Tensor, Tensor> decode(const Tensor& ids, const std::optional<Tensor>& hidden, const std::vector<Tensor>& buffers, int64_t cached,
                                       const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep, int64_t count) {
-        const auto tokens = ids.expect_contiguous();
-        const int64_t batch = ids.size(0), length = ids.size(1), width = embedding.length, rows = batch * length;
-        const int64_t* token = tokens->const_data_ptr<int64_t>();
-        for (int64_t row = 0; row < rows; ++row)
-            TORCH_CHECK_INDEX(token[row] >= 0 && token[row] < around[0].size(0), "Token ", token[row], " is not in the vocabulary.");
-        float* state = states(rows * width);
-        if (hidden) {
-            combine(*hidden, token, rows, state);
-        } else {
-            for (int64_t row = 0; row < rows; ++row) embedding.from(token[row]).read(state + row * width);
+        Tensor out = advance(ids, hidden, buffers, cached, positions, frequencies, keep);
+        const int64_t rows = ids.size(0) * count, outputs = around[1].size(0), vocabulary = around[0].size(0);
+        const auto options = around[0].options().dtype(at::kFloat);
+        Tensor best = at::empty({ids.size(0), count}, ids.options()), logits = at::empty({ids.size(0), count, outputs}, options);
+        score(out, count, logits.mutable_data_ptr<float>(), best.mutable_data_ptr<int64_t>());
+        if (head_ids) {
+            const Tensor few = logits;
+            logits = at::full({ids.size(0), count, vocabulary}, -std::numeric_limits<float>::infinity(), options);
+            for (int64_t row = 0; row < rows; ++row)
+                for (int64_t i = 0; i < outputs; ++i) logits.mutable_data_ptr<float>()[row * vocabulary + token(i)] = floats(few)[row * outputs + i];
         }
-        Tensor out = run_all(state, batch, length, embedding, around[0].options(), buffers, cached, positions, frequencies, keep);
-        const int64_t outputs = around[1].size(0);
-        Tensor logits = at::empty({batch, count, outputs}, around[0].options().dtype(at::kFloat));
-        const Matrix last = matrix(out, std::nullopt, exact);
-        thread_local std::vector<float> inputs;
-        inputs.resize(batch * count * width);
-        for (int64_t b = 0; b < batch; ++b)
-            for (int64_t t = 0; t < count; ++t)
-                last.from(b * length + length - count + t).read(inputs.data() + (b * count + t) * width);
-        float* scores = logits.mutable_data_ptr<float>();
-        multiply(head, inputs.data(), batch * count, outputs, Matrix::kFloat32, scores);
-        if (embedding.kind == Matrix::kBFloat16)
-            for (int64_t i = 0; i < batch * count * outputs; ++i) scores[i] = axk1::to_float(axk1::to_bfloat16(scores[i]));
-        return {out, logits};
+        return {out, logits, best};
+    }
+
+    // Greedy drafts [B, count] of an MTP module: one behind the columns that `decode` would run, each further one behind
+    // the module's own last state and draft. The buffers have room for count - 1 columns more.
+    Tensor propose(const Tensor& ids, const Tensor& hidden, const std::vector<Tensor>& buffers, int64_t cached, const Tensor& positions,
+                   const Tensor& frequencies, int64_t count) {
+        const int64_t batch = ids.size(0), outputs = around[1].size(0);
+        Tensor drafts = at::empty({batch, count}, ids.options());
+        Tensor state = advance(ids, hidden, buffers, cached, positions, frequencies, std::nullopt), place = positions.narrow(1, positions.size(1) - 1, 1);
+        thread_local std::vector<float> scores;
+        scores.resize(batch * outputs);
+        std::vector<int64_t> best(batch);
+        for (int64_t made = 0;;) {
+            score(state, 1, scores.data(), best.data());
+            for (int64_t b = 0; b < batch; ++b) drafts.mutable_data_ptr<int64_t>()[b * count + made] = best[b];
+            if (++made == count) return drafts;
+            place = at::add(place, 1);
+            state = advance(drafts.narrow(1, made - 1, 1), state.narrow(1, state.size(1) - 1, 1), buffers, cached + made, place, frequencies, std::nullopt);
+        }
+    }
+
+    // A greedy step with drafts: `propose` of `module` behind what waits for it, then `decode` of the newest tokens [B, 1]
+    // and the drafts. Returns these ids [B, count + 1] and what `decode` returns.
+    std::tuple<Tensor, Tensor, Tensor, Tensor> speculate(const c10::intrusive_ptr<Layers>& module, const Tensor& hidden, const Tensor& ids,
+                                                         const Tensor& places, const std::vector<Tensor>& module_buffers, int64_t module_cached,
+                                                         const Tensor& newest, const std::vector<Tensor>& buffers, int64_t cached,
+                                                         const Tensor& positions, const Tensor& frequencies, int64_t count) {
+        const Tensor drafts = module->propose(ids, hidden, module_buffers, module_cached, places, frequencies, count);
+        Tensor tokens = at::cat({newest, drafts}, 1);
+        auto [out, logits, best] = decode(tokens, std::nullopt, buffers, cached, positions, frequencies, std::nullopt, count + 1);
+        return {tokens, out, logits, best};
     }
 
 private:
@@ -187,6 +214,40 @@ private:
         thread_local std::vector<float> memory;
         memory.resize(count);
         return memory.data();
+    }
+
+    int64_t token(int64_t row) const { return head_ids ? head_ids->const_data_ptr<int64_t>()[row] : row; }  // of a row of the head
+
+    // States [B, T, D] of ids [B, T], and `hidden` for an MTP module.
+    Tensor advance(const Tensor& ids, const std::optional<Tensor>& hidden, const std::vector<Tensor>& buffers, int64_t cached,
+                   const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep) {
+        const auto given = ids.expect_contiguous();
+        const int64_t batch = ids.size(0), length = ids.size(1), width = embedding.length, rows = batch * length;
+        const int64_t* tokens = given->const_data_ptr<int64_t>();
+        for (int64_t row = 0; row < rows; ++row)
+            TORCH_CHECK_INDEX(tokens[row] >= 0 && tokens[row] < around[0].size(0), "Token ", tokens[row], " is not in the vocabulary.");
+        float* state = states(rows * width);
+        if (hidden) {
+            combine(*hidden, tokens, rows, state);
+        } else {
+            for (int64_t row = 0; row < rows; ++row) embedding.from(tokens[row]).read(state + row * width);
+        }
+        return run_all(state, batch, length, embedding, around[0].options(), buffers, cached, positions, frequencies, keep);
+    }
+
+    // scores [B, count, rows of the head] of the last columns of `out` [B, T, D], and the tokens of the largest [B, count].
+    void score(const Tensor& out, int64_t count, float* scores, int64_t* best) {
+        const int64_t batch = out.size(0), length = out.size(1), width = out.size(2), outputs = around[1].size(0);
+        const Matrix last = matrix(out, std::nullopt, exact);
+        thread_local std::vector<float> inputs;
+        inputs.resize(batch * count * width);
+        for (int64_t b = 0; b < batch; ++b)
+            for (int64_t t = 0; t < count; ++t)
+                last.from(b * length + length - count + t).read(inputs.data() + (b * count + t) * width);
+        multiply(head, inputs.data(), batch * count, outputs, Matrix::kFloat32, scores);
+        if (embedding.kind == Matrix::kBFloat16)
+            for (int64_t i = 0; i < batch * count * outputs; ++i) scores[i] = axk1::to_float(axk1::to_bfloat16(scores[i]));
+        for (int64_t row = 0; row < batch * count; ++row) best[row] = token(axk1::place_of_largest(scores + row * outputs, outputs));
     }
 
     // What an MTP module's block reads: eh_proj times [enorm(embedding), hnorm(state)].
@@ -263,7 +324,8 @@ TORCH_LIBRARY(axk1, library) {
                          std::vector<double>, bool>())
         .def("surround", &Layers::surround)
         .def("run", &Layers::run)
-        .def("decode", &Layers::decode);
+        .def("decode", &Layers::decode)
+        .def("speculate", &Layers::speculate);
     library.def("linear(Tensor x, Tensor weight, Tensor? scale, bool exact) -> Tensor");
 }
 

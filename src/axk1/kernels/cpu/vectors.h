@@ -64,4 +64,22 @@ inline float sum(const Lanes& v) {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+// The first place of the largest of `count` values.
+inline int64_t place_of_largest(const float* values, int64_t count) {
+    float most = values[0];
+    int64_t i = 0;
+    if (count >= kLanes) {
+        Lanes high = lanes(values);
+        for (i = kLanes; i + kLanes <= count; i += kLanes) {
+            const Lanes next = lanes(values + i);
+            high = next > high ? next : high;
+        }
+        for (int64_t j = 0; j < kLanes; ++j) most = high[j] > most ? high[j] : most;
+    }
+    for (; i < count; ++i) most = values[i] > most ? values[i] : most;
+    for (int64_t place = 0; place < count; ++place)
+        if (values[place] == most) return place;
+    return 0;  // not a number
+}
+
 }  // namespace axk1
