@@ -162,3 +162,5 @@ def test_problem_text_comes_from_the_training_split(tmp_path):
     texts = _texts(tmp_path / "problems.jsonl")
     first = next(generate("train", 3))
     assert len(texts) == 50 and texts[0] == f"{first.question}\n{first.reasoning}\n{first.answer}"
+    write_problems(tmp_path / "replies.jsonl", count=50, seed=3, replies=True)
+    assert _texts(tmp_path / "replies.jsonl")[0] == f"{first.reasoning}\n{first.answer}"

@@ -70,6 +70,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 MODELS = {name: make_model(**fields) for name, fields in SHAPES.items()} if axk1.kernels.available() else {}
 
 
+DRAFTERS = {dtype: make_model(num_nextn_predict_layers=1).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     shape=st.sampled_from(sorted(SHAPES)),
@@ -207,16 +210,86 @@ def test_whole_steps_are_those_of_the_layers(dtype):
     found = decoder.step(ids[:, 27:], positions, mask, 2)
     states = step(model, other, ids[:, 27:], mask)
     assert found is not None and states is not None
-    assert torch.equal(found[0], states)
-    assert torch.equal(found[1], model.logits(states, other)[:, -2:].float())
+    assert torch.equal(found.states, states)
+    assert torch.equal(found.logits, model.logits(states, other)[:, -2:].float())
     assert torch.equal(one.layers[2].joint, other.layers[2].joint)
     drafted = decoder.draft(states, ids[:, 27:], positions, mask[:, 27:], 1)
     expected = model.model.draft(states, ids[:, 27:], other, mask[:, 27:], positions)
-    assert drafted is not None and drafted[1].shape == (2, 1, model.config.vocab_size)
+    assert drafted is not None and drafted.logits.shape == (2, 1, model.config.vocab_size)
     atol, rtol = (2e-5, 1e-4) if dtype == torch.float32 else (0.06, 0.02)
-    torch.testing.assert_close(drafted[0], expected, atol=atol, rtol=rtol)
+    torch.testing.assert_close(drafted.states, expected, atol=atol, rtol=rtol)
     with pytest.raises(IndexError, match="Token 10000000 is not in the vocabulary"):
         decoder.step(torch.full((2, 1), 10_000_000), positions[:, :1], None, 1)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    batch=st.integers(1, 4),
+    waiting=st.integers(1, 9),
+    count=st.integers(1, 5),
+    few=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@torch.no_grad()
+def test_a_step_with_drafts_is_its_parts(dtype, batch, waiting, count, few, seed):
+    """The module over what waits, each draft the best token of its logits, the trunk over all: bit for bit, and the
+    module's cache is left without the drafts."""
+    model, generator = DRAFTERS[dtype], torch.Generator().manual_seed(seed)
+    vocabulary = model.config.vocab_size
+    chosen = torch.randperm(vocabulary, generator=generator)[:90].tolist() if few else None
+    assert model.generation_config is not None
+    model.generation_config.draft_token_ids = chosen
+    ids = torch.randint(0, vocabulary, (batch, 12 + waiting + 1), generator=generator)
+    ones = torch.ones_like(ids)
+    together, parts = (prefilled(model, ids[:, :12], ones[:, :12]) for _ in range(2))
+    newest, positions = ids[:, -1:], torch.arange(12, 12 + waiting)[None]
+    ahead = torch.arange(12 + waiting, 13 + waiting + count)[None]
+    decoders = [model.decoder(cache) for cache in (together, parts)]
+    assert decoders[0] is not None and decoders[1] is not None
+    states = [decoder.step(ids[:, 12:-1], positions, None, 1).states for decoder in decoders]
+    found = decoders[0].speculate((states[0], ids[:, 13:], positions), newest, ahead, count)
+    assert found is not None
+
+    draft = decoders[1].draft(states[1], ids[:, 13:], positions, None, 1)
+    module, drafts = parts.layers[model.config.num_hidden_layers], []
+    for made in range(count):
+        if few:
+            assert draft.logits.isfinite().sum() == 90 * batch and draft.logits[..., chosen].isfinite().all()
+        assert torch.equal(draft.best, draft.logits.argmax(-1))
+        drafts.append(draft.best)
+        if made + 1 < count:
+            draft = decoders[1].draft(draft.states[:, -1:], drafts[-1], positions[:, -1:] + made + 1, None, 1)
+    module.crop(1 - count)
+    expected = torch.cat([newest, *drafts], 1)
+    step = decoders[1].step(expected, ahead, None, count + 1)
+    assert torch.equal(found[0], expected)
+    assert torch.equal(step.best, step.logits.argmax(-1))
+    assert all(torch.equal(mine, other) for mine, other in zip(found[1], step, strict=True))
+    for mine, other in zip(together.layers, parts.layers, strict=True):
+        assert torch.equal(mine.joint, other.joint)
+
+
+@torch.no_grad()
+def test_a_short_head_gives_the_whole_ones_logits():
+    """Whether it is the kernels' or PyTorch's; the first of equal logits is the best, as for PyTorch."""
+    model = DRAFTERS[torch.bfloat16]
+    assert model.generation_config is not None
+    model.lm_head.weight[40:50] = model.lm_head.weight[40]
+    ids = torch.arange(30, 42)[None]
+    for chosen in (None, [45, 44, 300, 7, 41]):
+        model.generation_config.draft_token_ids = chosen
+        decoder = model.decoder(LatentCache(model.config))
+        assert decoder is not None
+        states = decoder.step(ids, ids, None, 1).states
+        draft, head = decoder.draft(states, ids, ids, None, 12), model.draft_head()
+        assert torch.equal(draft.best, draft.logits.argmax(-1))
+        rows = range(model.config.vocab_size) if chosen is None else chosen
+        expected = torch.full_like(draft.logits, -torch.inf)
+        expected[..., list(rows)] = model.lm_head(draft.states)[..., list(rows)].float()
+        torch.testing.assert_close(draft.logits, expected, atol=0.02, rtol=0.01)
+        if head is not None:
+            torch.testing.assert_close(head(draft.states).float(), expected, atol=0.02, rtol=0.01)
 
 
 @torch.no_grad()

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from scripted import make_scripted_model
 from tiny import PAD, ROPES, VOCAB, build, random_fields, tokens
 
+import axk1.kernels
 from axk1.generation import rows as rows_module
 from axk1.generation import speculate
 from axk1.generation.gate import Gate
-from axk1.generation.rows import Rows
+from axk1.generation.rows import Columns, Rows
 from axk1.generation.sampling import GREEDY, Sampling
 from axk1.generation.speculate import AUTO, Drafter, Drafts, DraftStatistics, accept, agreeing
 from axk1.modeling.cache import LatentCache
@@ -105,6 +106,7 @@ def test_any_pattern_of_right_and_wrong_drafts(pattern, count, batch, new, spare
         plain = replies(model, PROMPTS[:batch], GREEDY, max_new_tokens=new)
         script = Script(model, plain, pattern)
         patch.setattr(Drafter, "_draw", lambda self, *where: script.draw(self, *where))
+        patch.setattr(Drafter, "speculate", lambda *_: None)  # compiled steps make their drafts themselves
         stop = {plain[-1][-1]}
         cut = [row[: next((at for at, token in enumerate(row, 1) if token in stop), None)] for row in plain]
         statistics = DraftStatistics()
@@ -154,14 +156,62 @@ def test_drafts_are_checked_against_the_models_own_draft_by_draft():
     propose = Drafter.propose
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Drafter, "propose", lambda self, count: found.append(propose(self, count)) or found[-1])
+        patch.setattr(Drafter, "speculate", lambda *_: None)
         replies(model, [prompt], GREEDY, max_new_tokens=8, drafts=Drafts(3))
     assert found[0][0].tolist() == [expected] and found[0][1] is None
 
 
 def test_agreeing():
-    drafts = torch.tensor([[1, 2, 3], [1, 9, 3], [9, 2, 3]])
-    assert agreeing(drafts, torch.tensor([[1, 2, 3, 4]] * 3)) == [3, 1, 0]
-    assert agreeing(drafts[:, :0], torch.tensor([[1]] * 3)) == [0, 0, 0]
+    ids = torch.tensor([[7, 1, 2, 3], [7, 1, 9, 3], [7, 9, 2, 3]])
+    assert agreeing(ids, torch.tensor([[1, 2, 3, 4]] * 3)) == [3, 1, 0]
+    assert agreeing(ids[:, :1], torch.tensor([[1]] * 3)) == [0, 0, 0]
+
+
+@pytest.mark.skipif(not axk1.kernels.available(), reason="no compiled steps here")
+@pytest.mark.parametrize("ids", [None, range(1, VOCAB, 2)])
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_compiled_steps_draft_what_their_parts_do(batch, count, ids):
+    """A scripted model, half of whose tokens can be drafted or all, and a random one: tokens as without drafts, and as
+    many accepted at each place as when the module is run on its own."""
+    rises = make_scripted_model({token: token + 1 for token in range(2, 60)} | {60: 2})
+    for model, start in ((rises, 10), (drawn(2), 3)):
+        if ids is not None:
+            model.generation_config.draft_token_ids = list(ids)
+        prompts = [list(range(start + row, start + row + 4)) for row in range(batch)]
+        plain = replies(model, prompts, GREEDY, max_new_tokens=20)
+        whole, parts = DraftStatistics(), DraftStatistics()
+        options: dict[str, Any] = {"max_new_tokens": 20, "drafts": Drafts(count)}
+        with pytest.MonkeyPatch.context() as patch:
+            if batch == 1:  # several rows soon have holes, around which compiled steps do not go
+                patch.setattr(Drafter, "propose", None)
+            assert replies(model, prompts, GREEDY, statistics=whole, **options) == plain
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Drafter, "speculate", lambda *_: None)
+            assert replies(model, prompts, GREEDY, statistics=parts, **options) == plain
+        assert (whole.accepted_at, whole.drafted_at, whole.steps) == (parts.accepted_at, parts.drafted_at, parts.steps)
+        if model is rises:
+            right = ids is None or batch == count == 1  # one odd token is followed by one that may be drafted
+            assert whole.acceptance == 1.0 if right else 0 < whole.accepted < whole.drafted
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, EVERYTHING])
+def test_a_part_of_the_vocabulary_to_draft_from_changes_no_token(sampling, compiled):
+    model, options = drawn(0), {"max_new_tokens": 16, "seeds": SEEDS}
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(speculate, "MAX_TOKENS", 0)
+            patch.setattr(rows_module, "MAX_TOKENS", 0)
+            patch.setattr(Drafter, "speculate", lambda *_: None)
+        plain = replies(model, PROMPTS, sampling, **options)
+        model.generation_config.draft_token_ids = [5, *range(20, 50)]
+        proposed, propose = [], Drafter.propose
+        patch.setattr(Drafter, "propose", lambda *given: proposed.append(propose(*given)) or proposed[-1])
+        for count in (1, 3):
+            assert replies(model, PROMPTS, sampling, drafts=Drafts(count), **options) == plain
+    drafts = torch.cat([ids.flatten() for ids, _ in proposed])
+    assert set(drafts.tolist()) <= {5, *range(20, 50)} and len(proposed) > 5
 
 
 TARGET = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05, 0.0])
@@ -244,13 +294,14 @@ def unsteady(monkeypatch):
     extend = Rows.extend
 
     def shaken(self, ids, positions, keep):
-        states, logits = extend(self, ids, positions, keep)
+        states, logits, _ = extend(self, ids, positions, keep)
         self.compiled = False  # whose rows would not depend on each other
         if ids.shape[1] > 1 and self.columns > len(PROMPTS[0]):
             logits = logits + 0.004 * (torch.rand(logits.shape, generator=generator) - 0.5)
-        return states, logits
+        return Columns(states, logits)
 
     monkeypatch.setattr(Rows, "extend", shaken)
+    monkeypatch.setattr(Drafter, "speculate", lambda *_: None)
     return model
 
 

@@ -1,10 +1,13 @@
-"""`axk1 tokenizer train` and `report`, run as commands on small files."""
+"""`axk1 tokenizer train`, `report` and `draft-tokens`, run as commands on small files."""
 
 import json
+from collections import Counter
 
 import pytest
+from tiny import small_model
 from typer.testing import CliRunner
 
+from axk1 import AXK1ForCausalLM
 from axk1.cli.tokenizer import app
 from axk1.tokenizer.documents import find_files
 from axk1.tokenizer.report import load_tokenizer, measure, sample_texts
@@ -71,3 +74,39 @@ def test_a_missing_or_broken_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="cannot be read"):
         load_tokenizer(tmp_path)
+
+
+def test_draft_tokens_are_the_frequent_and_the_special_ones(corpus, trained, tmp_path):
+    model = small_model(vocab_size=360, num_nextn_predict_layers=1)
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = [300, 301]
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
+    found = {}
+    for coverage in ("0.5", "1"):
+        result = CliRunner().invoke(
+            app, ["draft-tokens", str(tmp_path), str(corpus / "en.txt"), "--coverage", coverage]
+        )
+        assert result.exit_code == 0, result.output
+        settings = AXK1ForCausalLM.from_pretrained(tmp_path).generation_config
+        assert settings is not None and settings.eos_token_id == [300, 301]
+        found[coverage] = settings.draft_token_ids
+        assert f"drafts {len(found[coverage])} of 360 tokens" in result.output
+    tokenizer = load_tokenizer(trained)
+    counts = Counter(tokenizer.encode((corpus / "en.txt").read_text(encoding="utf-8")).ids)
+    special = set(tokenizer.get_added_tokens_decoder())
+    assert set(found["1"]) == set(counts) | special and len(set(found["1"])) == len(found["1"])
+    few = [token for token in found["0.5"] if token not in special]
+    shares = [counts[token] / counts.total() for token in few]
+    assert shares == sorted(shares, reverse=True) and sum(shares) >= 0.5 > sum(shares[:-1])
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [], "written beside, and renamed"
+
+
+@pytest.mark.parametrize("coverage", ["0", "1.5"])
+def test_draft_tokens_wants_a_share(corpus, trained, tmp_path, coverage):
+    small_model(vocab_size=360).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
+    result = CliRunner().invoke(app, ["draft-tokens", str(tmp_path), str(corpus), "--coverage", coverage])
+    assert isinstance(result.exception, ValueError) and "must be above 0 and at most 1" in str(result.exception)
+    result = CliRunner().invoke(app, ["draft-tokens", str(trained), str(corpus)])
+    assert isinstance(result.exception, ValueError) and "has no config.json" in str(result.exception)

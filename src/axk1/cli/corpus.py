@@ -34,9 +34,10 @@ def problems(
     out: Annotated[Path, typer.Argument(help="JSONL file to write.")],
     count: Annotated[int, typer.Option(help="Problems to draw from the training split.")] = 40_000,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    replies: Annotated[bool, typer.Option("--replies", help="Only what a model writes: reasoning, answer.")] = False,
 ) -> None:
     """Write training problems (question, reasoning, answer) as text, for a tokenizer to learn from."""
     from axk1.train.corpus import write_problems
 
-    write_problems(out, count=count, seed=seed)
+    write_problems(out, count=count, seed=seed, replies=replies)
     typer.echo(f"{out}: {count:,} problems")

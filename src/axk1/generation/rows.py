@@ -110,8 +110,9 @@ class Rows:
     def speculate(
         self, waiting: tuple[Tensor, Tensor, Tensor], positions: Tensor, count: int
     ) -> tuple[Tensor, Columns] | None:
-        """``count`` greedy drafts, made by the MTP module behind ``waiting``, and ``extend`` over each row's newest token
-        and these, in one compiled step: ids ``[B, count + 1]`` and what came of them. None where there is none."""
+        """``count`` greedy drafts, made by the MTP module behind ``waiting``, and ``extend`` over each row's newest
+        token and these, in one compiled step: ids ``[B, count + 1]`` and what came of them. None where there is none.
+        """
         if self.decoder is None or self.masked:
             return None
         found = self.decoder.speculate(waiting, self.history.newest, positions, count)

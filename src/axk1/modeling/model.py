@@ -370,8 +370,8 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         return project(self.lm_head, states) if isinstance(cache, LatentCache) else self.lm_head(states)
 
     def draft_head(self) -> DraftHead | None:
-        """The head for drafts, of the tokens in ``generation_config.draft_token_ids`` (made by ``axk1 draft-tokens``);
-        None where there are none, or where the head is not a plain matrix."""
+        """The head for drafts, of the tokens in ``generation_config.draft_token_ids``, which ``axk1 tokenizer
+        draft-tokens`` writes; None where there are none, or where the head is not a plain matrix."""
         ids, head = getattr(self.generation_config, "draft_token_ids", None), self.lm_head
         if ids is None or type(head) is not nn.Linear or head.bias is not None or is_hooked(head):
             return None

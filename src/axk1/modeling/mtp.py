@@ -48,10 +48,10 @@ class DraftHead:
         if not ids or len(set(ids)) < len(ids) or min(ids) < 0 or max(ids) >= self.vocabulary:
             raise ValueError(
                 f"generation_config.draft_token_ids must be different ids below the vocabulary's {self.vocabulary}; "
-                "write them with axk1 draft-tokens, or remove the entry to draft from the whole vocabulary."
+                "write them with axk1 tokenizer draft-tokens, or remove the entry to draft from the whole vocabulary."
             )
-        self.ids = torch.tensor(ids, device=lm_head.device)
-        """``[N]`` int64."""
+        self.ids = torch.tensor(sorted(ids), device=lm_head.device)
+        """``[N]`` int64, ascending: the first of equal logits is the first of the vocabulary."""
         self.weight = lm_head.detach()[self.ids]
         """``[N, D]``, a copy."""
         self._source = ids, lm_head.data_ptr(), _version(lm_head)

@@ -60,7 +60,7 @@ class Decoder(Protocol):
         positions: torch.Tensor,
         count: int,
     ) -> tuple[torch.Tensor, Step] | None:
-        """A greedy step with drafts, where nothing is masked: the MTP module over ``waiting`` (states, ids and positions
+        """A greedy step with drafts, where nothing is masked: the MTP module over ``waiting`` (states, ids, positions:
         as in ``draft``), its ``count`` most probable tokens one behind the other, and the trunk over ``newest``
         ``[B, 1]`` and these at ``positions`` ``[1 or B, count + 1]``, logits of all.
 

@@ -392,9 +392,11 @@ def build(
     return sizes
 
 
-def write_problems(out: Path, *, count: int, seed: int = 0) -> int:
-    """Write `count` problems of the training split as `{"text", "source"}` rows; the bytes of text."""
+def write_problems(out: Path, *, count: int, seed: int = 0, replies: bool = False) -> int:
+    """Write `count` problems of the training split, or only the `replies` to them, as `{"text", "source"}` rows; the
+    bytes of text."""
     from axk1.train.problems import generate
 
     drawn = islice(generate("train", seed), count)
-    return _write_documents(out, (("\n".join((p.question, p.reasoning, p.answer)), "problems") for p in drawn))
+    parts = ((*(() if replies else (p.question,)), p.reasoning, p.answer) for p in drawn)
+    return _write_documents(out, (("\n".join(texts), "problems") for texts in parts))
