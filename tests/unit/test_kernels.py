@@ -70,7 +70,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 MODELS = {name: make_model(**fields) for name, fields in SHAPES.items()} if axk1.kernels.available() else {}
 
 
-DRAFTERS = {dtype: make_model(num_nextn_predict_layers=1).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+DRAFTERS = {dtype: make_model(num_nextn_predict_layers=1).to(dtype) for dtype in (torch.float32, torch.bfloat16)}  # pyright: ignore[reportArgumentType]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -235,10 +235,10 @@ def test_whole_steps_are_those_of_the_layers(dtype):
 def test_a_step_with_drafts_is_its_parts(dtype, batch, waiting, count, few, seed):
     """The module over what waits, each draft the best token of its logits, the trunk over all: bit for bit, and the
     module's cache is left without the drafts."""
-    model, generator = DRAFTERS[dtype], torch.Generator().manual_seed(seed)
+    model: Any = DRAFTERS[dtype]
+    generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.vocab_size
     chosen = torch.randperm(vocabulary, generator=generator)[:90].tolist() if few else None
-    assert model.generation_config is not None
     model.generation_config.draft_token_ids = chosen
     ids = torch.randint(0, vocabulary, (batch, 12 + waiting + 1), generator=generator)
     ones = torch.ones_like(ids)
@@ -246,7 +246,6 @@ def test_a_step_with_drafts_is_its_parts(dtype, batch, waiting, count, few, seed
     newest, positions = ids[:, -1:], torch.arange(12, 12 + waiting)[None]
     ahead = torch.arange(12 + waiting, 13 + waiting + count)[None]
     decoders = [model.decoder(cache) for cache in (together, parts)]
-    assert decoders[0] is not None and decoders[1] is not None
     states = [decoder.step(ids[:, 12:-1], positions, None, 1).states for decoder in decoders]
     found = decoders[0].speculate((states[0], ids[:, 13:], positions), newest, ahead, count)
     assert found is not None
@@ -273,14 +272,12 @@ def test_a_step_with_drafts_is_its_parts(dtype, batch, waiting, count, few, seed
 @torch.no_grad()
 def test_a_short_head_gives_the_whole_ones_logits():
     """Whether it is the kernels' or PyTorch's; the first of equal logits is the best, as for PyTorch."""
-    model = DRAFTERS[torch.bfloat16]
-    assert model.generation_config is not None
+    model: Any = DRAFTERS[torch.bfloat16]
     model.lm_head.weight[40:50] = model.lm_head.weight[40]
     ids = torch.arange(30, 42)[None]
     for chosen in (None, [45, 44, 300, 7, 41]):
         model.generation_config.draft_token_ids = chosen
         decoder = model.decoder(LatentCache(model.config))
-        assert decoder is not None
         states = decoder.step(ids, ids, None, 1).states
         draft, head = decoder.draft(states, ids, ids, None, 12), model.draft_head()
         assert torch.equal(draft.best, draft.logits.argmax(-1))

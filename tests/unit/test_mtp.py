@@ -330,8 +330,7 @@ def test_filled_cache_is_refused(asks: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("ids", [[], [3, 3], [-1, 2], [VOCAB]])
 def test_draft_tokens_that_are_none(ids: list[int]) -> None:
-    model = small_model(num_nextn_predict_layers=1)
-    assert model.generation_config is not None
+    model: Any = small_model(num_nextn_predict_layers=1)
     model.generation_config.draft_token_ids = ids
     with pytest.raises(ValueError, match="draft_token_ids must be different ids below the vocabulary's"):
         model.draft_head()
@@ -339,8 +338,8 @@ def test_draft_tokens_that_are_none(ids: list[int]) -> None:
 
 def test_the_draft_head_follows_the_head() -> None:
     """Made once; again when the head has changed in place, was replaced, or other tokens are asked for."""
-    model = small_model(num_nextn_predict_layers=1)
-    assert model.generation_config is not None and model.draft_head() is None
+    model: Any = small_model(num_nextn_predict_layers=1)
+    assert model.draft_head() is None
     model.generation_config.draft_token_ids = [4, 2]
     first = model.draft_head()
     assert first is not None and model.draft_head() is first

@@ -175,6 +175,7 @@ def test_compiled_steps_draft_what_their_parts_do(batch, count, ids):
     """A scripted model, half of whose tokens can be drafted or all, and a random one: tokens as without drafts, and as
     many accepted at each place as when the module is run on its own."""
     rises = make_scripted_model({token: token + 1 for token in range(2, 60)} | {60: 2})
+    model: Any
     for model, start in ((rises, 10), (drawn(2), 3)):
         if ids is not None:
             model.generation_config.draft_token_ids = list(ids)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import GenerationConfig
@@ -41,7 +42,7 @@ def frequent_tokens(tokenizer: Tokenizer, documents: Iterable[str], coverage: fl
 def save_draft_tokens(checkpoint: Path, ids: list[int]) -> None:
     """Writes ``draft_token_ids`` into the generation_config.json of ``checkpoint``; the rest of it stays."""
     try:
-        settings = GenerationConfig.from_pretrained(checkpoint)
+        settings: Any = GenerationConfig.from_pretrained(checkpoint)
     except OSError:  # a checkpoint without one
         settings = GenerationConfig.from_model_config(AXK1Config.from_pretrained(checkpoint))
     settings._from_model_config = False  # else transformers reads no entries but its own
