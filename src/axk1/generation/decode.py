@@ -222,7 +222,8 @@ class _Loop:
             left = rows.settle(counts, rows.columns - before)
             self.clean = rows.columns if clean else self.clean
             if self.drafter is not None and states is not None:
-                self.drafter.follow(states[:, :left], tokens[:, :left], positions[:, :left])
+                new_columns = (states, tokens, positions)
+                self.drafter.follow(*(part if left == part.shape[1] else part[:, :left] for part in new_columns))
         return new
 
     def near_tie(self, scores: Tensor, noise: Tensor | None, accepted: Sequence[int]) -> int | None:

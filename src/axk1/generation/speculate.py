@@ -250,8 +250,8 @@ def agreeing(ids: Tensor, tokens: Tensor) -> list[int]:
     """For each row, how many drafts, ``ids`` ``[B, k + 1]`` but the first, equal the trunk's own ``tokens``
     ``[B, k + 1]`` before the first that does not."""
     count = ids.shape[1] - 1
-    both = torch.cat([ids, tokens], 1).tolist()  # one transfer; a few numbers are quicker compared here
-    return [next((at for at in range(count) if row[at + 1] != row[at + count + 1]), count) for row in both]
+    pairs = zip(ids.tolist(), tokens.tolist(), strict=True)  # a few numbers are quicker compared here
+    return [next((at for at in range(count) if mine[at + 1] != own[at]), count) for mine, own in pairs]
 
 
 def accept(scores: Tensor, drafts: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
