@@ -58,6 +58,7 @@ def plain(model: AXK1ForCausalLM, ids: torch.Tensor, mask: torch.Tensor, tokens:
     return outputs.last_hidden_state[:, -tokens:]
 
 
+MOST = MOST_ROWS[torch.float32]
 SHAPES: dict[str, dict[str, Any]] = {
     "nano": {},
     "softmax": {"scoring_func": "softmax", "topk_method": "group_limited_greedy"},
@@ -78,14 +79,14 @@ DRAFTERS = {dtype: make_model(num_nextn_predict_layers=1).to(dtype) for dtype in
     shape=st.sampled_from(sorted(SHAPES)),
     batch=st.integers(1, 5),
     cached=st.integers(0, 150),
-    most=st.sampled_from([1, 2, 6, MOST_ROWS]),
+    most=st.sampled_from([1, 2, 6, MOST]),
     holes=st.floats(0, 0.4),
     seed=st.integers(0, 2**16),
 )
 def test_a_step_equals_the_plain_layers(shape, batch, cached, most, holes, seed):
     """One token a row, a few, or a short prompt with nothing before it."""
     model, generator = MODELS[shape], torch.Generator().manual_seed(seed)
-    tokens = min(most, MOST_ROWS // batch)
+    tokens = min(most, MOST // batch)
     ids = torch.randint(0, model.config.vocab_size, (batch, cached + tokens), generator=generator)
     mask = (torch.rand(batch, cached + tokens, generator=generator) >= holes).long()
     mask[:, -tokens:] = 1  # the new tokens, which see at least themselves
@@ -140,6 +141,12 @@ def test_bf16_is_as_close_to_fp32_as_the_plain_layers_are(kind, tmp_path):
         cache = prefilled(model, ids[:, :78], ones[:, :78])
         singly = [step(model, cache, ids[:, i : i + 1], ones[:, : i + 1]) for i in (78, 79)]
         assert torch.equal(state, torch.cat(singly, dim=1))  # pyright: ignore[reportArgumentType]
+    most = MOST_ROWS[torch.bfloat16]  # a prompt, whose weights are read in tiles
+    ids = torch.randint(0, model.config.vocab_size, (1, most), generator=torch.Generator().manual_seed(9))
+    ones = torch.ones_like(ids)
+    whole, cache = step(model, LatentCache(model.config), ids, ones), LatentCache(model.config)
+    singly = [step(model, cache, ids[:, i : i + 1], ones[:, : i + 1]) for i in range(most)]
+    assert whole is not None and torch.equal(whole, torch.cat(singly, dim=1))  # pyright: ignore[reportArgumentType]
     # the median token: where the choice of experts is a near-tie, either may take the other one
     assert torch.cat(ours).median() <= 1.1 * torch.cat(theirs).median()
 
@@ -322,7 +329,7 @@ def test_what_it_cannot_run_it_declines():
         assert step(model, LatentCache(model.config), ids, ones) is not None
         break_it(model)
         assert step(model, LatentCache(model.config), ids, ones) is None
-    many = torch.zeros(MOST_ROWS + 1, 1, dtype=torch.long)
+    many = torch.zeros(MOST + 1, 1, dtype=torch.long)
     assert step(MODELS["nano"], LatentCache(MODELS["nano"].config), many, torch.ones_like(many)) is None
 
 

@@ -56,21 +56,21 @@ def runner() -> Iterator[Runner]:
 def test_steps_are_the_same_with_a_runner(runner: Runner, side: str) -> None:
     """Trunk and MTP module, padded rows; once taken, once declined, once without a runner."""
     model = small_model(num_nextn_predict_layers=1)
-    ids, mask = pad_rows([tokens(1, n, seed=n)[0] for n in (70, 64)], side)
+    ids, mask = pad_rows([tokens(1, n, seed=n)[0] for n in (130, 64)], side)
     ids = torch.cat([ids, tokens(2, 4)], dim=1)
     mask = torch.cat([mask, torch.ones(2, 4, dtype=torch.long)], dim=1)
     positions = positions_of(mask)
 
     def steps() -> torch.Tensor:
         cache, found = LatentCache(model.config), []
-        for start, end in ((0, 70), (70, 73), (73, 74)):
+        for start, end in ((0, 130), (130, 133), (133, 134)):
             where = {"attention_mask": mask[:, :end], "position_ids": positions[:, start:end]}
             hidden = model.model(ids[:, start:end], past_key_values=cache, **where).last_hidden_state
             found += [hidden, model.model.draft(hidden, ids[:, start:end], cache, **where)]
         return torch.cat(found, dim=1)
 
     taken = steps()
-    assert [call["layers"] for call in runner.asked] == [[0, 1, 2], [3]] * 2, "70 tokens are too many to ask"
+    assert [call["layers"] for call in runner.asked] == [[0, 1, 2], [3]] * 2, "130 tokens are too many to ask"
     runner.declines = True
     declined = steps()
     with patch.dict(RUNNERS, clear=True):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from axk1.modeling.model import AXK1ForCausalLM, AXK1Model
     from axk1.modeling.norm import AXK1RMSNorm
 
-MAX_TOKENS = 64
+MAX_TOKENS = 128
 """Runners are asked about steps of at most this many tokens a row: one, a few to verify, or a short prompt."""
 
 

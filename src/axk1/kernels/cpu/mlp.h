@@ -164,11 +164,13 @@ private:
                 float *gate = pair.data(), *up = gate + kTile * rows;
                 unit.gate.from(f).dot(count, unit.x, hidden, unit.inputs, gate, kTile);
                 unit.up.from(f).dot(count, unit.x, hidden, unit.inputs, up, kTile);
-                for (int64_t t = 0; t < unit.inputs; ++t)
-                    for (int64_t i = 0; i < count; ++i) {
-                        const float g = gate[t * kTile + i];
-                        unit.h[t * unit.width + f + i] = g / (1.0f + std::exp(-g)) * up[t * kTile + i];
+                for (int64_t t = 0; t < unit.inputs; ++t) {  // what lies behind `count` is of no use, and does no harm
+                    for (int64_t i = 0; i < count; i += kLanes) {
+                        Lanes* place = reinterpret_cast<Lanes*>(gate + t * kTile + i);
+                        *place = silu(*place) * lanes(up + t * kTile + i);
                     }
+                    std::copy_n(gate + t * kTile, count, unit.h + t * unit.width + f);
+                }
             }
             passed += unit.width;
         }

@@ -175,8 +175,7 @@ struct Matrix {
 
     Matrix from(int64_t row) const {
         Matrix rest = *this;
-        const int64_t bits = kind == kFloat32 ? 32 : kind == kBFloat16 ? 16 : kind == kInt8 ? 8 : 4;
-        rest.data = static_cast<const char*>(data) + row * stride * bits / 8;
+        rest.data = static_cast<const char*>(data) + row * stride * bits() / 8;
         if (scale) rest.scale = scale + (kind == kInt4 ? row * (length / group) : row);
         return rest;
     }
@@ -248,6 +247,8 @@ struct Matrix {
     }
 
 private:
+    int64_t bits() const { return kind == kFloat32 ? 32 : kind == kBFloat16 ? 16 : kind == kInt8 ? 8 : 4; }  // a value
+
     template <class Stored>
     const Stored* values() const { return static_cast<const Stored*>(data); }
 
@@ -264,7 +265,8 @@ private:
     // Calls `some<T>(rows from r on, how many, first input, r)` for all rows and inputs.
     template <class Some>
     void tiled(int64_t rows, int64_t inputs, const Some& some) const {
-        const int64_t size = inputs <= 4 ? rows : 16;  // rows that stay in the first-level cache while further inputs pass
+        // rows that stay in half of the first-level cache while further inputs pass
+        const int64_t size = inputs <= 4 ? rows : std::clamp<int64_t>(16384 * 8 / (length * bits()) / 4 * 4, 4, 64);
         for (int64_t r = 0; r < rows; r += size) {
             const Matrix tile = from(r);
             const int64_t here = rows - r < size ? rows - r : size;

@@ -64,6 +64,35 @@ inline float sum(const Lanes& v) {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+// exp of values that are at most 0, to 2 units in the last place (Cephes' polynomial).
+inline Lanes exp_lanes(Lanes x) {
+    const Lanes zero = {}, least = zero - 87.0f;
+    const LanesI32 vanishes = x < least;
+    x = vanishes ? least : x;
+    const Lanes shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
+    const Lanes n = shifted - 12582912.0f;
+    Lanes r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    Lanes y = zero + 1.9875691500e-4f;
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    const LanesI32 power = (__builtin_convertvector(n, LanesI32) + 127) << 23;
+    y = y * reinterpret_cast<const Lanes&>(power);
+    return vanishes ? zero : y;
+}
+
+// x / (1 + exp(-x)).
+inline Lanes silu(Lanes x) {
+    const Lanes zero = {};
+    const LanesI32 negative = x < zero;
+    const Lanes small = exp_lanes(negative ? x : -x);
+    return x * (negative ? small : zero + 1.0f) / (small + 1.0f);
+}
+
 // The first place of the largest of `count` values.
 inline int64_t place_of_largest(const float* values, int64_t count) {
     float most = values[0];
