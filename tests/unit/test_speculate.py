@@ -14,7 +14,7 @@ import axk1.kernels
 from axk1.generation import rows as rows_module
 from axk1.generation import speculate
 from axk1.generation.gate import Gate
-from axk1.generation.rows import Columns, Rows
+from axk1.generation.rows import Rows
 from axk1.generation.sampling import GREEDY, Sampling
 from axk1.generation.speculate import AUTO, Drafter, Drafts, DraftStatistics, accept, agreeing
 from axk1.modeling.cache import LatentCache
@@ -299,7 +299,7 @@ def unsteady(monkeypatch):
         self.compiled = False  # whose rows would not depend on each other
         if ids.shape[1] > 1 and self.columns > len(PROMPTS[0]):
             logits = logits + 0.004 * (torch.rand(logits.shape, generator=generator) - 0.5)
-        return Columns(states, logits)
+        return states, logits, None
 
     monkeypatch.setattr(Rows, "extend", shaken)
     monkeypatch.setattr(Drafter, "speculate", lambda *_: None)

@@ -4,7 +4,7 @@ Shapes: B rows, S columns of the cache, T new columns, D hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from axk1.modeling import AXK1ForCausalLM
 from axk1.modeling.cache import LatentCache, LatentLayer
 from axk1.modeling.runners import MAX_TOKENS, Decoder
 
+Columns = tuple[Tensor | None, Tensor, Tensor | None]
+"""What the model made of T new columns, as in :class:`axk1.modeling.runners.Step`: post-norm states ``[B, T, D]`` (None
+of a model that is run whole), logits ``[B, keep, V]`` and, where they are known already, the most probable tokens."""
 RESERVED_COLUMNS = 8_192
 """Columns of the cache that are allocated beforehand at most; beyond, it grows as the reply does."""
 LEAVE_SHARE = 0.75
@@ -31,17 +34,6 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
     lengths = torch.tensor([[len(prompt)] for prompt in prompts])
     mask = torch.arange(width) >= width - lengths
     return torch.tensor(rows, device=device), mask.long().to(device)
-
-
-class Columns(NamedTuple):
-    """What the model made of T new columns."""
-
-    states: Tensor | None
-    """``[B, T, D]``, after the norm; None of a model that is run whole."""
-    logits: Tensor
-    """``[B, keep, V]`` of the last columns."""
-    best: Tensor | None = None
-    """``[B, keep]``: the most probable tokens, where they are known already."""
 
 
 class Rows:
@@ -99,13 +91,13 @@ class Rows:
             found = self.decoder.step(ids, positions, mask, max(keep, 1))
             self.compiled = found is not None
             if found is not None:
-                return Columns(*found)
+                return found
         shared: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache}
         if not isinstance(self.model, AXK1ForCausalLM):
             output = self.model(input_ids=ids, use_cache=True, logits_to_keep=max(keep, 1), **shared)
-            return Columns(None, output.logits.to(self.device))
+            return None, output.logits.to(self.device), None
         states = cast(Tensor, self.model.model(input_ids=ids, use_cache=True, **shared).last_hidden_state)
-        return Columns(states, self.model.logits(states[:, -max(keep, 1) :], self.cache).to(self.device))
+        return states, self.model.logits(states[:, -max(keep, 1) :], self.cache).to(self.device), None
 
     def speculate(
         self, waiting: tuple[Tensor, Tensor, Tensor], positions: Tensor, count: int
@@ -116,11 +108,10 @@ class Rows:
         if self.decoder is None or self.masked:
             return None
         found = self.decoder.speculate(waiting, self.history.newest, positions, count)
-        if found is None:
-            return None
-        self.columns += count + 1
-        self.compiled = True
-        return found[0], Columns(*found[1])
+        if found is not None:
+            self.columns += count + 1
+            self.compiled = True
+        return found
 
     def next_positions(self, count: int) -> Tensor:
         """Positions ``[B, count]`` of each row's newest token and the drafts behind it."""

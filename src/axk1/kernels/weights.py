@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from axk1.config import AXK1Config
-from axk1.modeling.conditions import is_hooked, is_hooked_inside
+from axk1.modeling.conditions import is_hooked
 from axk1.modeling.moe import AXK1MLP, AXK1Experts, AXK1MoE, AXK1Router
 from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
 
@@ -44,7 +44,7 @@ def read_layers(
     found: list[Weight] = []
     parts: list[int] = []  # for each layer, how many of its weights belong to the MLP block
     for layer in layers:
-        if is_hooked_inside(layer):
+        if any(is_hooked(module) for module in layer.modules()):
             return None
         attention = [_norm(layer.input_layernorm), *_attention(layer.self_attn)]
         mlp = [_norm(layer.post_attention_layernorm), *_mlp(layer)]

@@ -8,21 +8,8 @@ def is_hooked(module: nn.Module) -> bool:
     """Whether somebody listens in on ``module``; transformers' own recorders, asked for nothing, do not count."""
     if "_hf_hook" in module.__dict__:  # accelerate: weights that live elsewhere
         return True
-    if not module._forward_hooks and not module._forward_pre_hooks:
-        return False
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)
-
-
-def is_hooked_inside(module: nn.Module) -> bool:
-    """Whether it or a part of it is; quicker than to go through ``modules()``, since it is asked before every reply."""
-    parts = [module]
-    while parts:
-        part = parts.pop()
-        if is_hooked(part):
-            return True
-        parts.extend(child for child in part._modules.values() if child is not None)
-    return False
 
 
 def is_inference() -> bool:
