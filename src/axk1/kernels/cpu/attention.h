@@ -69,6 +69,18 @@ inline void rotate(const float* x, const float* cos, const float* sin, int64_t r
     }
 }
 
+// The norm of one token's key-value latent, which goes to the cache with the rotated key; `latent` is overwritten.
+inline void cache_latent(const AttentionShape& s, const AttentionWeights& w, int64_t row, float* latent, const float* cos, const float* sin,
+                         const Matrix& cache) {
+    const int64_t batch = row / s.tokens, position = s.cached - s.tokens + row % s.tokens;
+    void* stored = const_cast<void*>(cache.from(batch * s.sequence_rows + position).data);
+    float rotated[1024];
+    rotate(latent + s.latent, cos + row * s.rope / 2, sin + row * s.rope / 2, s.rope, s.interleave, rotated);
+    rms_norm(latent, w.latent_norm, 1e-6f, s.latent, latent);
+    std::copy_n(rotated, s.rope, latent + s.latent);
+    store(cache.kind, stored, latent, s.latent + s.rope);
+}
+
 class AttentionStep {
     const AttentionShape& s;
     const AttentionWeights& w;
@@ -100,7 +112,11 @@ public:
         #pragma omp barrier
         project_down(me, threads);
         #pragma omp barrier
-        for (Share n(rows, me, threads); n.begin < n.end; ++n.begin) cache_row(n.begin, cos, sin, cache);
+        for (Share n(rows, me, threads); n.begin < n.end; ++n.begin) {
+            float* query = down + n.begin * (s.query_rank + joint);
+            rms_norm(query, w.query_norm, 1e-6f, s.query_rank, latents + n.begin * s.query_rank);
+            cache_latent(s, w, n.begin, query + s.query_rank, cos, sin, cache);
+        }
         #pragma omp barrier
         const Share outputs(s.heads * width, me, threads);
         w.q_b.from(outputs.begin).dot(outputs.end - outputs.begin, latents, s.query_rank, rows, queries + outputs.begin, s.heads * width);
@@ -121,20 +137,6 @@ private:
         const int64_t split = std::clamp(s.query_rank, outputs.begin, outputs.end), stride = s.query_rank + joint;
         w.q_a.from(outputs.begin).dot(split - outputs.begin, normed, s.hidden, rows, down + outputs.begin, stride);
         w.kv_a.from(split - s.query_rank).dot(outputs.end - split, normed, s.hidden, rows, down + split, stride);
-    }
-
-    // The norms of one token's query and key-value latents; the latter go to the cache with the rotated key.
-    void cache_row(int64_t row, const float* cos, const float* sin, const Matrix& cache) {
-        float* query = down + row * (s.query_rank + joint);
-        float* latent = query + s.query_rank;
-        rms_norm(query, w.query_norm, 1e-6f, s.query_rank, latents + row * s.query_rank);
-        const int64_t batch = row / s.tokens, position = s.cached - s.tokens + row % s.tokens;
-        void* stored = const_cast<void*>(cache.from(batch * s.sequence_rows + position).data);
-        float rotated[1024];
-        rotate(latent + s.latent, cos + row * s.rope / 2, sin + row * s.rope / 2, s.rope, s.interleave, rotated);
-        rms_norm(latent, w.latent_norm, 1e-6f, s.latent, latent);
-        std::copy_n(rotated, s.rope, latent + s.latent);
-        store(cache.kind, stored, latent, joint);
     }
 
     // q_nope of one head times the key half of kv_b_proj, for all tokens, and its rotated q_rope beside it.

@@ -12,6 +12,7 @@
 
 #include "attention.h"
 #include "mlp.h"
+#include "prompt.h"
 
 namespace {
 
@@ -73,6 +74,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Scale& scale, bool ex
     multiply(w, inputs.data(), rows, outputs, in.kind, out.mutable_data_ptr());
     return out;
 }
+
+constexpr int64_t kStep = 32;  // tokens of a sequence in a decode step; more are a prompt
 
 struct Layer {
     axk1::AttentionWeights attention;
@@ -277,6 +280,10 @@ private:
         const auto where = positions.expect_contiguous();
         angles(*where, frequencies, float(numbers[3]), rows, cos, sin);
         const bool* kept = keep ? keep->const_data_ptr<bool>() : nullptr;
+#ifdef AXK1_PACKED
+        axk1::Workspace space;
+        const bool prompt = tokens > kStep && !exact;
+#endif
         for (size_t i = 0; i < layers.size(); ++i) {
             const Layer& layer = layers[i];
             const Tensor& buffer = buffers[i];
@@ -287,6 +294,19 @@ private:
             s.sequence_rows = buffer.size(2), s.keep_stride = keep ? keep->stride(0) : 0;
             s.scale = float(numbers[0]), s.eps = float(numbers[1]);
             const Matrix cache = matrix(buffer, std::nullopt, exact);
+#ifdef AXK1_PACKED
+            if (prompt) {
+                {
+                    axk1::AttentionPrompt block(s, layer.attention, space);
+                    #pragma omp parallel num_threads(threads)
+                    block.run(state, cos, sin, cache, kept);
+                }
+                axk1::MLPPrompt block(layer.mlp, layer.rule, rows, width, float(numbers[1]), space);
+                #pragma omp parallel num_threads(threads)
+                block.run(state);
+                continue;
+            }
+#endif
             {
                 axk1::AttentionStep block(s, layer.attention, threads, scratch());
                 #pragma omp parallel num_threads(threads)
