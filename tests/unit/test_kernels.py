@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -17,7 +18,8 @@ import axk1.kernels
 from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint.quantize import quantize_checkpoint
 from axk1.kernels import CPURunner
-from axk1.kernels.step import MOST_ROWS
+from axk1.kernels import step as step_module
+from axk1.kernels.step import MOST_ROWS, STEP_TOKENS
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.moe import AXK1Router
 
@@ -141,14 +143,147 @@ def test_bf16_is_as_close_to_fp32_as_the_plain_layers_are(kind, tmp_path):
         cache = prefilled(model, ids[:, :78], ones[:, :78])
         singly = [step(model, cache, ids[:, i : i + 1], ones[:, : i + 1]) for i in (78, 79)]
         assert torch.equal(state, torch.cat(singly, dim=1))  # pyright: ignore[reportArgumentType]
-    most = MOST_ROWS[torch.bfloat16]  # a prompt, whose weights are read in tiles
-    ids = torch.randint(0, model.config.vocab_size, (1, most), generator=torch.Generator().manual_seed(9))
+    shape = (MOST_ROWS[torch.bfloat16] // STEP_TOKENS, STEP_TOKENS)  # so many that weights are read in tiles
+    ids = torch.randint(0, model.config.vocab_size, shape, generator=torch.Generator().manual_seed(9))
     ones = torch.ones_like(ids)
     whole, cache = step(model, LatentCache(model.config), ids, ones), LatentCache(model.config)
-    singly = [step(model, cache, ids[:, i : i + 1], ones[:, : i + 1]) for i in range(most)]
+    singly = [step(model, cache, ids[:, i : i + 1], ones[:, : i + 1]) for i in range(STEP_TOKENS)]
     assert whole is not None and torch.equal(whole, torch.cat(singly, dim=1))  # pyright: ignore[reportArgumentType]
     # the median token: where the choice of experts is a near-tie, either may take the other one
     assert torch.cat(ours).median() <= 1.1 * torch.cat(theirs).median()
+
+
+EVERY_EXPERT = {"n_routed_experts": 8, "num_experts_per_tok": 8, "n_group": 2, "topk_group": 2}
+PROMPT_SHAPES: dict[str, dict[str, Any]] = {
+    "dense": {"num_hidden_layers": 1},
+    "experts": EVERY_EXPERT,  # all are chosen: no choice of a near-tie can differ
+    "odd widths": {**SHAPES["odd widths"], **EVERY_EXPERT, "hidden_size": 73, "q_lora_rank": 41, "kv_lora_rank": 25,
+                   "qk_nope_head_dim": 13, "v_head_dim": 21, "moe_intermediate_size": 39, "intermediate_size": 57},
+    "several panels": {"num_hidden_layers": 1, "hidden_size": 4136, "num_attention_heads": 1, "intermediate_size": 24},
+    "heads in groups": {"num_hidden_layers": 1, "num_attention_heads": 200, "qk_nope_head_dim": 128, "v_head_dim": 128},
+}  # fmt: skip
+PROMPTS: dict[str, AXK1ForCausalLM] = {}
+
+
+def prompt_model(shape: str) -> AXK1ForCausalLM:
+    """In bfloat16."""
+    if shape not in PROMPTS:
+        PROMPTS[shape] = make_model(**PROMPT_SHAPES[shape]).to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+        PROMPTS[shape].set_experts_implementation("eager")  # PyTorch's grouped product takes even widths only
+    return PROMPTS[shape]
+
+
+def errors_of_a_prompt(
+    model: AXK1ForCausalLM, exact: AXK1ForCausalLM, ids: torch.Tensor, mask: torch.Tensor, tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances to fp32 of the last ``tokens`` columns that nothing hides: the kernels', and PyTorch's in bfloat16."""
+    past = ids.shape[1] - tokens
+    cache = prefilled(model, ids[:, :past], mask[:, :past]) if past else LatentCache(model.config)
+    state = step(model, cache, ids[:, past:], mask)
+    assert state is not None and state.isfinite().all()
+    seen, truth = mask[:, past:].bool(), plain(exact, ids, mask, tokens)
+    ours, theirs = ((states.float() - truth)[seen].abs() for states in (state, plain(model, ids, mask, tokens)))
+    return ours, theirs
+
+
+@pytest.fixture
+def reads_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without AMX, whose products are PyTorch's; and by this path however few tokens are."""
+    model = prompt_model("dense")
+    cache = LatentCache(model.config)
+    step(model, cache, torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1))
+    if not step_module._SEEN[cache][0].reads_prompts():
+        pytest.skip("no instructions for bfloat16 here")
+    take = step_module._is_prompt
+    monkeypatch.setattr(step_module, "_is_prompt", lambda *given: True if given[3] > STEP_TOKENS else take(*given))
+
+
+@pytest.mark.usefixtures("reads_prompts")
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.sampled_from(["dense", "experts", "odd widths"]),
+    batch=st.integers(1, 3),
+    past=st.sampled_from([0, 0, 1, 60, 193, 300]),
+    tokens=st.integers(STEP_TOKENS + 1, 260),
+    holes=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(0, 2**16),
+)
+def test_a_prompt_is_closer_to_fp32_than_the_plain_layers(shape, batch, past, tokens, holes, seed):
+    """Sums and all between products are fp32's here: any width, number of tokens, batch, holes, and any past."""
+    model, generator = prompt_model(shape), torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, model.config.vocab_size, (batch, past + tokens), generator=generator)
+    mask = (torch.rand(ids.shape, generator=generator) >= holes).long()
+    ours, theirs = errors_of_a_prompt(model, copy.deepcopy(model).float(), ids, mask, tokens)
+    assert ours.mean() <= theirs.mean() and ours.max() <= 1.5 * theirs.max()
+
+
+@pytest.mark.usefixtures("reads_prompts")
+@pytest.mark.parametrize(("shape", "tokens"), [("several panels", 40), ("heads in groups", 700)])
+def test_prompts_of_large_models(shape, tokens):
+    """Wider than a panel is deep; with keys and values of all heads beyond what is expanded at a time."""
+    model = prompt_model(shape)
+    ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(5))
+    ours, theirs = errors_of_a_prompt(model, copy.deepcopy(model).float(), ids, torch.ones_like(ids), tokens)
+    assert ours.mean() <= theirs.mean() and ours.max() <= 1.5 * theirs.max()
+
+
+@pytest.mark.usefixtures("reads_prompts")
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_prompts_with_quantised_weights(kind, tmp_path):
+    """They are rounded to bfloat16 once their scale is on them, and activations to nothing less."""
+    make_model(**EVERY_EXPERT).save_pretrained(tmp_path / "source")
+    quantize_checkpoint(tmp_path / "source", tmp_path / kind, kind)
+    model = AXK1ForCausalLM.from_pretrained(tmp_path / kind, dtype="bfloat16").eval()
+    exact = AXK1ForCausalLM.from_pretrained(tmp_path / kind, dtype="float32").eval()
+    ids = torch.randint(0, model.config.vocab_size, (2, 150), generator=torch.Generator().manual_seed(6))
+    ours, theirs = errors_of_a_prompt(model, exact, ids, torch.ones_like(ids), 110)
+    assert ours.mean() <= theirs.mean() and ours.max() <= 1.5 * theirs.max()
+
+
+@pytest.mark.usefixtures("reads_prompts")
+@torch.no_grad()
+def test_a_long_prompt_runs_in_pieces(monkeypatch):
+    """Each behind the ones before it, and with any number of threads to the same bits."""
+    model = prompt_model("experts")
+    ids = torch.randint(0, model.config.vocab_size, (2, 150), generator=torch.Generator().manual_seed(7))
+    ones, whole = torch.ones_like(ids), LatentCache(model.config)
+    states = step(model, whole, ids, ones)
+    assert states is not None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        again = step(model, LatentCache(model.config), ids, ones)
+    finally:
+        torch.set_num_threads(threads)
+    assert again is not None and torch.equal(again, states)
+    monkeypatch.setattr(step_module, "PROMPT_ROWS", 2 * 60)
+    pieces = LatentCache(model.config)
+    found = step(model, pieces, ids, ones)
+    assert found is not None
+    torch.testing.assert_close(found, states, atol=0.06, rtol=0.02)
+    torch.testing.assert_close(pieces.layers[2].joint, whole.layers[2].joint, atol=0.06, rtol=0.02)
+    decoder = model.decoder(LatentCache(model.config))
+    assert decoder is not None
+    assert decoder.step(ids, torch.arange(150)[None], None, 1) is None, "in pieces by whoever asks"
+
+
+def test_where_prompts_are_the_kernels(monkeypatch):
+    """By the number of tokens, by the cost of either attention, and not beside AMX."""
+    config, half, part = AXK1Config(), torch.bfloat16, MagicMock()
+
+    def way(batch: int, tokens: int, cached: int, dtype: torch.dtype = half) -> bool | None:
+        return step_module._is_prompt(part, config, batch, tokens, cached, dtype)
+
+    monkeypatch.setattr(torch.ops.axk1, "has_amx", lambda: False)
+    assert way(1, 1, 5000) is way(4, STEP_TOKENS, 5000) is way(128, 1, 1) is False
+    assert way(129, 1, 1) is way(5, STEP_TOKENS, STEP_TOKENS) is None
+    assert way(1, STEP_TOKENS + 1, STEP_TOKENS + 1) is way(1, 129, 100_000) is way(9, 500, 500) is True
+    assert way(1, STEP_TOKENS + 1, 100_000) is False, "absorbed attention is cheaper behind a long context"
+    monkeypatch.setattr(torch.ops.axk1, "has_amx", lambda: True)
+    assert way(1, 128, 128) is True and way(1, 129, 129) is None
+    part.reads_prompts.return_value = False
+    assert way(1, 128, 128) is False and way(1, 129, 129) is None
+    assert way(1, 64, 64, torch.float32) is False and way(1, 65, 65, torch.float32) is None
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -12,7 +12,7 @@ from transformers import DynamicCache, StaticCache
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.context import attention_context
 from axk1.modeling.layer import AXK1DecoderLayer
-from axk1.modeling.runners import MAX_TOKENS, RUNNERS
+from axk1.modeling.runners import RUNNERS
 
 
 class Runner:
@@ -70,7 +70,7 @@ def test_steps_are_the_same_with_a_runner(runner: Runner, side: str) -> None:
         return torch.cat(found, dim=1)
 
     taken = steps()
-    assert [call["layers"] for call in runner.asked] == [[0, 1, 2], [3]] * 2, "130 tokens are too many to ask"
+    assert [call["layers"] for call in runner.asked] == [[0, 1, 2], [3]] * 3
     runner.declines = True
     declined = steps()
     with patch.dict(RUNNERS, clear=True):
@@ -105,22 +105,22 @@ def test_mtp_logits_behind_a_runner(runner: Runner) -> None:
 
 @torch.no_grad()
 def test_who_is_not_asked(runner: Runner) -> None:
-    model, ids = small_model(), tokens(2, MAX_TOKENS)
+    model, ids = small_model(), tokens(2, 128)
 
-    def asked(count: int = MAX_TOKENS, cache: Any = None, **extra: Any) -> int:
+    def asked(count: int = 128, cache: Any = None, **extra: Any) -> int:
         runner.asked.clear()
         cache = LatentCache(model.config) if cache is None else cache
         model.model(ids[:, :count], past_key_values=cache, **extra)
         return len(runner.asked)
 
-    assert asked() == asked(1) == asked(attention_mask=torch.ones(2, MAX_TOKENS)) == 1
+    assert asked() == asked(1) == asked(attention_mask=torch.ones(2, 128)) == 1
     assert asked(cache=DynamicCache(config=model.config)) == 0
-    assert asked(cache=StaticCache(config=model.config, max_cache_len=MAX_TOKENS)) == 0
+    assert asked(cache=StaticCache(config=model.config, max_cache_len=128)) == 0
     for flag in ("output_hidden_states", "output_attentions", "output_router_logits", "output_router_indices"):
         assert asked(**{flag: True}) == 0
     assert asked(is_causal=False) == 0
-    assert asked(attention_mask=torch.ones(2, MAX_TOKENS + 3)) == 0, "a mask that is not of the cache's columns"
-    assert asked(attention_mask=torch.ones(2, 1, MAX_TOKENS, MAX_TOKENS).bool()) == 0
+    assert asked(attention_mask=torch.ones(2, 128 + 3)) == 0, "a mask that is not of the cache's columns"
+    assert asked(attention_mask=torch.ones(2, 1, 128, 128).bool()) == 0
     with torch.enable_grad():
         assert asked() == 0
     model.train()
@@ -131,5 +131,3 @@ def test_who_is_not_asked(runner: Runner) -> None:
     model.set_attn_implementation("sdpa")
     with patch.dict(RUNNERS, {"cuda": runner}, clear=True):
         assert asked() == 0
-    ids = tokens(2, MAX_TOKENS + 1)
-    assert asked(MAX_TOKENS + 1) == 0

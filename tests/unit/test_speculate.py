@@ -11,6 +11,7 @@ from scripted import make_scripted_model
 from tiny import PAD, ROPES, VOCAB, build, random_fields, tokens
 
 import axk1.kernels
+from axk1 import AXK1ForCausalLM
 from axk1.generation import rows as rows_module
 from axk1.generation import speculate
 from axk1.generation.gate import Gate
@@ -202,9 +203,7 @@ def test_a_part_of_the_vocabulary_to_draft_from_changes_no_token(sampling, compi
     model, options = drawn(0), {"max_new_tokens": 16, "seeds": SEEDS}
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
-            patch.setattr(speculate, "MAX_TOKENS", 0)
-            patch.setattr(rows_module, "MAX_TOKENS", 0)
-            patch.setattr(Drafter, "speculate", lambda *_: None)
+            patch.setattr(AXK1ForCausalLM, "decoder", lambda *_: None)
         plain = replies(model, PROMPTS, sampling, **options)
         model.generation_config.draft_token_ids = [5, *range(20, 50)]
         proposed, propose = [], Drafter.propose

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from axk1.generation.history import History
 from axk1.modeling import AXK1ForCausalLM
 from axk1.modeling.cache import LatentCache, LatentLayer
-from axk1.modeling.runners import MAX_TOKENS, Decoder
+from axk1.modeling.runners import Decoder
 
 Columns = tuple[Tensor | None, Tensor, Tensor | None]
 """What the model made of T new columns, as in :class:`axk1.modeling.runners.Step`: post-norm states ``[B, T, D]`` (None
@@ -87,7 +87,7 @@ class Rows:
         """
         self.columns += ids.shape[1]
         mask = self.mask(self.columns)
-        if self.decoder is not None and ids.shape[1] <= MAX_TOKENS:
+        if self.decoder is not None:
             found = self.decoder.step(ids, positions, mask, max(keep, 1))
             self.compiled = found is not None
             if found is not None:

@@ -23,7 +23,6 @@ from axk1.generation.sampling import Draws, Sampling, Scorer, choose
 from axk1.modeling import AXK1ForCausalLM
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.mtp import DraftHead
-from axk1.modeling.runners import MAX_TOKENS
 
 AUTO = -1
 DRAFT_LIMIT = 15  # with the newest token 16 columns: compiled kernels take them at once, with a few neighbours
@@ -178,7 +177,7 @@ class Drafter:
         rows = self._rows
         mask = rows.mask(self._layer.get_seq_length() + states.shape[1])
         found = None
-        if rows.decoder is not None and states.shape[1] <= MAX_TOKENS:
+        if rows.decoder is not None:
             found = rows.decoder.draft(states, following, positions, mask, 1)
         if found is not None:
             return found.states, found.logits

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from axk1.kernels.build import available
 from axk1.kernels.weights import FORMATS, read_layers, read_model
+from axk1.modeling.attention import products
 from axk1.modeling.runners import Step
 
 if TYPE_CHECKING:
+    from axk1.config import AXK1Config
     from axk1.modeling.cache import LatentCache
     from axk1.modeling.layer import AXK1DecoderLayer
     from axk1.modeling.model import AXK1ForCausalLM, AXK1Model
@@ -23,8 +25,14 @@ if TYPE_CHECKING:
     from axk1.modeling.rope import AXK1RotaryEmbedding
 
 MOST_ROWS = {torch.bfloat16: 128, torch.float32: 64}
-"""Tokens a step, over all sequences, by the states' dtype. With this many the kernels are 1.7 times as fast as
-PyTorch's operators in bf16, and as fast in fp32."""
+"""Tokens of a step, over all sequences, by the states' dtype: with more, PyTorch's operators are faster. Its rows have
+the same bits whatever runs beside them."""
+STEP_TOKENS = 32
+"""More of one sequence may be read as a prompt, whose rounding depends on their number."""
+PROMPT_ROWS = 4096
+"""Tokens of a prompt that are run at once, over all sequences: what bounds the memory for activations."""
+ABSORBED_COST = 1.5
+"""A multiplication of a step's absorbed attention takes as long as this many of a prompt's expanded one."""
 _SEEN: WeakKeyDictionary[LatentCache, dict[int, Any]] = WeakKeyDictionary()
 _FP32 = torch.empty(0)  # the rotary embedding answers in the dtype of what it is given
 
@@ -47,16 +55,25 @@ class CPURunner:
         Weights are looked up once for a cache, so that those replaced between generations are seen.
         """
         batch, tokens, _ = hidden_states.shape
-        if batch * tokens > MOST_ROWS.get(hidden_states.dtype, 0) or not available():
+        dtype = hidden_states.dtype
+        if not _may_pay(batch, tokens, dtype) or not available():
             return None
         first, seen = layers[0].self_attn.layer_idx, _SEEN.setdefault(cache, {})  # of the trunk or of an MTP module
         if first not in seen:
-            seen[first] = read_layers(model, layers, norm, hidden_states.dtype)
-        if seen[first] is None:
+            seen[first] = read_layers(model, layers, norm, dtype)
+        part, past = seen[first], cache.layers[first].get_seq_length()
+        if part is None:
             return None
-        last = first + len(layers)
-        space = _space(cache, first, last, batch, tokens, hidden_states.dtype)
-        return seen[first].run(hidden_states, *space, *_angles(model.rotary_emb, position_ids), _kept(attention_mask))
+        prompt = _is_prompt(part, model.config, batch, tokens, past + tokens, dtype)
+        if prompt is None:
+            return None
+        buffers, _ = _space(cache, first, first + len(layers), batch, tokens, dtype)
+        keep, piece, states = _kept(attention_mask), max(PROMPT_ROWS // batch, 1), []
+        for start in range(0, tokens, piece):
+            stop = min(start + piece, tokens)
+            angles = _angles(model.rotary_emb, position_ids[:, start:stop])
+            states.append(part.run(hidden_states[:, start:stop], buffers, past + stop, *angles, keep, prompt))
+        return states[0] if len(states) == 1 else torch.cat(states, dim=1)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor | None:
         """``[..., I]`` times ``[O, I]`` for few rows, summed in fp32, to x's dtype; None: it cannot."""
@@ -78,7 +95,7 @@ class CPUDecoder:
     def __init__(self, model: AXK1ForCausalLM, cache: LatentCache, trunk: Any) -> None:
         self._model, self._cache, self._trunk = model, cache, trunk
         self._rotary, self._dtype = model.model.rotary_emb, model.model.embed_tokens.weight.dtype
-        self._depth, self._most_rows = model.config.num_hidden_layers, MOST_ROWS[self._dtype]
+        self._depth = model.config.num_hidden_layers
 
     @cached_property
     def _module(self) -> Any | None:
@@ -99,7 +116,7 @@ class CPUDecoder:
         """Greedy drafts behind what waits for the module, and the trunk over ``newest`` and the drafts."""
         hidden, ids, places = waiting
         batch, tokens = ids.shape
-        if self._module is None or batch * max(tokens, count + 1) > self._most_rows:
+        if self._module is None or batch * max(tokens, count + 1) > MOST_ROWS[self._dtype]:
             return None
         depth = self._depth
         mine, length = _space(self._cache, depth, depth + 1, batch, tokens + count - 1, self._dtype)
@@ -122,10 +139,31 @@ class CPUDecoder:
         keep: int,
     ) -> Step | None:
         batch, tokens = ids.shape
-        if part is None or batch * tokens > self._most_rows:
+        if part is None or batch * tokens > PROMPT_ROWS:
+            return None
+        cached = self._cache.layers[first].get_seq_length() + tokens
+        prompt = _is_prompt(part, self._model.config, batch, tokens, cached, self._dtype)
+        if prompt is None:
             return None
         space = _space(self._cache, first, last, batch, tokens, self._dtype)
-        return Step(*part.decode(ids, hidden, *space, *_angles(self._rotary, positions), _kept(mask), keep))
+        return Step(*part.decode(ids, hidden, *space, *_angles(self._rotary, positions), _kept(mask), keep, prompt))
+
+
+def _may_pay(batch: int, tokens: int, dtype: torch.dtype) -> bool:
+    """What can be said of a step before its weights have been looked up."""
+    return batch * tokens <= MOST_ROWS.get(dtype, 0) or (tokens > STEP_TOKENS and dtype == torch.bfloat16)
+
+
+def _is_prompt(part: Any, config: AXK1Config, batch: int, tokens: int, cached: int, dtype: torch.dtype) -> bool | None:
+    """Whether T tokens a sequence, S cached ones with these, are read as a prompt and not as a step; None where
+    PyTorch's operators are faster (beside AMX their products are, four times)."""
+    few = batch * tokens <= MOST_ROWS[dtype]
+    if tokens <= STEP_TOKENS or not part.reads_prompts():
+        return False if few else None
+    if not few:
+        return None if torch.ops.axk1.has_amx() else True
+    expanded, absorbed = products(config, tokens, cached)
+    return expanded < ABSORBED_COST * absorbed
 
 
 def _space(

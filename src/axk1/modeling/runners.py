@@ -1,4 +1,4 @@
-"""Compiled decoders plug in here: whole decoder layers over a few tokens, in one call instead of one a module.
+"""Compiled decoders plug in here: whole decoder layers over some tokens, in one call instead of one a module.
 
 A runner belongs to a device type. ``AXK1Model`` asks it before every step that it could take, and runs the modules
 itself where there is no runner or it declines. Both ways give the same states: a runner changes nothing but speed.
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from axk1.modeling.layer import AXK1DecoderLayer
     from axk1.modeling.model import AXK1ForCausalLM, AXK1Model
     from axk1.modeling.norm import AXK1RMSNorm
-
-MAX_TOKENS = 128
-"""Runners are asked about steps of at most this many tokens a row: one, a few to verify, or a short prompt."""
 
 
 class Step(NamedTuple):
@@ -93,7 +90,7 @@ class Runner(Protocol):
             layers: each runs as :class:`AXK1DecoderLayer` does (of an MTP module: its block alone). Their caches are
                 ``cache.layers[layer.self_attn.layer_idx]``, all S - T tokens long; each gains T.
             norm: the RMSNorm that follows the last layer.
-            hidden_states: ``[B, T, hidden]``, T up to ``MAX_TOKENS``; not to be written.
+            hidden_states: ``[B, T, hidden]``: one token, a few to verify, or a prompt; not to be written.
             position_ids: ``[1, T]`` or ``[B, T]`` int64, for the rotation. A token attends by column: to all before
                 it and itself.
             attention_mask: ``[B, S]`` of any dtype, 0 where a column is not attended to; None for all.
@@ -125,7 +122,7 @@ def run_compiled(
 ) -> torch.Tensor | None:
     """What the device's runner makes of this step, or None where the modules have to run."""
     runner = RUNNERS.get(hidden_states.device.type)
-    if runner is None or not isinstance(cache, LatentCache) or not 1 <= hidden_states.shape[1] <= MAX_TOKENS:
+    if runner is None or not isinstance(cache, LatentCache) or not hidden_states.shape[1]:
         return None
     if model.training or not is_inference():
         return None

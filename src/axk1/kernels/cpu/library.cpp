@@ -75,8 +75,6 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Scale& scale, bool ex
     return out;
 }
 
-constexpr int64_t kStep = 32;  // tokens of a sequence in a decode step; more are a prompt
-
 struct Layer {
     axk1::AttentionWeights attention;
     axk1::MLPWeights mlp;
@@ -91,6 +89,7 @@ class Layers : public torch::CustomClassHolder {
     const std::vector<int64_t> shape;
     const std::vector<double> numbers;
     const bool exact;
+    bool prompts = false;
     std::vector<Layer> layers;
     std::vector<Tensor> around;
     std::optional<Tensor> head_ids;
@@ -133,7 +132,18 @@ public:
             layers.push_back(layer);
             first += 8 + count;
         }
+#ifdef AXK1_PACKED
+        prompts = !exact;  // products of prompts are bfloat16's
+        for (const Layer& layer : layers)
+            for (const Matrix* m : {&layer.attention.q_a, &layer.attention.q_b, &layer.attention.kv_a, &layer.attention.kv_b, &layer.attention.o,
+                                    &layer.mlp.gate_ups, &layer.mlp.downs, &layer.mlp.gate, &layer.mlp.up, &layer.mlp.down})
+                prompts = prompts && !(*m && m->kind == Matrix::kFloat32);
+#endif
     }
+
+    // Whether steps may run as prompts: by products of many tokens with each weight, over expanded keys and values, whose
+    // roundings depend on the number of tokens.
+    bool reads_prompts() const { return prompts; }
 
     // What `decode` needs besides: the embedding and the head [V, D], and of an MTP module the norms of states and of
     // embeddings, and eh_proj with its scale if it is quantised. A head [N, D] may come with the `ids` [N] of its rows.
@@ -153,21 +163,22 @@ public:
     // each layer's `buffers` [B, 1, capacity, C + R] are written. positions [B or 1, T] int64 and frequencies [R / 2] make the
     // rotary angles. `keep` [B, cached or more]: false where nothing is to be attended.
     Tensor run(const Tensor& hidden, const std::vector<Tensor>& buffers, int64_t cached, const Tensor& positions,
-               const Tensor& frequencies, const std::optional<Tensor>& keep) {
+               const Tensor& frequencies, const std::optional<Tensor>& keep, bool prompt) {
         const auto given = hidden.expect_contiguous();
         const Matrix in = matrix(*given, std::nullopt, exact);
         const int64_t rows = given->size(0) * given->size(1);
         float* state = states(rows * given->size(2));
         for (int64_t row = 0; row < rows; ++row) in.from(row).read(state + row * in.length);
-        return run_all(state, given->size(0), given->size(1), in, given->options(), buffers, cached, positions, frequencies, keep);
+        return run_all(state, given->size(0), given->size(1), in, given->options(), buffers, cached, positions, frequencies, keep, prompt);
     }
 
     // The same from ids [B, T], and with `hidden` for an MTP module: `hidden` is the trunk's, ids are the tokens after it.
     // Returns the states; float32 logits of the last `count` columns, which have the precision of the states (tokens that
     // are not among the head's have -inf); and the most probable tokens [B, count].
     std::tuple<Tensor, Tensor, Tensor> decode(const Tensor& ids, const std::optional<Tensor>& hidden, const std::vector<Tensor>& buffers, int64_t cached,
-                                      const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep, int64_t count) {
-        Tensor out = advance(ids, hidden, buffers, cached, positions, frequencies, keep);
+                                      const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep, int64_t count,
+                                              bool prompt) {
+        Tensor out = advance(ids, hidden, buffers, cached, positions, frequencies, keep, prompt);
         const int64_t rows = ids.size(0) * count, outputs = around[1].size(0), vocabulary = around[0].size(0);
         const auto options = around[0].options().dtype(at::kFloat);
         Tensor best = at::empty({ids.size(0), count}, ids.options()), logits = at::empty({ids.size(0), count, outputs}, options);
@@ -208,7 +219,7 @@ public:
                                                          const Tensor& positions, const Tensor& frequencies, int64_t count) {
         const Tensor drafts = module->propose(ids, hidden, module_buffers, module_cached, places, frequencies, count);
         Tensor tokens = at::cat({newest, drafts}, 1);
-        auto [out, logits, best] = decode(tokens, std::nullopt, buffers, cached, positions, frequencies, std::nullopt, count + 1);
+        auto [out, logits, best] = decode(tokens, std::nullopt, buffers, cached, positions, frequencies, std::nullopt, count + 1, false);
         return {tokens, out, logits, best};
     }
 
@@ -223,7 +234,7 @@ private:
 
     // States [B, T, D] of ids [B, T], and `hidden` for an MTP module.
     Tensor advance(const Tensor& ids, const std::optional<Tensor>& hidden, const std::vector<Tensor>& buffers, int64_t cached,
-                   const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep) {
+                   const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep, bool prompt = false) {
         const auto given = ids.expect_contiguous();
         const int64_t batch = ids.size(0), length = ids.size(1), width = embedding.length, rows = batch * length;
         const int64_t* tokens = given->const_data_ptr<int64_t>();
@@ -235,7 +246,7 @@ private:
         } else {
             for (int64_t row = 0; row < rows; ++row) embedding.from(tokens[row]).read(state + row * width);
         }
-        return run_all(state, batch, length, embedding, around[0].options(), buffers, cached, positions, frequencies, keep);
+        return run_all(state, batch, length, embedding, around[0].options(), buffers, cached, positions, frequencies, keep, prompt);
     }
 
     // scores [B, count, rows of the head] of the last columns of `out` [B, T, D], and the tokens of the largest [B, count].
@@ -272,7 +283,8 @@ private:
 
     Tensor run_all(float* state, int64_t batch, int64_t tokens, const Matrix& like, const at::TensorOptions& options,
                    const std::vector<Tensor>& buffers, int64_t cached, const Tensor& positions, const Tensor& frequencies,
-                   const std::optional<Tensor>& keep) {
+                   const std::optional<Tensor>& keep, bool prompt) {
+        TORCH_CHECK_VALUE(prompts || !prompt, "These layers do not read prompts.");
         const int64_t rows = batch * tokens, width = like.length, threads = at::get_num_threads();
         thread_local std::vector<float> turns;
         turns.resize(rows * 2 * frequencies.numel());
@@ -282,7 +294,6 @@ private:
         const bool* kept = keep ? keep->const_data_ptr<bool>() : nullptr;
 #ifdef AXK1_PACKED
         axk1::Workspace space;
-        const bool prompt = tokens > kStep && !exact;
 #endif
         for (size_t i = 0; i < layers.size(); ++i) {
             const Layer& layer = layers[i];
@@ -295,7 +306,7 @@ private:
             s.scale = float(numbers[0]), s.eps = float(numbers[1]);
             const Matrix cache = matrix(buffer, std::nullopt, exact);
 #ifdef AXK1_PACKED
-            if (prompt) {
+            if (prompt && cache.kind == Matrix::kBFloat16) {
                 {
                     axk1::AttentionPrompt block(s, layer.attention, space);
                     #pragma omp parallel num_threads(threads)
@@ -343,9 +354,17 @@ TORCH_LIBRARY(axk1, library) {
         .def(torch::init<std::vector<Tensor>, std::vector<Scale>, std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>,
                          std::vector<double>, bool>())
         .def("surround", &Layers::surround)
+        .def("reads_prompts", &Layers::reads_prompts)
         .def("run", &Layers::run)
         .def("decode", &Layers::decode)
         .def("speculate", &Layers::speculate);
+    library.def("has_amx() -> bool", [] {
+#ifdef __AMX_BF16__
+        return true;
+#else
+        return false;
+#endif
+    });
     library.def("linear(Tensor x, Tensor weight, Tensor? scale, bool exact) -> Tensor");
 }
 
