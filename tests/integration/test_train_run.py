@@ -81,6 +81,26 @@ def test_a_run_that_was_cut_off_goes_on(recipe: Recipe, finished, tmp_path, monk
     assert all(torch.allclose(whole[key], resumed[key], atol=1e-5) for key in whole)
 
 
+def test_a_stage_for_the_mtp_module_leaves_the_trunk_to_the_bit(recipe: Recipe, finished, tmp_path) -> None:
+    """Biases of its routers too, while the module's own weights and bias move."""
+    from dataclasses import replace
+
+    from safetensors.torch import load_file
+
+    for stage in STAGES:  # as if they had run here
+        (tmp_path / stage.name).symlink_to(finished[0] / stage.name)
+    options = {"learning_rate": 1e-2, "schedule": "constant", "learn": "mtp", "drafts": 3}
+    last = run(replace(recipe, stage=[*STAGES, Stage("drafts", steps=4, **options)]), tmp_path)  # pyright: ignore
+    before, after = (load_file(folder / "model.safetensors") for folder in (finished[1], last))
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    depth = json.loads((last / "config.json").read_text())["num_hidden_layers"]
+    assert moved and all(key.startswith(f"model.layers.{depth}.") for key in moved)
+    assert any(key.endswith("e_score_correction_bias") for key in moved)
+    log = [json.loads(line) for line in (tmp_path / "drafts" / "log.jsonl").read_text().splitlines()]
+    losses = [line["mtp_loss"] for line in log if "mtp_loss" in line]
+    assert losses[-1] < losses[0]
+
+
 def test_router_biases_move_in_training(finished) -> None:
     from safetensors.torch import load_file
 
@@ -108,6 +128,11 @@ def test_the_export_chats_and_is_evaluated(recipe: Recipe, finished, tmp_path, c
         ("preset = 'nano'", "missing .* required"),
         ("preset = 'nano'\ntokenizer = 'x'\nbatch = 3", "unexpected keyword argument 'batch'"),
         ("preset = ", "is not a valid recipe"),
+        (
+            "preset = 'nano'\ntokenizer = 'x'\n[[stage]]\nname = 'a'\nsteps = 1\nlearning_rate = 1\n"
+            "schedule = 'linear'\nlearn = 'head'",
+            'learn = "head" in stage "a": it must be "all" or "mtp"',
+        ),
     ],
 )
 def test_a_wrong_recipe_is_one_sentence(tmp_path, text, message) -> None:
@@ -123,4 +148,4 @@ def test_a_missing_recipe_is_named(tmp_path) -> None:
 
 def test_the_shipped_recipe_loads() -> None:
     recipe = Recipe.load(Path(__file__).parents[2] / "recipes" / "nano.toml")
-    assert [stage.name for stage in recipe.stage] == ["pretrain", "sft", "anneal", "refine", "more", "finish"]
+    assert [stage.name for stage in recipe.stage] == ["pretrain", "sft", "anneal", "refine", "more", "finish", "drafts"]

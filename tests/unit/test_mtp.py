@@ -7,6 +7,8 @@ import pytest
 import torch
 from tiny import BOS, ROPES, VOCAB, build, pack_rows, pad_rows, positions_of, random_fields, small_model, tokens
 
+from axk1.modeling.cache import LatentCache
+
 Weights = dict[str, torch.Tensor]
 
 
@@ -187,6 +189,72 @@ def plain_losses(model: Any, rows: list[torch.Tensor], labels: list[torch.Tensor
                     counts[k] += 1
     losses = [total / (items or max(count, 1)) for total, count in zip(sums, counts, strict=True)]
     return losses[0], sum(losses[1:]) / depth
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("layout", ["whole", "left", "right", "packed"])
+@torch.no_grad()
+def test_a_module_on_its_own_states_is_trained_as_it_drafts(layout: str, implementation: str) -> None:
+    """Each position's further predictions, all positions at once, are those that drafting makes one by one behind a
+    cache: of the true tokens, as if each draft had been right."""
+    model = small_model(num_nextn_predict_layers=1, max_position_embeddings=64)
+    model.set_attn_implementation(implementation)
+    lengths = (9, 9) if layout == "whole" else (9, 6, 4)
+    rows = [tokens(1, length, seed=length)[0] for length in lengths]
+    place: dict[str, Any]
+    if layout == "whole":
+        ids, place, starts = torch.stack(rows), {}, [(0, 0), (1, 0)]
+    elif layout == "packed":
+        ids, positions = pack_rows(rows)
+        place, starts = {"position_ids": positions}, [(0, 0), (0, 9), (0, 15)]
+    else:
+        ids, mask = pad_rows(rows, layout)
+        place = {"attention_mask": mask, "position_ids": positions_of(mask)}
+        starts = [(row, 9 - len(rows[row]) if layout == "left" else 0) for row in range(3)]
+    found = model(ids, output_mtp_logits=True, mtp_drafts=3, use_cache=False, **place).mtp_logits
+    assert len(found) == 3
+    for row, (batch, start) in zip(rows, starts, strict=True):
+        hidden = model.model(row[None], use_cache=False).last_hidden_state
+        for i in range(len(row) - 3):
+            cache = LatentCache(model.config)
+            state = model.model.draft(hidden[:, : i + 1], row[None, 1 : i + 2], cache)[:, -1:]
+            for k in range(3):
+                if k:
+                    state = model.model.draft(state, row[None, i + 1 + k : i + 2 + k], cache)
+                expected = model.lm_head(state)[0, 0]
+                torch.testing.assert_close(found[k][batch, start + i], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_drafts_of_a_module_on_its_own_states_are_learned() -> None:
+    """They add to the loss by their own labels, reach the module and the trunk, and count in its router's use."""
+    ids = tokens(4, 12)
+    model = small_model(num_nextn_predict_layers=1, router_aux_loss_coef=0.01, router_bias_update_rate=0.1).train()
+    output = model(ids, labels=ids, mtp_drafts=3, output_mtp_logits=True, use_cache=False)
+    parts = [
+        torch.nn.functional.cross_entropy(logits[:, : -k - 2].flatten(0, 1), ids[:, k + 2 :].flatten())
+        for k, logits in enumerate(output.mtp_logits)
+    ]
+    assert output.mtp_loss.item() == pytest.approx(sum(parts).item() / 3, abs=1e-5)
+    parts[2].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.model.layers[0].self_attn.parameters())
+    router = model.model.mtp_layers[0].mlp.gate
+    assert router.tokens_per_expert.sum() == 3 * ids.numel() * model.config.num_experts_per_tok
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_:FutureWarning")  # renamed in 5.23
+def test_drafts_that_cannot_be_trained() -> None:
+    ids = tokens(1, 8)
+    with pytest.raises(ValueError, match="need one that repeats; there are 2"):
+        small_model(num_nextn_predict_layers=2)(ids, labels=ids, mtp_drafts=3)
+    model = small_model(num_nextn_predict_layers=1).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(ValueError, match="cannot be trained with gradient checkpointing"):
+        model(ids, labels=ids, mtp_drafts=2)
+    model = small_model(num_nextn_predict_layers=1)
+    model.config._attn_implementation = "flex_attention"  # its masks are objects of their own
+    states = torch.zeros(1, 8, model.config.hidden_size)
+    with pytest.raises(ValueError, match='need attention "sdpa" or "eager", not "flex_attention"'):
+        model.model.forward_mtp(states, states, {"attention_mask": object()}, drafts=2)
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -69,3 +69,33 @@ def attention_context(
         "position_embeddings": rotary_emb(inputs_embeds, position_ids),
         "position_ids": position_ids,
     }
+
+
+def repeated_context(
+    context: dict[str, Any], inputs: torch.Tensor, rotary_emb: AXK1RotaryEmbedding, repeats: int
+) -> dict[str, Any]:
+    """The context of an MTP module that runs on its own states, for the ``repeats``-th time, over whole sequences.
+
+    What position i makes then stands for a draft ``repeats`` tokens on: it is rotated there, and attends to what i
+    attended to in the first pass, and to what i itself made in those since.
+
+    Args:
+        context: of the first pass, with a mask ``[B or 1, H or 1, T, T]``, bool or added to the scores, or none.
+        inputs: ``[B, T, hidden]``; for device and dtype.
+
+    Returns:
+        A context for T tokens, and keys of all passes in turn, ``(repeats + 1) T``.
+    """
+    mask, position_ids, tokens = context["attention_mask"], context["position_ids"] + repeats, inputs.shape[1]
+    if mask is None:
+        mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=inputs.device).tril()
+    itself = torch.eye(tokens, dtype=torch.bool, device=inputs.device)
+    if mask.dtype != torch.bool:
+        itself = torch.zeros_like(itself, dtype=mask.dtype).masked_fill(~itself, torch.finfo(mask.dtype).min)
+    own = itself.expand(*mask.shape[:2], tokens, tokens)
+    return {
+        **context,
+        "attention_mask": torch.cat([mask] + [own] * repeats, dim=-1),
+        "position_embeddings": rotary_emb(inputs, position_ids),
+        "position_ids": position_ids,
+    }

@@ -21,7 +21,7 @@ from axk1.config import AXK1Config
 from axk1.modeling.attention import AXK1Attention, is_standard
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.conditions import is_hooked
-from axk1.modeling.context import attention_context, next_positions
+from axk1.modeling.context import attention_context, next_positions, repeated_context
 from axk1.modeling.layer import AXK1DecoderLayer
 from axk1.modeling.losses import sequence_balance_loss, shifted_labels, token_loss, tokens_per_expert
 from axk1.modeling.moe import AXK1Experts, AXK1Router
@@ -215,6 +215,7 @@ class AXK1Model(AXK1PreTrainedModel):
         hidden_states: torch.Tensor,
         inputs_embeds: torch.Tensor,
         attention_context: dict[str, Any],
+        drafts: int = 0,
         **kwargs: Any,
     ) -> AXK1MTPOutput:
         """Runs the MTP modules over whole sequences (contract: ``mtp.py``).
@@ -223,14 +224,34 @@ class AXK1Model(AXK1PreTrainedModel):
             hidden_states: ``[batch, tokens, hidden]`` trunk states after the final norm.
             inputs_embeds: ``[batch, tokens, hidden]`` embeddings of the same tokens.
             attention_context: as returned by ``forward``.
+            drafts: tokens to predict behind the next one. Beyond the number of modules, the only one is applied to its
+                own states and the tokens after them as it is to draft, every position at once.
+
+        Raises:
+            ValueError: ``drafts`` that several modules, checkpointed ones, or this attention cannot make.
         """
-        states = []
-        for depth, layer in enumerate(self.mtp_layers, start=1):
+        modules, states = self.mtp_layers, []
+        if drafts > len(modules):
+            self._check_repeats(attention_context["attention_mask"])
+        own = DynamicCache() if drafts > len(modules) else None  # keys of the passes before
+        for depth in range(1, max(drafts, len(modules)) + 1):
             ahead = F.pad(inputs_embeds[:, depth:], (0, 0, 0, min(depth, inputs_embeds.shape[1])))
-            context = {**attention_context, "embeddings": ahead}
-            hidden_states = self._run_layers([layer], hidden_states, context, None, **kwargs)
+            context, repeats = attention_context, depth - len(modules)
+            if repeats > 0:
+                context = repeated_context(context, hidden_states, self.rotary_emb, repeats)
+            layer = modules[min(depth, len(modules)) - 1]
+            hidden_states = self._run_layers([layer], hidden_states, {**context, "embeddings": ahead}, own, **kwargs)
             states.append(hidden_states)
         return AXK1MTPOutput(mtp_states=tuple(states))
+
+    def _check_repeats(self, mask: Any) -> None:
+        if len(self.mtp_layers) != 1:
+            raise ValueError(f"More drafts than MTP modules need one that repeats; there are {len(self.mtp_layers)}.")
+        if self.gradient_checkpointing and self.training:
+            raise ValueError("More drafts than MTP modules cannot be trained with gradient checkpointing: turn it off.")
+        if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 4):
+            name = self.config._attn_implementation
+            raise ValueError(f'More drafts than MTP modules need attention "sdpa" or "eager", not "{name}".')
 
     def draft(
         self,
@@ -302,6 +323,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         output_mtp_logits: bool = False,
         output_router_logits: bool | None = None,
         skip_logits: bool = False,
+        mtp_drafts: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> AXK1CausalLMOutput:
@@ -313,6 +335,8 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             output_router_logits: add ``router_logits`` and ``router_indices`` of every MoE layer, MTP modules last.
             skip_logits: with ``labels``, run the head on labelled positions only and return no logits: what training
                 needs at a fraction of the cost.
+            mtp_drafts: tokens behind the next one that the MTP modules predict, if more than there are modules: the
+                only one then runs on its own states, which is what drafting several tokens asks of it.
             num_items_in_batch: divisor of the summed losses, as transformers' Trainer passes it.
 
         Raises:
@@ -333,7 +357,8 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         if labels is None or not skip_logits:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             result.logits = self.logits(hidden[:, keep, :], outputs.past_key_values)
-        mtp = self._run_mtp(outputs, **inputs, **where, **record, **kwargs) if runs_mtp else AXK1MTPOutput()
+        drafts: dict[str, Any] = {"drafts": mtp_drafts, **record}
+        mtp = self._run_mtp(outputs, **inputs, **where, **drafts, **kwargs) if runs_mtp else AXK1MTPOutput()
         if output_mtp_logits:
             result.mtp_logits = tuple(self.lm_head(state) for state in mtp.mtp_states or ())
         if record["output_router_logits"]:
@@ -439,6 +464,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         config = self.config
         logits, indices = cast(tuple, result.router_logits), cast(tuple, result.router_indices)
         routers = [m for m in self.modules() if isinstance(m, AXK1Router)]
+        routers += routers[-1:] * (len(indices) - len(routers))  # of a module that ran on its own states
         for router, chosen in zip(routers, indices, strict=True):
             router.tokens_per_expert += tokens_per_expert(chosen, mask, config.n_routed_experts)
         if config.router_aux_loss_coef:
@@ -462,11 +488,12 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         """Auxiliary-loss-free balancing (arXiv 2408.15664), to be called after an optimizer step.
 
         Moves each expert's bias by ``rate`` (default ``router_bias_update_rate``), up if it was chosen less often than
-        the mean and down if more, and clears the counts.
+        the mean and down if more, and clears the counts. Routers whose weights are frozen keep their biases.
         """
+        rate = self.config.router_bias_update_rate if rate is None else rate
         for router in self.modules():
             if isinstance(router, AXK1Router):
-                router.update_bias(self.config.router_bias_update_rate if rate is None else rate)
+                router.update_bias(rate if router.weight.requires_grad else 0.0)
 
 
 class AXK1ForSequenceClassification(GenericForSequenceClassification, AXK1PreTrainedModel):

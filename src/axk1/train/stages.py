@@ -46,6 +46,14 @@ class Stage:
     learn_prompt: bool = False
     tasks: dict[str, float] = field(default_factory=dict)
     """Share of each task in single problems, rescaled to 1; empty: the shares of the held-out problems."""
+    learn: str = "all"
+    """What is trained: ``all``, or ``mtp`` for the MTP modules behind a trunk that stays as it is, to the bit."""
+    drafts: int = 0
+    """Tokens the MTP module learns to draft one behind the other; 0: as many as there are modules."""
+
+    def __post_init__(self) -> None:
+        if self.learn not in ("all", "mtp"):
+            raise TypeError(f'learn = "{self.learn}" in stage "{self.name}": it must be "all" or "mtp"')
 
 
 @dataclass(frozen=True)
@@ -89,12 +97,13 @@ class Recipe:
 class _LossParts(Trainer):
     """Logs the next-token and the MTP loss apart; the head runs on labelled positions only."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, drafts: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._parts: dict[str, list[float]] = {}
+        self._extra = {"skip_logits": True, "use_cache": False, "mtp_drafts": drafts}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs, skip_logits=True, use_cache=False, num_items_in_batch=num_items_in_batch)
+        outputs = model(**inputs, **self._extra, num_items_in_batch=num_items_in_batch)
         for name in ("lm_loss", "mtp_loss", "aux_loss"):
             if getattr(outputs, name) is not None:
                 self._parts.setdefault(name, []).append(getattr(outputs, name).detach().item())
@@ -150,7 +159,12 @@ def _run_stage(
         pack(_examples(recipe, stage, tokenizer), rows, recipe.row_tokens, tokenizer.pad_token_id, data)  # pyright: ignore
     set_seed(recipe.seed)
     model = _model(recipe, before)
+    if stage.learn == "mtp":
+        model.requires_grad_(False)
+        for module in model.model.mtp_layers:
+            module.requires_grad_(True)
     trainer = _LossParts(
+        drafts=stage.drafts,
         model=model,
         optimizers=(_muon(recipe, stage, model), None),
         args=_arguments(recipe, stage, folder),
