@@ -206,13 +206,17 @@ def reads_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     past=st.sampled_from([0, 0, 1, 60, 193, 300]),
     tokens=st.integers(STEP_TOKENS + 1, 260),
     holes=st.sampled_from([0.0, 0.3]),
+    padding=st.sampled_from([0, 5, 200]),
     seed=st.integers(0, 2**16),
 )
-def test_a_prompt_is_closer_to_fp32_than_the_plain_layers(shape, batch, past, tokens, holes, seed):
-    """Sums and all between products are fp32's here: any width, number of tokens, batch, holes, and any past."""
+def test_a_prompt_is_closer_to_fp32_than_the_plain_layers(shape, batch, past, tokens, holes, padding, seed):
+    """Sums and all between products are fp32's here: any width, number of tokens, batch, holes, and any past; also
+    where a whole block of keys is padding."""
     model, generator = prompt_model(shape), torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.config.vocab_size, (batch, past + tokens), generator=generator)
     mask = (torch.rand(ids.shape, generator=generator) >= holes).long()
+    mask[:, -9:] = 1
+    mask[-1, : min(padding, past + tokens - 9)] = 0
     ours, theirs = errors_of_a_prompt(model, copy.deepcopy(model).float(), ids, mask, tokens)
     assert ours.mean() <= theirs.mean() and ours.max() <= 1.5 * theirs.max()
 

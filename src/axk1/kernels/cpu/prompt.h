@@ -233,9 +233,10 @@ private:
         }
     }
 
-    // exp(scale * (score - largest)) to 4e-6: these are rounded to bfloat16.
-    static __m512 weight(__m512 score, __m512 factor, __m512 offset) {
-        const __m512 power = _mm512_fmsub_ps(score, factor, offset), whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    // 2 ** (factor * (score - largest)) to 4e-6: these are rounded to bfloat16.
+    static __m512 weight(__m512 score, __m512 largest, __m512 factor) {
+        const __m512 power = _mm512_mul_ps(_mm512_sub_ps(score, largest), factor);
+        const __m512 whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         const __m512 rest = _mm512_sub_ps(power, whole);  // 2 ** rest, a polynomial fitted to [-0.5, 0.5]
         __m512 y = _mm512_set1_ps(9.58285e-3f);
         for (float next : {5.590643e-2f, 2.4024099e-1f, 6.9312419e-1f, 1.0f}) y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(next));
@@ -251,13 +252,12 @@ private:
         for (int64_t g = 0; g < kVectors; ++g) {
             __m512 most = largest[g], total = _mm512_setzero_ps();
             for (int64_t k = 0; k < seen; ++k) most = _mm512_max_ps(most, scores[k][g]);
-            const __m512 offset = _mm512_mul_ps(most, factor);
             for (int64_t k = 0; k < seen; k += 2) {
-                const __m512 one = weight(scores[k][g], factor, offset), two = k + 1 < seen ? weight(scores[k + 1][g], factor, offset) : _mm512_setzero_ps();
+                const __m512 one = weight(scores[k][g], most, factor), two = k + 1 < seen ? weight(scores[k + 1][g], most, factor) : _mm512_setzero_ps();
                 total = _mm512_add_ps(total, _mm512_add_ps(one, two));
                 weights[k / 2 * kVectors + g] = _mm512_permutexvar_epi16(pairs, __m512i(_mm512_cvtne2ps_pbh(two, one)));
             }
-            const __m512 shrunk = weight(largest[g], factor, offset);
+            const __m512 shrunk = weight(largest[g], most, factor);
             totals[g] = _mm512_fmadd_ps(totals[g], shrunk, total);
             if (_mm512_cmp_ps_mask(largest[g], most, _CMP_LT_OQ))
                 for (int64_t v = 0; v < s.value; ++v) sums[v][g] = _mm512_mul_ps(sums[v][g], shrunk);
