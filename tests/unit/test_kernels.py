@@ -368,6 +368,33 @@ def test_whole_steps_are_those_of_the_layers(dtype):
         decoder.step(torch.full((2, 1), 10_000_000), positions[:, :1], None, 1)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 20, 60])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_states_that_nobody_wants_change_nothing(dtype, tokens):
+    """The last layer then caches what it would have cached, and makes the last columns alone: bit for bit in a step."""
+    model: Any = DRAFTERS[dtype]
+    batch = 1 if tokens > STEP_TOKENS else 3
+    ids = torch.randint(0, model.config.vocab_size, (batch, 12 + tokens), generator=torch.Generator().manual_seed(8))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    one, other = (prefilled(model, ids[:, :12], mask[:, :12]) for _ in range(2))
+    places, keep = torch.arange(12, 12 + tokens)[None], min(2, tokens)
+    decoders = [model.decoder(one), model.decoder(other)]
+    whole = decoders[0].step(ids[:, 12:], places, mask, keep)
+    last = decoders[1].step(ids[:, 12:], places, mask, keep, whole=False)
+    drafted = decoders[0].draft(whole.states, ids[:, 12:], places, mask[:, 12:], 1)
+    draft = decoders[1].draft(whole.states, ids[:, 12:], places, mask[:, 12:], 1, whole=False)
+    assert last.states.shape == (batch, keep, model.config.hidden_size) and draft.states.shape[1] == 1
+    same = tokens <= STEP_TOKENS or dtype == torch.float32
+    for mine, expected in ((last.states, whole.states[:, -keep:]), (draft.states, drafted.states[:, -1:]),
+                           (last.logits, whole.logits), (draft.logits, drafted.logits)):  # fmt: skip
+        close = {"atol": 0.0, "rtol": 0.0} if same else {"atol": 0.1, "rtol": 0.05}
+        torch.testing.assert_close(mine, expected, **close)
+    for mine, expected in zip(one.layers, other.layers, strict=True):
+        assert torch.equal(mine.joint, expected.joint)
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),

@@ -293,8 +293,8 @@ def unsteady(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     extend = Rows.extend
 
-    def shaken(self, ids, positions, keep):
-        states, logits, _ = extend(self, ids, positions, keep)
+    def shaken(self, ids, positions, keep, whole=True):
+        states, logits, _ = extend(self, ids, positions, keep, whole)
         self.compiled = False  # whose rows would not depend on each other
         if ids.shape[1] > 1 and self.columns > len(PROMPTS[0]):
             logits = logits + 0.004 * (torch.rand(logits.shape, generator=generator) - 0.5)

@@ -156,7 +156,7 @@ class _Loop:
         for start in range(0, width, piece):
             here, after = slice(start, start + piece), slice(start + 1, start + piece + 1)
             last = start + piece >= width
-            states, logits, best = rows.extend(ids[:, here], positions[:, here], int(last))
+            states, logits, best = rows.extend(ids[:, here], positions[:, here], int(last), self.drafter is not None)
             if not last:
                 if self.drafter is not None and states is not None:
                     self.drafter.follow(states, ids[:, after], positions[:, here])

@@ -77,18 +77,19 @@ class Rows:
         """How many rows have not ended."""
         return sum(self.history.running)
 
-    def extend(self, ids: Tensor, positions: Tensor, keep: int) -> Columns:
+    def extend(self, ids: Tensor, positions: Tensor, keep: int, whole: bool = True) -> Columns:
         """Runs the model over new columns, which join the cache.
 
         Args:
             ids: ``[B, T]`` tokens.
             positions: ``[B, T]`` of these.
             keep: for how many of the last columns logits are wanted; 0 gives those of one.
+            whole: states of all columns are wanted, not of these only.
         """
         self.columns += ids.shape[1]
         mask = self.mask(self.columns)
         if self.decoder is not None:
-            found = self.decoder.step(ids, positions, mask, max(keep, 1))
+            found = self.decoder.step(ids, positions, mask, max(keep, 1), whole)
             self.compiled = found is not None
             if found is not None:
                 return found

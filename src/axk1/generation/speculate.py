@@ -167,8 +167,8 @@ class Drafter:
         return states, following, positions
 
     def catch_up(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs the module over what waits; returns its states ``[B, T, D]``, the last one's logits ``[B, 1, V]``, and
-        the positions ``[B, T]``."""
+        """Runs the module over what waits; returns its states ``[B, T, D]``, or the last ones where nothing is masked,
+        the last one's logits ``[B, 1, V]``, and the positions ``[B, T]``."""
         states, following, positions = self._take_waiting()
         return *self._run(states, following, positions), positions
 
@@ -178,7 +178,7 @@ class Drafter:
         mask = rows.mask(self._layer.get_seq_length() + states.shape[1])
         found = None
         if rows.decoder is not None:
-            found = rows.decoder.draft(states, following, positions, mask, 1)
+            found = rows.decoder.draft(states, following, positions, mask, 1, rows.masked)
         if found is not None:
             return found.states, found.logits
         where = {"attention_mask": mask, "position_ids": cast(torch.LongTensor, positions)}

@@ -102,13 +102,15 @@ class CPUDecoder:
         modules = self._model.model.mtp_layers
         return read_model(self._model, cast("AXK1MTPLayer", modules[0])) if modules else None
 
-    def step(self, ids: Tensor, positions: Tensor, mask: Tensor | None, keep: int) -> Step | None:
+    def step(self, ids: Tensor, positions: Tensor, mask: Tensor | None, keep: int, whole: bool = True) -> Step | None:
         """The trunk over ids ``[B, T]``, with the logits of the last ``keep`` columns."""
-        return self._run(self._trunk, None, 0, self._depth, ids, positions, mask, keep)
+        return self._run(self._trunk, None, 0, self._depth, ids, positions, mask, keep, whole)
 
-    def draft(self, hidden: Tensor, ids: Tensor, positions: Tensor, mask: Tensor | None, keep: int) -> Step | None:
+    def draft(
+        self, hidden: Tensor, ids: Tensor, positions: Tensor, mask: Tensor | None, keep: int, whole: bool = True
+    ) -> Step | None:
         """The first MTP module over the states of ``positions`` and the tokens after them."""
-        return self._run(self._module, hidden, self._depth, self._depth + 1, ids, positions, mask, keep)
+        return self._run(self._module, hidden, self._depth, self._depth + 1, ids, positions, mask, keep, whole)
 
     def speculate(
         self, waiting: tuple[Tensor, Tensor, Tensor], newest: Tensor, positions: Tensor, count: int
@@ -137,6 +139,7 @@ class CPUDecoder:
         positions: Tensor,
         mask: Tensor | None,
         keep: int,
+        whole: bool,
     ) -> Step | None:
         batch, tokens = ids.shape
         if part is None or batch * tokens > PROMPT_ROWS:
@@ -146,7 +149,18 @@ class CPUDecoder:
         if prompt is None:
             return None
         space = _space(self._cache, first, last, batch, tokens, self._dtype)
-        return Step(*part.decode(ids, hidden, *space, *_angles(self._rotary, positions), _kept(mask), keep, prompt))
+        return Step(
+            *part.decode(
+                ids,
+                hidden,
+                *space,
+                *_angles(self._rotary, positions),
+                _kept(mask),
+                keep,
+                tokens if whole else keep,
+                prompt,
+            )
+        )
 
 
 def _may_pay(batch: int, tokens: int, dtype: torch.dtype) -> bool:

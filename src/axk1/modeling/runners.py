@@ -26,7 +26,7 @@ class Step(NamedTuple):
     """What T new columns of B rows were made into; logits of the last ``keep`` of them."""
 
     states: torch.Tensor
-    """``[B, T, hidden]``, after the norm."""
+    """``[B, T, hidden]``, after the norm; unless the ``whole`` is wanted, of the last ``keep`` columns only."""
     logits: torch.Tensor
     """``[B, keep, V]`` float32, rounded as the states' dtype is."""
     best: torch.Tensor
@@ -36,15 +36,24 @@ class Step(NamedTuple):
 class Decoder(Protocol):
     """Whole steps of one generation behind a cache: embedding, layers, norm and head.
 
-    All methods decline a step with None before they have touched the cache; a step that is taken grows it by T.
+    All methods decline a step with None before they have touched the cache; a step that is taken grows it by T. Of
+    columns whose states nobody wants, the last layer makes nothing but what it caches.
     """
 
-    def step(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int) -> Step | None:
+    def step(
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int, whole: bool = True
+    ) -> Step | None:
         """The trunk over ids ``[B, T]`` at positions ``[B or 1, T]``; mask ``[B, S]``, 0 where nothing is attended."""
         ...
 
     def draft(
-        self, hidden: torch.Tensor, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int
+        self,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        keep: int,
+        whole: bool = True,
     ) -> Step | None:
         """The first MTP module over post-norm states ``[B, T, D]`` at ``positions`` and the tokens after them; logits
         by the model's ``draft_head`` where it has one."""

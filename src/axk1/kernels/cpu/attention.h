@@ -105,18 +105,19 @@ public:
         running.resize(strands * pairs);
     }
 
-    // Called by every thread of a parallel region.
-    void run(float* hidden, const float* cos, const float* sin, const Matrix& cache, const bool* keep, int64_t me, int64_t threads) {
+    // Called by every thread of a parallel region. `cache_only`: the tokens are cached, and attend to nothing.
+    void run(float* hidden, const float* cos, const float* sin, const Matrix& cache, const bool* keep, bool cache_only, int64_t me, int64_t threads) {
         for (Share n(rows, me, threads); n.begin < n.end; ++n.begin)
             rms_norm(hidden + n.begin * s.hidden, w.input_norm, s.eps, s.hidden, normed + n.begin * s.hidden);
         #pragma omp barrier
-        project_down(me, threads);
+        project_down(cache_only ? s.query_rank : 0, me, threads);
         #pragma omp barrier
         for (Share n(rows, me, threads); n.begin < n.end; ++n.begin) {
             float* query = down + n.begin * (s.query_rank + joint);
-            rms_norm(query, w.query_norm, 1e-6f, s.query_rank, latents + n.begin * s.query_rank);
+            if (!cache_only) rms_norm(query, w.query_norm, 1e-6f, s.query_rank, latents + n.begin * s.query_rank);
             cache_latent(s, w, n.begin, query + s.query_rank, cos, sin, cache);
         }
+        if (cache_only) return;
         #pragma omp barrier
         const Share outputs(s.heads * width, me, threads);
         w.q_b.from(outputs.begin).dot(outputs.end - outputs.begin, latents, s.query_rank, rows, queries + outputs.begin, s.heads * width);
@@ -132,8 +133,10 @@ public:
     }
 
 private:
-    void project_down(int64_t me, int64_t threads) {
-        const Share outputs(s.query_rank + joint, me, threads);
+    // The rows of q_a and kv_a, one after the other, from `first` on.
+    void project_down(int64_t first, int64_t me, int64_t threads) {
+        Share outputs(s.query_rank + joint - first, me, threads);
+        outputs.begin += first, outputs.end += first;
         const int64_t split = std::clamp(s.query_rank, outputs.begin, outputs.end), stride = s.query_rank + joint;
         w.q_a.from(outputs.begin).dot(split - outputs.begin, normed, s.hidden, rows, down + outputs.begin, stride);
         w.kv_a.from(split - s.query_rank).dot(outputs.end - split, normed, s.hidden, rows, down + split, stride);

@@ -75,6 +75,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Scale& scale, bool ex
     return out;
 }
 
+constexpr int64_t kStep = 32;  // tokens of a sequence; as few are never read as a prompt
+
 struct Layer {
     axk1::AttentionWeights attention;
     axk1::MLPWeights mlp;
@@ -169,16 +171,16 @@ public:
         const int64_t rows = given->size(0) * given->size(1);
         float* state = states(rows * given->size(2));
         for (int64_t row = 0; row < rows; ++row) in.from(row).read(state + row * in.length);
-        return run_all(state, given->size(0), given->size(1), in, given->options(), buffers, cached, positions, frequencies, keep, prompt);
+        return run_all(state, given->size(0), given->size(1), in, given->options(), buffers, cached, positions, frequencies, keep, given->size(1), prompt);
     }
 
     // The same from ids [B, T], and with `hidden` for an MTP module: `hidden` is the trunk's, ids are the tokens after it.
-    // Returns the states; float32 logits of the last `count` columns, which have the precision of the states (tokens that
+    // Returns the states of the last `wanted` columns; float32 logits of the last `count` of these, which have the precision of the states (tokens that
     // are not among the head's have -inf); and the most probable tokens [B, count].
     std::tuple<Tensor, Tensor, Tensor> decode(const Tensor& ids, const std::optional<Tensor>& hidden, const std::vector<Tensor>& buffers, int64_t cached,
                                       const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep, int64_t count,
-                                              bool prompt) {
-        Tensor out = advance(ids, hidden, buffers, cached, positions, frequencies, keep, prompt);
+                                              int64_t wanted, bool prompt) {
+        Tensor out = advance(ids, hidden, buffers, cached, positions, frequencies, keep, wanted, prompt);
         const int64_t rows = ids.size(0) * count, outputs = around[1].size(0), vocabulary = around[0].size(0);
         const auto options = around[0].options().dtype(at::kFloat);
         Tensor best = at::empty({ids.size(0), count}, ids.options()), logits = at::empty({ids.size(0), count, outputs}, options);
@@ -198,7 +200,7 @@ public:
                    const Tensor& frequencies, int64_t count) {
         const int64_t batch = ids.size(0), outputs = around[1].size(0);
         Tensor drafts = at::empty({batch, count}, ids.options());
-        Tensor state = advance(ids, hidden, buffers, cached, positions, frequencies, std::nullopt), place = positions.narrow(1, positions.size(1) - 1, 1);
+        Tensor state = advance(ids, hidden, buffers, cached, positions, frequencies, std::nullopt, 1, false), place = positions.narrow(1, positions.size(1) - 1, 1);
         thread_local std::vector<float> scores;
         scores.resize(batch * outputs);
         std::vector<int64_t> best(batch);
@@ -207,7 +209,7 @@ public:
             for (int64_t b = 0; b < batch; ++b) drafts.mutable_data_ptr<int64_t>()[b * count + made] = best[b];
             if (++made == count) return drafts;
             place = at::add(place, 1);
-            state = advance(drafts.narrow(1, made - 1, 1), state.narrow(1, state.size(1) - 1, 1), buffers, cached + made, place, frequencies, std::nullopt);
+            state = advance(drafts.narrow(1, made - 1, 1), state.narrow(1, state.size(1) - 1, 1), buffers, cached + made, place, frequencies, std::nullopt, 1, false);
         }
     }
 
@@ -219,7 +221,7 @@ public:
                                                          const Tensor& positions, const Tensor& frequencies, int64_t count) {
         const Tensor drafts = module->propose(ids, hidden, module_buffers, module_cached, places, frequencies, count);
         Tensor tokens = at::cat({newest, drafts}, 1);
-        auto [out, logits, best] = decode(tokens, std::nullopt, buffers, cached, positions, frequencies, std::nullopt, count + 1, false);
+        auto [out, logits, best] = decode(tokens, std::nullopt, buffers, cached, positions, frequencies, std::nullopt, count + 1, count + 1, false);
         return {tokens, out, logits, best};
     }
 
@@ -232,9 +234,9 @@ private:
 
     int64_t token(int64_t row) const { return head_ids ? head_ids->const_data_ptr<int64_t>()[row] : row; }  // of a row of the head
 
-    // States [B, T, D] of ids [B, T], and `hidden` for an MTP module.
+    // States [B, wanted, D] of the last of ids [B, T], and `hidden` for an MTP module.
     Tensor advance(const Tensor& ids, const std::optional<Tensor>& hidden, const std::vector<Tensor>& buffers, int64_t cached,
-                   const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep, bool prompt = false) {
+                   const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep, int64_t wanted, bool prompt) {
         const auto given = ids.expect_contiguous();
         const int64_t batch = ids.size(0), length = ids.size(1), width = embedding.length, rows = batch * length;
         const int64_t* tokens = given->const_data_ptr<int64_t>();
@@ -246,7 +248,7 @@ private:
         } else {
             for (int64_t row = 0; row < rows; ++row) embedding.from(tokens[row]).read(state + row * width);
         }
-        return run_all(state, batch, length, embedding, around[0].options(), buffers, cached, positions, frequencies, keep, prompt);
+        return run_all(state, batch, length, embedding, around[0].options(), buffers, cached, positions, frequencies, keep, wanted, prompt);
     }
 
     // scores [B, count, rows of the head] of the last columns of `out` [B, T, D], and the tokens of the largest [B, count].
@@ -283,55 +285,77 @@ private:
 
     Tensor run_all(float* state, int64_t batch, int64_t tokens, const Matrix& like, const at::TensorOptions& options,
                    const std::vector<Tensor>& buffers, int64_t cached, const Tensor& positions, const Tensor& frequencies,
-                   const std::optional<Tensor>& keep, bool prompt) {
+                   const std::optional<Tensor>& keep, int64_t wanted, bool prompt) {
         TORCH_CHECK_VALUE(prompts || !prompt, "These layers do not read prompts.");
-        const int64_t rows = batch * tokens, width = like.length, threads = at::get_num_threads();
+        const int64_t rows = batch * tokens, width = like.length;
         thread_local std::vector<float> turns;
         turns.resize(rows * 2 * frequencies.numel());
         float *cos = turns.data(), *sin = cos + rows * frequencies.numel();
         const auto where = positions.expect_contiguous();
         angles(*where, frequencies, float(numbers[3]), rows, cos, sin);
         const bool* kept = keep ? keep->const_data_ptr<bool>() : nullptr;
-#ifdef AXK1_PACKED
         axk1::Workspace space;
-#endif
         for (size_t i = 0; i < layers.size(); ++i) {
-            const Layer& layer = layers[i];
             const Tensor& buffer = buffers[i];
             axk1::AttentionShape s{};
             s.batch = batch, s.tokens = tokens, s.hidden = width, s.cached = cached;
             s.heads = shape[0], s.nope = shape[1], s.rope = shape[2], s.interleave = shape[3];
-            s.value = layer.attention.o.length / s.heads, s.query_rank = layer.query_rank, s.latent = buffer.size(3) - s.rope;
+            s.value = layers[i].attention.o.length / s.heads, s.query_rank = layers[i].query_rank, s.latent = buffer.size(3) - s.rope;
             s.sequence_rows = buffer.size(2), s.keep_stride = keep ? keep->stride(0) : 0;
             s.scale = float(numbers[0]), s.eps = float(numbers[1]);
             const Matrix cache = matrix(buffer, std::nullopt, exact);
-#ifdef AXK1_PACKED
-            if (prompt && cache.kind == Matrix::kBFloat16) {
-                {
-                    axk1::AttentionPrompt block(s, layer.attention, space);
-                    #pragma omp parallel num_threads(threads)
-                    block.run(state, cos, sin, cache, kept);
+            prompt = prompt && cache.kind == Matrix::kBFloat16;
+            if (i + 1 == layers.size() && wanted < tokens) {  // of the other tokens nothing but their latents is used any more
+                attend(layers[i], s, state, cos, sin, cache, kept, prompt, true, space);
+                for (int64_t row = 0; row < batch * wanted; ++row) {
+                    const int64_t from = row / wanted * tokens + tokens - wanted + row % wanted;
+                    std::copy_n(state + from * width, width, state + row * width);
+                    for (float* angles : {cos, sin}) std::copy_n(angles + from * frequencies.numel(), frequencies.numel(), angles + row * frequencies.numel());
                 }
-                axk1::MLPPrompt block(layer.mlp, layer.rule, rows, width, float(numbers[1]), space);
-                #pragma omp parallel num_threads(threads)
-                block.run(state);
-                continue;
+                s.tokens = tokens = wanted, prompt = prompt && tokens > kStep;
             }
-#endif
-            {
-                axk1::AttentionStep block(s, layer.attention, threads, scratch());
-                #pragma omp parallel num_threads(threads)
-                block.run(state, cos, sin, cache, kept, omp_get_thread_num(), omp_get_num_threads());
-            }
-            axk1::MLPStep block(layer.mlp, layer.rule, rows, width, float(numbers[1]), scratch());
-            #pragma omp parallel num_threads(threads)
-            block.run(state, omp_get_thread_num(), omp_get_num_threads());
+            attend(layers[i], s, state, cos, sin, cache, kept, prompt, false, space);
+            feed_forward(layers[i], state, batch * tokens, width, prompt, space);
         }
-        for (int64_t row = 0; row < rows; ++row)
+        for (int64_t row = 0; row < batch * tokens; ++row)
             axk1::rms_norm(state + row * width, floats(tensors.back()), float(numbers[1]), width, state + row * width);
         Tensor out = at::empty({batch, tokens, width}, options);
-        axk1::store(like.kind, out.mutable_data_ptr(), state, rows * width);
+        axk1::store(like.kind, out.mutable_data_ptr(), state, batch * tokens * width);
         return out;
+    }
+
+    // The attention block of one layer; `cache_only`: what it caches.
+    static void attend(const Layer& layer, const axk1::AttentionShape& s, float* state, const float* cos, const float* sin, const Matrix& cache,
+                       const bool* keep, bool prompt, bool cache_only, axk1::Workspace& space) {
+        const int64_t threads = at::get_num_threads();
+#ifdef AXK1_PACKED
+        if (prompt) {
+            axk1::AttentionPrompt block(s, layer.attention, space);
+            #pragma omp parallel num_threads(threads)
+            block.run(state, cos, sin, cache, keep, cache_only);
+            return;
+        }
+#endif
+        axk1::AttentionStep block(s, layer.attention, threads, scratch());
+        #pragma omp parallel num_threads(threads)
+        block.run(state, cos, sin, cache, keep, cache_only, omp_get_thread_num(), omp_get_num_threads());
+    }
+
+    // Its MLP block.
+    void feed_forward(const Layer& layer, float* state, int64_t rows, int64_t width, bool prompt, axk1::Workspace& space) const {
+        const int64_t threads = at::get_num_threads();
+        const float eps = float(numbers[1]);
+#ifdef AXK1_PACKED
+        if (prompt) {
+            axk1::MLPPrompt block(layer.mlp, layer.rule, rows, width, eps, space);
+            #pragma omp parallel num_threads(threads)
+            block.run(state);
+            return;
+        }
+#endif
+        axk1::MLPStep block(layer.mlp, layer.rule, rows, width, eps, scratch());
+        #pragma omp parallel num_threads(threads)
+        block.run(state, omp_get_thread_num(), omp_get_num_threads());
     }
 
     // cos and sin, [rows, R / 2] each, of positions [B or 1, T] times frequencies [R / 2]; both times `factor`.

@@ -10,7 +10,6 @@
 #include "mlp.h"
 #include "panel.h"
 
-#ifdef AXK1_PACKED
 namespace axk1 {
 
 // One piece of memory in parts, each at the start of a cache line.
@@ -36,6 +35,8 @@ public:
         parts();
     }
 };
+
+#ifdef AXK1_PACKED
 
 // done(row, first output, how many, sums) for all rows of x and all outputs, shared between the threads of a region, which
 // do not wait for each other behind it.
@@ -84,8 +85,8 @@ public:
         });
     }
 
-    // Called by every thread of a parallel region.
-    void run(float* hidden, const float* cos, const float* sin, const Matrix& cache, const bool* keep) {
+    // Called by every thread of a parallel region. `cache_only`: the tokens are cached, and attend to nothing.
+    void run(float* hidden, const float* cos, const float* sin, const Matrix& cache, const bool* keep, bool cache_only) {
         #pragma omp for
         for (int64_t row = 0; row < rows; ++row) {
             rounded_norm(hidden + row * s.hidden, w.input_norm, s.eps, s.hidden, normed + row * even(s.hidden));
@@ -96,14 +97,15 @@ public:
                 store_sums(sums, count, down + row * down_width + offset + first);
             };
         };
-        project(w.q_a, s.query_rank, normed, even(s.hidden), rows, keep_down(0));
+        if (!cache_only) project(w.q_a, s.query_rank, normed, even(s.hidden), rows, keep_down(0));
         project(w.kv_a, joint, normed, even(s.hidden), rows, keep_down(s.query_rank));
         #pragma omp barrier
         #pragma omp for
         for (int64_t row = 0; row < rows; ++row) {
-            rounded_norm(down + row * down_width, w.query_norm, 1e-6f, s.query_rank, latents + row * even(s.query_rank));
+            if (!cache_only) rounded_norm(down + row * down_width, w.query_norm, 1e-6f, s.query_rank, latents + row * even(s.query_rank));
             cache_latent(s, w, row, down + row * down_width + s.query_rank, cos, sin, cache);
         }
+        if (cache_only) return;
         project(w.q_b, s.heads * width, latents, even(s.query_rank), rows, [&](int64_t row, int64_t first, int64_t count, const Sums& sums) {
             store_rounded(sums, count, queries + row * s.heads * width + first);
         });
@@ -378,5 +380,5 @@ private:
     }
 };
 
-}  // namespace axk1
 #endif
+}  // namespace axk1
