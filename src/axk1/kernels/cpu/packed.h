@@ -90,12 +90,12 @@ struct BFloat16 {
         __m512 sums[S][T] = {};
         const auto add = [&](int64_t i, __mmask32 there) __attribute__((always_inline)) {
             __m512i row[S];
-            #pragma GCC unroll 4
+            #pragma GCC unroll 6
             for (int r = 0; r < S; ++r) row[r] = _mm512_maskz_loadu_epi16(there, w + r * w_stride + i);
-            #pragma GCC unroll 4
+            #pragma GCC unroll 6
             for (int t = 0; t < T; ++t) {
                 const __m512bh values = __m512bh(x.values[t * x.stride + i / 32]);
-                #pragma GCC unroll 4
+                #pragma GCC unroll 6
                 for (int r = 0; r < S; ++r) sums[r][t] = _mm512_dpbf16_ps(sums[r][t], __m512bh(row[r]), values);
             }
         };
@@ -164,12 +164,12 @@ struct Int8 {  // one scale a row
             for (int t = 0; t < T; ++t) highs[r][t] = x.offsets[2 * t], lows[r][t] = x.offsets[2 * t + 1];
         const auto add = [&](int64_t i, __mmask64 there) __attribute__((always_inline)) {
             __m512i row[S];
-            #pragma GCC unroll 4
+            #pragma GCC unroll 6
             for (int r = 0; r < S; ++r)
                 row[r] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, w + r * w_stride + i), _mm512_set1_epi8(-128));
-            #pragma GCC unroll 4
+            #pragma GCC unroll 6
             for (int t = 0; t < T; ++t)
-                #pragma GCC unroll 4
+                #pragma GCC unroll 6
                 for (int r = 0; r < S; ++r) {
                     highs[r][t] = _mm512_dpbusd_epi32(highs[r][t], row[r], x.highs[t * x.stride + i / 64]);
                     lows[r][t] = _mm512_dpbusd_epi32(lows[r][t], row[r], x.lows[t * x.stride + i / 64]);
@@ -256,7 +256,7 @@ struct Int4 {  // two values a byte, low half first, stored plus 8; a scale for 
         const auto add = [&](int64_t b, __mmask64 there, __mmask16 scales_there) __attribute__((always_inline)) {
             __m512i even[S], odd[S];
             __m512 scales[S];
-            #pragma GCC unroll 4
+            #pragma GCC unroll 6
             for (int r = 0; r < S; ++r) {
                 const uint8_t* place = w + r * length / 2 + b * 64;
                 __builtin_prefetch(place + kAhead, 0, 2);
@@ -264,10 +264,10 @@ struct Int4 {  // two values a byte, low half first, stored plus 8; a scale for 
                 even[r] = _mm512_and_si512(pairs, lower_half), odd[r] = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), lower_half);
                 scales[r] = _mm512_permutexvar_ps(spread, _mm512_maskz_loadu_ps(scales_there, scale + r * groups + first));
             }
-            #pragma GCC unroll 4
+            #pragma GCC unroll 6
             for (int t = 0; t < T; ++t) {
                 const Block block = x.blocks[t * x.stride + b];
-                #pragma GCC unroll 4
+                #pragma GCC unroll 6
                 for (int r = 0; r < S; ++r) {
                     const __m512i highs = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(block.high_offsets, even[r], block.even_highs), odd[r], block.odd_highs);
                     const __m512i lows = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(block.low_offsets, even[r], block.even_lows), odd[r], block.odd_lows);
@@ -320,7 +320,7 @@ inline void weighted(const uint16_t* w, int64_t w_stride, int64_t rows, const ui
                 __builtin_prefetch(row + (ahead + 1) * w_stride + c * 32, 0, 2);
             }
         __m512bh pair[T];
-        #pragma GCC unroll 4
+        #pragma GCC unroll 6
         for (int t = 0; t < T; ++t) pair[t] = __m512bh(_mm512_set1_epi32(int(p[t * p_stride + j])));
         const bool both = 2 * j + 1 < rows;
         #pragma GCC unroll 8
@@ -329,7 +329,7 @@ inline void weighted(const uint16_t* w, int64_t w_stride, int64_t rows, const ui
             const __m512i first = _mm512_maskz_loadu_epi16(mask, row + c * 32);
             const __m512i second = _mm512_maskz_loadu_epi16(both ? mask : 0, row + w_stride + c * 32);
             const __m512bh near = __m512bh(_mm512_unpacklo_epi16(first, second)), far = __m512bh(_mm512_unpackhi_epi16(first, second));
-            #pragma GCC unroll 4
+            #pragma GCC unroll 6
             for (int t = 0; t < T; ++t) {
                 sums[t][c][0] = _mm512_dpbf16_ps(sums[t][c][0], near, pair[t]);
                 sums[t][c][1] = _mm512_dpbf16_ps(sums[t][c][1], far, pair[t]);
@@ -338,7 +338,7 @@ inline void weighted(const uint16_t* w, int64_t w_stride, int64_t rows, const ui
     }
     const __m512i first_half = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
     const __m512i second_half = _mm512_add_epi32(first_half, _mm512_set1_epi32(8));
-    #pragma GCC unroll 4
+    #pragma GCC unroll 6
     for (int t = 0; t < T; ++t)
         #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {

@@ -79,24 +79,24 @@ inline void dot_block(const typename Format::Stored* w, int64_t w_stride, const 
     int64_t i = 0;
     for (; i + 2 * kLanes <= length; i += 2 * kLanes) {
         Lanes left[T], right[T];
-        #pragma GCC unroll 4
+        #pragma GCC unroll 6
         for (int t = 0; t < T; ++t) Format::arrange(x + t * x_stride + i, left[t], right[t]);
-        #pragma GCC unroll 4
+        #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
             const auto* row = w + r * w_stride + i;
             __builtin_prefetch(reinterpret_cast<const char*>(row) + kAhead, 0, 2);
             Lanes first, second;
             Format::load(row, first, second);
-            #pragma GCC unroll 4
+            #pragma GCC unroll 6
             for (int t = 0; t < T; ++t) {
                 even[r][t] += first * left[t];
                 odd[r][t] += second * right[t];
             }
         }
     }
-    #pragma GCC unroll 4
+    #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
-        #pragma GCC unroll 4
+        #pragma GCC unroll 6
         for (int t = 0; t < T; ++t) {
             float total = sum(even[r][t] + odd[r][t]);
             for (int64_t j = i; j < length; ++j) total = std::fma(Format::one(w + r * w_stride + j), x[t * x_stride + j], total);
@@ -252,14 +252,18 @@ private:
     template <class Stored>
     const Stored* values() const { return static_cast<const Stored*>(data); }
 
-    // Calls `some<T>(first input)` for all inputs, four at a time and what is left.
+    // Calls `some<T>(first input)` for all inputs, four at a time and what is left, which may be five or six.
     template <class Some>
     static void together(int64_t inputs, const Some& some) {
         int64_t t = 0;
-        for (; t + 4 <= inputs; t += 4) some.template operator()<4>(t);
-        if (inputs - t == 3) some.template operator()<3>(t);
-        if (inputs - t == 2) some.template operator()<2>(t);
-        if (inputs - t == 1) some.template operator()<1>(t);
+        for (; inputs - t > 6 || inputs - t == 4; t += 4) some.template operator()<4>(t);
+        switch (inputs - t) {
+            case 1: return some.template operator()<1>(t);
+            case 2: return some.template operator()<2>(t);
+            case 3: return some.template operator()<3>(t);
+            case 5: return some.template operator()<5>(t);
+            case 6: return some.template operator()<6>(t);
+        }
     }
 
     // Calls `some<T>(rows from r on, how many, first input, r)` for all rows and inputs.
