@@ -32,6 +32,7 @@ from axk1.bench.models import (
     stored_bytes,
     write_random,
 )
+from axk1.bench.prompts import prompts_for
 from axk1.bench.run import Case, Measured, Settings, run
 from axk1.bench.summary import rotated, summarise
 from axk1.checkpoint.convert import STATE
@@ -310,11 +311,21 @@ def test_replies_with_drafts_are_those_without(tmp_path):
         prompts = [[5, 6, 7], [40, 41]]
         plain = worker.request("reply", prompts=prompts, tokens=6)
         drafted = worker.request("reply", prompts=prompts, tokens=6, drafts=2)
+        end = plain["replies"][0][2]
+        ended = worker.request("reply", prompts=prompts, tokens=6, drafts=2, stop_ids=[end])
     finally:
         worker.close()
     assert [len(reply) for reply in plain["replies"]] == [6, 6]
     assert drafted["replies"] == plain["replies"]
     assert plain["acceptance"] is None and 0 <= drafted["acceptance"] <= 1
+    first = plain["replies"][0]
+    assert ended["replies"][0] == first[: first.index(end) + 1] and plain["seconds"] > 0
+
+
+def test_replies_of_trained_models_end(tmp_path):
+    nano, random = find_model(str(Path(__file__).parents[2] / "models/nano"), tmp_path), find_model("bench-tiny-mtp", tmp_path)
+    assert len(prompts_for(nano, 3).ids) == 3 and set(prompts_for(nano, 3).stop_ids) == {6080, 6093}
+    assert prompts_for(random, 2).stop_ids == []
 
 
 # engines

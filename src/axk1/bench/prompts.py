@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import islice
+from typing import NamedTuple
 
 from axk1.bench.models import Model
 
@@ -12,12 +13,20 @@ LENGTH = 64
 TASKS = ["word", "calendar", "counting", "sorting"]  # those that need no package of the extra "train"
 
 
-def prompts_for(model: Model, count: int) -> list[list[int]]:
-    """``count`` prompts as token ids: held-out problems in Think mode, by the checkpoint's own template."""
+class Prompts(NamedTuple):
+    """What is asked, as token ids."""
+
+    ids: list[list[int]]
+    stop_ids: list[int]
+    """Tokens that end a reply; none of random weights, whose replies are as long as they may be."""
+
+
+def prompts_for(model: Model, count: int) -> Prompts:
+    """``count`` prompts: held-out problems in Think mode, by the checkpoint's own template."""
     if not (model.folder / "tokenizer.json").is_file():
         draw = random.Random(0)
-        return [[draw.randrange(3, model.config.vocab_size) for _ in range(LENGTH)] for _ in range(count)]
-    from transformers import AutoTokenizer
+        return Prompts([[draw.randrange(3, model.config.vocab_size) for _ in range(LENGTH)] for _ in range(count)], [])
+    from transformers import AutoTokenizer, GenerationConfig
 
     from axk1.train.problems import generate
 
@@ -25,4 +34,6 @@ def prompts_for(model: Model, count: int) -> list[list[int]]:
     problems = islice(generate("heldout", 0, tasks=TASKS), count)
     conversations = [[{"role": "user", "content": problem.question}] for problem in problems]
     how = {"add_generation_prompt": True, "enable_thinking": True, "tokenize": True, "return_dict": False}
-    return [tokenizer.apply_chat_template(messages, **how) for messages in conversations]
+    ends = GenerationConfig.from_pretrained(model.folder, local_files_only=True).eos_token_id
+    stop_ids = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return Prompts([tokenizer.apply_chat_template(messages, **how) for messages in conversations], stop_ids)

@@ -196,7 +196,7 @@ def notes(data: dict[str, Any]) -> list[str]:
         f"{settings['threads']} threads, {settings['device']}.",
     ]
     sentences += [
-        f"{name}: {found['same']} of {settings['replies']} replies of {settings['reply_tokens']} tokens are "
+        f"{name}: {found['same']} of {settings['replies']} replies of up to {settings['reply_tokens']} tokens are "
         f"{data['reference']}'s, token for token; drafts a step: {_drafts(settings['drafts'])}, "
         f"accepted: {100 * (found['acceptance'] or 0):.1f}%."
         for name, found in data["same_replies"].items()

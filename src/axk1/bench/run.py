@@ -18,7 +18,7 @@ from axk1.bench import machine
 from axk1.bench.client import Worker, WorkerError
 from axk1.bench.engines import Engine, start, weights_for
 from axk1.bench.models import Model
-from axk1.bench.prompts import prompts_for
+from axk1.bench.prompts import Prompts, prompts_for
 from axk1.bench.summary import rotated
 
 Progress = Callable[[str, int, int], None]
@@ -40,7 +40,7 @@ class Case:
     @property
     def title(self) -> str:
         """For tables."""
-        what = {"decode": "decode at", "prefill": "prefill of", "reply": "replies to prompts of"}[self.kind]
+        what = {"decode": "decode at", "prefill": "prefill of", "reply": "replies behind prompts of"}[self.kind]
         return f"{what} {self.context:,}{f', batch {self.batch}' if self.batch > 1 else ''}"
 
 
@@ -126,10 +126,10 @@ def run(model: Model, engines: Sequence[Engine], settings: Settings, progress: P
     """
     if settings.drafts and not model.config.num_nextn_predict_layers:
         raise ValueError(f"{model.name} has no MTP module, so drafts cannot be measured; bench-440m-mtp has one.")
-    prompts = prompts_for(model, settings.replies) if settings.drafts else []
+    prompts = prompts_for(model, settings.replies) if settings.drafts else Prompts([], [])
     cases = settings.cases(model.config.max_position_embeddings)
-    if prompts:
-        cases.append(Case("reply", sum(map(len, prompts)) // len(prompts)))
+    if prompts.ids:
+        cases.append(Case("reply", sum(map(len, prompts.ids)) // len(prompts.ids)))
     if not cases:
         raise ValueError(f"Nothing to measure: the model's context is {model.config.max_position_embeddings} tokens.")
     turns = sum(case.kind in engine.kinds for case in cases for engine in engines) * (settings.rounds + 1)
@@ -199,7 +199,7 @@ def _measure(
     pairs: list[tuple[Entry, Worker]],
     settings: Settings,
     steps: _Steps,
-    prompts: list[list[int]],
+    prompts: Prompts,
     bandwidth: Callable[[], float],
 ) -> None:
     """All rounds of one case: first each engine by itself, to warm up and to see how long it takes."""
@@ -221,7 +221,7 @@ def _measure(
 class _Turns:
     """One engine's measurements of one case."""
 
-    def __init__(self, case: Case, entry: Entry, worker: Worker, settings: Settings, prompts: list[list[int]]) -> None:
+    def __init__(self, case: Case, entry: Entry, worker: Worker, settings: Settings, prompts: Prompts) -> None:
         self.case, self.entry, self.worker, self.settings, self.prompts = case, entry, worker, settings, prompts
         self.tokens = min(2, settings.tokens)
 
@@ -244,7 +244,7 @@ class _Turns:
         if beside is not None:
             self.entry.beside.setdefault(self.case, []).append(beside)
         made = {"decode": self.tokens, "prefill": self.case.context}.get(self.case.kind, 0) * self.case.batch
-        made = made or sum(map(len, self.entry.replies))
+        made = made or sum(len(reply) - 1 for reply in self.entry.replies)  # first tokens belong to the prompts
         self.entry.values.setdefault(self.case, []).append(made / seconds)
 
     def _ask(self, number: int) -> float | None:
@@ -255,7 +255,8 @@ class _Turns:
             # another prompt each time, so that nothing is reused
             "prefill": {"tokens": case.context, "batch": case.batch, "seed": 10 + number},
             "reply": {
-                "prompts": self.prompts,
+                "prompts": self.prompts.ids,
+                "stop_ids": self.prompts.stop_ids,
                 "tokens": self.settings.reply_tokens,
                 "drafts": self.settings.drafts if entry.engine.variant == "mtp" else 0,
             },

@@ -132,7 +132,7 @@ class LatentLayer(DynamicLayer):
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): give the number of tokens to remove, as a negative number.")
-        self.length = max(0, self.length + tokens_to_remove)
+        self.length = max(0, self.length + int(tokens_to_remove))  # assisted generation counts in tensors
 
     def reset(self) -> None:
         """Forgets all tokens, keeps the memory."""

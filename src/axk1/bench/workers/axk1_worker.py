@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,29 +38,30 @@ class AXK1Engine(TorchEngine):
         assert made == batch * tokens, made
         return {"seconds": self.now() - start}
 
-    def reply(self, prompts: list[list[int]], tokens: int, drafts: int = 0) -> dict[str, Any]:
-        """Greedy replies of ``tokens``, one prompt after the other.
+    def reply(
+        self, prompts: list[list[int]], tokens: int, drafts: int = 0, stop_ids: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """Greedy replies of up to ``tokens``, one prompt after the other; seconds from each one's first token.
 
         With ``drafts`` the MTP module proposes that many tokens a step (-1: as many as pay), exactly: the replies have
-        to be the same as without.
+        to be the same as without. What drafting needs of a prompt counts.
         """
         from axk1.generation.gate import Gate
-        from axk1.generation.speculate import Drafts, DraftStatistics
+        from axk1.generation.speculate import NO_DRAFTS, Drafts, DraftStatistics
 
-        how, gate, found = {}, Gate(), DraftStatistics()
-        start, replies = self.now(), []
+        how = Drafts(drafts, gate=Gate()) if drafts else NO_DRAFTS
+        found, replies = DraftStatistics(), []
         for prompt in prompts:
-            if drafts:
-                how = {"drafts": Drafts(drafts, gate=gate), "statistics": found}
-            replies.append([token for (row,) in self.loop([prompt], tokens, **how) for token in row])
-        return {"seconds": self.now() - start, "replies": replies, "acceptance": found.acceptance}
+            steps = self.loop([prompt], tokens, stop_ids, drafts=how, statistics=found)
+            replies.append([token for (row,) in steps for token in row])
+        return {"seconds": sum(found.seconds), "replies": replies, "acceptance": found.acceptance}
 
-    def loop(self, prompts: list[list[int]], tokens: int, **how: Any) -> Any:
+    def loop(self, prompts: list[list[int]], tokens: int, stop_ids: Sequence[int] = (), **how: Any) -> Any:
         """The steps of :func:`axk1.generation.decode.decode`: each row's new tokens."""
         from axk1.generation.decode import decode
         from axk1.generation.sampling import GREEDY
 
-        return decode(self.model, prompts, GREEDY, max_new_tokens=tokens, stop_ids=(), pad_id=0, **how)
+        return decode(self.model, prompts, GREEDY, max_new_tokens=tokens, stop_ids=stop_ids, pad_id=0, **how)
 
 
 ENGINE: list[AXK1Engine] = []
