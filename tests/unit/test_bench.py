@@ -323,7 +323,8 @@ def test_replies_with_drafts_are_those_without(tmp_path):
 
 
 def test_replies_of_trained_models_end(tmp_path):
-    nano, random = find_model(str(Path(__file__).parents[2] / "models/nano"), tmp_path), find_model("bench-tiny-mtp", tmp_path)
+    nano = find_model(str(Path(__file__).parents[2] / "models/nano"), tmp_path)
+    random = find_model("bench-tiny-mtp", tmp_path)
     assert len(prompts_for(nano, 3).ids) == 3 and set(prompts_for(nano, 3).stop_ids) == {6080, 6093}
     assert prompts_for(random, 2).stop_ids == []
 
