@@ -230,10 +230,10 @@ class AXK1Model(AXK1PreTrainedModel):
         Raises:
             ValueError: ``drafts`` that several modules, checkpointed ones, or this attention cannot make.
         """
-        modules, states = self.mtp_layers, []
+        modules, states, own = self.mtp_layers, [], None
         if drafts > len(modules):
             self._check_repeats(attention_context["attention_mask"])
-        own = DynamicCache() if drafts > len(modules) else None  # keys of the passes before
+            own = DynamicCache()  # keys of the passes before
         for depth in range(1, max(drafts, len(modules)) + 1):
             ahead = F.pad(inputs_embeds[:, depth:], (0, 0, 0, min(depth, inputs_embeds.shape[1])))
             context, repeats = attention_context, depth - len(modules)
