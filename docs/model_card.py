@@ -42,7 +42,9 @@ def stage_table(log: list[dict[str, Any]]) -> str:
     for name, stage, points in stages(log):
         last = points[-1]
         rate = f"{stage['learning_rate']:g}, {stage['schedule']}"
-        lines.append(f"| {name} | {stage['steps']:,} | {rate} | {last['lm_loss']:.3f} | {last['mtp_loss']:.3f} |")
+        drafts = stage.get("drafts", 1)
+        mtp = f"{last['mtp_loss']:.3f}" + (f" (mean of {drafts} drafts)" if drafts > 1 else "")
+        lines.append(f"| {name} | {stage['steps']:,} | {rate} | {last['lm_loss']:.3f} | {mtp} |")
     return "\n".join(lines)
 
 

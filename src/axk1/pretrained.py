@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import re
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,14 +28,18 @@ from axk1.checkpoint.files import Stored, StoredTensor, inside, load_config, ope
 from axk1.checkpoint.names import FUSED, HEAD_KEYS, LAYOUTS, Layout, detect_layout
 from axk1.checkpoint.verify import check_loaded, check_tensors
 from axk1.checkpoint.write import staged_folder, write_text
-from axk1.modeling.moe import AXK1Router
+from axk1.modeling.moe import AXK1Experts, AXK1Router
 from axk1.modeling.runners import RUNNERS
 from axk1.quantized.loading import converters as quantized_converters
 from axk1.quantized.loading import with_our_method, with_shapes
+from axk1.quantized.lossless import is_packed
+from axk1.quantized.modules import QuantizedExperts
 from axk1.quantized.plan import plan_of
 
 logger = logging.get_logger(__name__)
 RUNNERS["cpu"] = kernels.CPURunner()
+HUGE_PAGE = 2 * 2**20
+"""Bytes. torch asks for huge pages where an allocation fills one."""
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -99,6 +104,7 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         result = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
         if checkpoint_files is not None:
             check_loaded(model.state_dict(), stored)
+            _into_huge_pages(model)
         return result
 
     def save_pretrained(
@@ -119,8 +125,10 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
             kwargs: as in transformers (``max_shard_size``, ``variant``, ``push_to_hub``, ...).
 
         Raises:
-            ValueError: an unknown layout, or a request for pickle files.
+            ValueError: an unknown layout, a request for pickle files, or packed weights.
         """
+        if is_packed(self):
+            raise ValueError("Packed weights are kept in memory only: call axk1.quantized.unpack_weights(model) first.")
         quantized = plan_of(self.config) is not None
         layout = layout or ("per_expert" if quantized else "released")
         if layout not in LAYOUTS:
@@ -223,6 +231,18 @@ def _fit_mtp_layers(model: PreTrainedModel, held: int, device_map: dict[str, Any
     for name in list(device_map or ()):
         if name.removeprefix("model.").startswith(gone):
             device_map.pop(name)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _into_huge_pages(model: PreTrainedModel) -> None:
+    """Where torch asks for huge pages (``axk1.allocator``), copies what every token reads out of the mapped file, whose
+    pages are small: finding them takes up to a twelfth of a decode step. Experts stay where they are."""
+    if os.environ.get("THP_MEM_ALLOC_ENABLE") != "1":
+        return
+    experts = [module for module in model.modules() if isinstance(module, (AXK1Experts, QuantizedExperts))]
+    stay = {id(tensor) for module in experts for tensor in chain(module.parameters(), module.buffers())}
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.device.type == "cpu" and tensor.nbytes >= HUGE_PAGE and id(tensor) not in stay:
+            tensor.data = tensor.data.clone()
 
 
 def _set_layout(model: PreTrainedModel, layout: Layout) -> None:

@@ -5,10 +5,15 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.allocator import VARIABLES
+from axk1.pretrained import HUGE_PAGE
 
 FAULTS = """
 import ctypes, resource, sys
@@ -49,3 +54,33 @@ def test_freed_memory_is_used_again() -> None:
 def test_the_users_own_settings_stand() -> None:
     faults, huge = page_faults("set", THP_MEM_ALLOC_ENABLE="0", MALLOC_MMAP_THRESHOLD_="131072")
     assert faults > 0.9 * MAPPED_ANEW and huge == "0", "each of twenty tensors mapped anew"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+@pytest.mark.parametrize("huge", ["1", "0"])
+def test_dense_weights_leave_the_mapped_file_for_huge_pages(
+    huge: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": 2**15,
+        "hidden_size": 64,
+        "moe_intermediate_size": 64,
+        "n_routed_experts": 256,
+    }
+    config = AXK1Config(num_hidden_layers=2, intermediate_size=128, num_attention_heads=2, **shape)
+    AXK1ForCausalLM(config).save_pretrained(tmp_path)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", huge)
+    model = AXK1ForCausalLM.from_pretrained(tmp_path)
+    ranges = [
+        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line
+    ]
+
+    def mapped(tensor: torch.Tensor) -> bool:
+        return any(int(start, 16) <= tensor.data_ptr() < int(end, 16) for start, end in ranges)
+
+    weights = model.state_dict()
+    head, experts = weights["lm_head.weight"], weights["model.layers.1.mlp.experts.gate_up_proj"]
+    assert head.nbytes >= HUGE_PAGE and experts.nbytes >= HUGE_PAGE
+    assert mapped(head) == (huge == "0") and mapped(experts), "experts stay, and so does all without it"
+    assert mapped(weights["model.norm.weight"]), "no huge page is filled by it"

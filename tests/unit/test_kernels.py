@@ -19,7 +19,8 @@ from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint.quantize import quantize_checkpoint
 from axk1.kernels import CPURunner
 from axk1.kernels import step as step_module
-from axk1.kernels.step import MOST_ROWS, STEP_TOKENS
+from axk1.kernels.step import MOST_ROWS
+from axk1.kernels.weights import STEP_TOKENS
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.moe import AXK1Router
 

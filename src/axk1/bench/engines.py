@@ -42,6 +42,7 @@ class Engine:
     def load_options(self) -> dict[str, Any]:
         """What a variant changes in the worker."""
         options: dict[str, dict[str, Any]] = {
+            "axk1": {"pack": self.variant == "packed"},
             "transformers": {"experts": self.variant},
             "vllm": {"eager": self.variant != "compiled"},
         }
@@ -63,7 +64,7 @@ BASE = {
     )
 }
 VARIANTS = {
-    "axk1": (*QUANTIZED, "mtp"),
+    "axk1": ("packed", *QUANTIZED, "mtp"),
     "transformers": ("grouped_mm", "batched_mm", "eager"),
     "vllm": ("eager", "compiled"),
     "llamacpp": tuple(LLAMA_BITS),

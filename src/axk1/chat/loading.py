@@ -35,7 +35,8 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
     Args:
         path: the checkpoint folder; see :func:`resolve_model_path` for the default.
         device: where to run, e.g. ``"cpu"`` or ``"cuda"``; a GPU when there is one.
-        dtype: ``"auto"`` for the stored one (float32 on a CPU, where half precision is slow), or its name in torch.
+        dtype: ``"auto"`` for the stored one (float32 on a CPU), its name in torch, or ``"packed"``: bfloat16 in twelve
+            bits without loss, on a CPU (:mod:`axk1.quantized.lossless`).
 
     Raises:
         ValueError: when there is no checkpoint, an unknown device or dtype, or no chat template.
@@ -45,6 +46,7 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
 
     import axk1  # noqa: F401  (registers the model type)
     from axk1.chat.engine import Chat
+    from axk1.quantized.lossless import pack_weights
 
     folder = resolve_model_path(path)
     try:
@@ -52,13 +54,19 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    number = torch.float32 if dtype == "auto" and where.type == "cpu" else getattr(torch, dtype, dtype)
+    packed = dtype == "packed"
+    if packed and where.type != "cpu":
+        raise ValueError(f"dtype is 'packed', which is for CPUs; use bfloat16 on {where.type}.")
+    number = torch.bfloat16 if packed else getattr(torch, dtype, dtype)
+    number = torch.float32 if dtype == "auto" and where.type == "cpu" else number
     if number != "auto" and not isinstance(number, torch.dtype):
-        raise ValueError(f"dtype is {dtype!r}; use auto, float32, bfloat16 or float16.")
+        raise ValueError(f"dtype is {dtype!r}; use auto, float32, bfloat16, float16 or packed.")
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"The checkpoint at {folder} has no tokenizer.json, so it cannot read or write text.")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
         raise ValueError(f"The checkpoint at {folder} has no chat template (chat_template.jinja), so it cannot chat.")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, local_files_only=True, use_safetensors=True)
+    if packed:
+        pack_weights(model)
     return Chat(model.to(where), tokenizer)  # pyright: ignore[reportArgumentType]

@@ -45,7 +45,12 @@ class ReplyOptions:
         str, typer.Option(metavar="N|auto|0", help="Tokens the MTP module drafts a step; auto: as many as pay.")
     ] = "auto"
     device: Device = None
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; auto is float32 on a CPU.")] = "auto"
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto (on a CPU float32), float32, bfloat16, float16, or packed: bfloat16 in 12 bits, without loss."
+        ),
+    ] = "auto"
 
     def sampling(self) -> "Sampling":
         """The sampling options.

@@ -205,7 +205,7 @@ class _Loop:
                 proposed, probabilities = self.drafter.propose(count)
                 ids = torch.cat([ids, proposed], 1)
         states, logits, best = rows.extend(ids, positions, count + 1) if found is None else found
-        before = rows.columns - ids.shape[1]
+        before = rows.columns - count - 1
         scores = self.scorer(logits, history)
         clean = self.clean == before and (rows.compiled or not count)
         if probabilities is not None:
@@ -214,7 +214,7 @@ class _Loop:
         else:
             noise = self.noise(scores)
             tokens = self.choose(scores, best, noise)
-            accepted = agreeing(ids, tokens) if count else [0] * len(tokens)
+            accepted = agreeing(ids, tokens) if count else [0] * len(rows.numbers)
             if not clean and (near := self.near_tie(scores, noise, accepted)) is not None:
                 tokens, accepted, logits = self.replay(near, tokens, logits)
         new, counts = self.take(tokens, accepted, logits)

@@ -43,7 +43,10 @@ class Gate:
         return {drafts: trials.rate(drafts) for drafts in trials.tokens}
 
     def _of(self, rows: int) -> "_Trials":
-        return self._trials.setdefault(rows.bit_length(), _Trials(*self._shape))
+        size = rows.bit_length()
+        if size not in self._trials:
+            self._trials[size] = _Trials(*self._shape)
+        return self._trials[size]
 
 
 class _Trials:

@@ -114,7 +114,7 @@ class Scorer:
         The logits at position t follow ``history.lengths + ahead + t`` tokens, which ``history`` holds.
         """
         if self.plain:
-            return logits.float()
+            return logits if logits.dtype == torch.float32 else logits.float()
         shape = logits.shape
         scores = logits.float().reshape(-1, shape[-1])
         sampling = self._sampling

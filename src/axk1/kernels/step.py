@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from axk1.kernels.build import available
-from axk1.kernels.weights import FORMATS, read_layers, read_model
+from axk1.kernels.weights import FORMATS, STEP_TOKENS, read_layers, read_model
 from axk1.modeling.attention import products
 from axk1.modeling.runners import Step
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 MOST_ROWS = {torch.bfloat16: 128, torch.float32: 64}
 """Tokens of a step, over all sequences, by the states' dtype: with more, PyTorch's operators are faster. Its rows have
 the same bits whatever runs beside them."""
-STEP_TOKENS = 32
-"""More of one sequence may be read as a prompt, whose rounding depends on their number."""
 PROMPT_ROWS = 4096
 """Tokens of a prompt that are run at once, over all sequences: what bounds the memory for activations."""
 ABSORBED_COST = 1.5
@@ -82,6 +80,12 @@ class CPURunner:
         if not usable or not (weight.is_contiguous() and weight.is_cpu and available()):
             return None
         return torch.ops.axk1.linear(x, weight, None, x.dtype == torch.float32)
+
+    def pack(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """``axk1.quantized.lossless.Packed`` of a bfloat16 weight; None: steps cannot read it."""
+        if not available() or not torch.ops.axk1.reads_lossless():
+            return None
+        return torch.ops.axk1.pack_lossless(weight)
 
     def decoder(self, model: AXK1ForCausalLM, cache: LatentCache) -> CPUDecoder | None:
         """Whole steps of ``model`` behind ``cache``; None: it cannot."""
@@ -194,7 +198,8 @@ def _angles(rotary: AXK1RotaryEmbedding, positions: Tensor) -> tuple[Tensor, Ten
     """``positions``, and the frequencies ``[R / 2]`` fp32 for them."""
     if rotary.rope_type in ("dynamic", "longrope"):  # they depend on the length, and change when it is asked for angles
         rotary(_FP32, positions)
-    return positions, rotary.inv_freq.float()
+    frequencies = rotary.inv_freq
+    return positions, frequencies if frequencies.dtype == torch.float32 else frequencies.float()
 
 
 def _kept(mask: Tensor | None) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from axk1.config import AXK1Config
 from axk1.modeling.conditions import is_hooked
 from axk1.modeling.moe import AXK1MLP, AXK1Experts, AXK1MoE, AXK1Router
+from axk1.quantized.lossless import PackedExperts, PackedLinear
 from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from axk1.modeling.norm import AXK1RMSNorm
 
 FORMATS = (torch.float32, torch.bfloat16)
+STEP_TOKENS = 32
+"""More of one sequence may be read as a prompt, whose rounding depends on their number."""
 
 
 class Weight(NamedTuple):
@@ -54,6 +57,9 @@ def read_layers(
         parts.append(len(mlp))
     found.append(_norm(norm))
     if not _readable(tensor for weight in found for tensor in weight):
+        return None
+    packed = any(weight.scale is not None and weight.scale.dtype == torch.uint8 for weight in found)
+    if packed and (dtype != torch.bfloat16 or not torch.ops.axk1.reads_lossless()):
         return None
     tensors, scales = ([*part] for part in zip(*found, strict=True))
     settings = _settings(config, layers[0].self_attn.scaling, model.rotary_emb.attention_scaling)
@@ -90,7 +96,8 @@ def _readable(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def _settings(config: AXK1Config, scaling: float, turned: float) -> tuple[list[int], list[int], list[float]]:
-    shape = [config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim, config.rope_interleave]
+    heads = [config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim]
+    shape = [*heads, config.rope_interleave, STEP_TOKENS]
     groups = [config.n_group, config.topk_group, 2 if config.topk_method == "noaux_tc" else 1]
     choice = [config.scoring_func == "sigmoid", config.norm_topk_prob, config.topk_method != "greedy"]
     routing = [*groups, config.num_experts_per_tok, *choice]
@@ -100,8 +107,8 @@ def _settings(config: AXK1Config, scaling: float, turned: float) -> tuple[list[i
 
 def _attention(attention: AXK1Attention) -> list[Weight | None]:
     kv_b = _linear(attention.kv_b_proj)
-    if kv_b is not None and kv_b.weight.dtype == torch.uint8:  # read in columns too, which int4 cannot be
-        return [None]
+    if type(attention.kv_b_proj) is QuantizedLinear and attention.kv_b_proj.scheme.kind == "int4":
+        return [None]  # it is read in columns too
     return [
         _linear(attention.q_a_proj),
         _norm(attention.q_a_layernorm),
@@ -132,6 +139,8 @@ def _experts(experts: nn.Module) -> list[Weight | None]:
     if type(experts) is QuantizedExperts:
         gate_up = _quantized(experts.gate_up_values, experts.gate_up_proj_scale)
         return [gate_up, _quantized(experts.down_values, experts.down_proj_scale)]
+    if type(experts) is PackedExperts:
+        return [Weight(*experts.gate_up), Weight(*experts.down)]
     if type(experts) is not AXK1Experts:
         return [None]
     return [_floating(cast(Tensor, experts.gate_up_proj)), _floating(cast(Tensor, experts.down_proj))]
@@ -142,6 +151,8 @@ def _linear(module: nn.Module) -> Weight | None:
         return None
     if type(module) is QuantizedLinear:
         return _quantized(module.values, module.weight_scale)
+    if type(module) is PackedLinear:
+        return Weight(module.values, module.side)
     return _floating(module.weight) if type(module) is nn.Linear else None
 
 

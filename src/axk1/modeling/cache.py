@@ -106,8 +106,10 @@ class LatentLayer(DynamicLayer):
         if old is not None and self.length:
             if batch != old.shape[0]:
                 raise ValueError(f"The cache holds a batch of {old.shape[0]}, the new tokens are a batch of {batch}.")
-            dtype, device = old.dtype, old.device
-        if old is not None and (batch, dtype, device) == (old.shape[0], old.dtype, old.device):
+            dtype, device, fits = old.dtype, old.device, True
+        else:
+            fits = old is not None and (batch, dtype, device) == (old.shape[0], old.dtype, old.device)
+        if old is not None and fits:
             # tensors of inference mode cannot be written outside it, nor those that a backward pass may need
             frozen = old.requires_grad or (not torch.compiler.is_compiling() and _is_foreign_to_this_mode(old))
             if needed <= old.shape[2] and not frozen:

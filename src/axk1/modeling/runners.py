@@ -115,6 +115,10 @@ class Runner(Protocol):
         """Whole steps of ``model`` behind ``cache``."""
         ...
 
+    def pack(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The parts of :class:`axk1.quantized.lossless.Packed`, if steps read weights in that form."""
+        ...
+
 
 RUNNERS: dict[str, Runner] = {}
 """By ``torch.device.type``."""

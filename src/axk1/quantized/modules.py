@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import nn
 
 from axk1.modeling.moe import AXK1Experts, by_expert, weighted_sum
 from axk1.quantized.formats import Quantized, dequantize
-from axk1.quantized.plan import Plan, Scheme
+from axk1.quantized.plan import FUSED, Plan, Scheme
 
 TYPES = {"I8": torch.int8, "I32": torch.int32, "F8_E4M3": torch.float8_e4m3fn, "BF16": torch.float32}
 """Types in memory by their word in a file; scales, bfloat16 in files, are float32 here."""
@@ -151,15 +151,13 @@ class QuantizedExperts(_Quantized):
 
     def _one_by_one(self, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """One expert after the other, over all tokens that chose it."""
-        order, counts = by_expert(indices, self.num_experts)
-        inputs = hidden_states.index_select(0, order // indices.shape[-1]).split(counts)
         gate_up, down = self.quantized("gate_up_proj"), self.quantized("down_proj")
-        outputs = []
-        for expert, tokens in enumerate(inputs):
-            if len(tokens):
-                gate, up = self._product(tokens, gate_up, expert, "gate_up_proj").chunk(2, dim=-1)
-                outputs.append(self._product(self.act_fn(gate) * up, down, expert, "down_proj"))
-        return weighted_sum(torch.cat(outputs), order, weights)
+
+        def run(tokens: torch.Tensor, expert: int) -> torch.Tensor:
+            gate, up = self._product(tokens, gate_up, expert, "gate_up_proj").chunk(2, dim=-1)
+            return self._product(self.act_fn(gate) * up, down, expert, "down_proj")
+
+        return one_by_one(hidden_states, indices, weights, self.num_experts, run)
 
     def _product(self, x: torch.Tensor, stack: Quantized, expert: int, matrix: str) -> torch.Tensor:
         return product_with(x, Quantized(stack.values[expert], stack.scale[expert]), self.schemes[matrix])
@@ -167,6 +165,20 @@ class QuantizedExperts(_Quantized):
     def extra_repr(self) -> str:
         shape = f"{self.num_experts} experts, {self.hidden_size} x {self.width}"
         return f"{shape}, gate_up {self.schemes['gate_up_proj']}, down {self.schemes['down_proj']}"
+
+
+def one_by_one(
+    hidden_states: torch.Tensor,
+    indices: torch.Tensor,
+    weights: torch.Tensor,
+    experts: int,
+    run: Callable[[torch.Tensor, int], torch.Tensor],
+) -> torch.Tensor:
+    """``[T, D]``, the weighted sum over each token's experts, of which ``run`` computes one over all its tokens."""
+    order, counts = by_expert(indices, experts)
+    inputs = hidden_states.index_select(0, order // indices.shape[-1]).split(counts)
+    outputs = [run(tokens, expert) for expert, tokens in enumerate(inputs) if len(tokens)]
+    return weighted_sum(torch.cat(outputs), order, weights)
 
 
 def product_with(x: torch.Tensor, matrix: Quantized, scheme: Scheme) -> torch.Tensor:
@@ -195,20 +207,23 @@ def replace_modules(model: nn.Module, plan: Plan) -> None:
             model.set_submodule(name, replacement.train(module.training))
 
 
-def restore_modules(model: nn.Module, dtype: torch.dtype) -> None:
-    """Puts ``nn.Linear`` and ``AXK1Experts`` with the dequantised weights back in place of quantised modules."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, QuantizedLinear):
+def restore_modules(
+    model: nn.Module, dtype: torch.dtype, linear_type: type = QuantizedLinear, experts_type: type = QuantizedExperts
+) -> None:
+    """Puts ``nn.Linear`` and ``AXK1Experts`` with the dequantised weights back in place of modules of these types."""
+    modules: list[tuple[str, Any]] = list(model.named_modules())
+    for name, module in modules:
+        if isinstance(module, linear_type):
             with torch.device("meta"):
                 linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
             linear.weight = nn.Parameter(module.dequantized(dtype))
             if module.bias is not None:
                 linear.bias = nn.Parameter(module.bias.detach().to(dtype))
             model.set_submodule(name, linear.train(module.training))
-        elif isinstance(module, QuantizedExperts):
+        elif isinstance(module, experts_type):
             with torch.device("meta"):
                 experts = AXK1Experts(model.config)  # pyright: ignore[reportArgumentType]
-            for matrix in module.schemes:
+            for matrix in FUSED:
                 setattr(experts, matrix, nn.Parameter(module.dequantized(matrix, dtype)))
             model.set_submodule(name, experts.train(module.training))
 

@@ -67,13 +67,17 @@ class AXK1Engine(TorchEngine):
 ENGINE: list[AXK1Engine] = []
 
 
-def load(path: str, dtype: str, device: str, threads: int, **_: Any) -> dict[str, Any]:
-    """Loads a checkpoint of either layout."""
+def load(path: str, dtype: str, device: str, threads: int, pack: bool = False, **_: Any) -> dict[str, Any]:
+    """Loads a checkpoint of either layout; with ``pack``, then packs its bfloat16 weights without loss."""
     import axk1
 
     torch.set_num_threads(threads)
     start = time.perf_counter()
     model = axk1.AXK1ForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    if pack:
+        from axk1.quantized.lossless import pack_weights
+
+        pack_weights(model)
     ENGINE[:] = [AXK1Engine(model.to(device).eval())]  # pyright: ignore[reportArgumentType]
     return {"seconds": time.perf_counter() - start, "version": axk1.__version__, "fills": True}
 

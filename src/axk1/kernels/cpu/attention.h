@@ -26,7 +26,7 @@ struct AttentionWeights {
     Matrix q_a, q_b, kv_a, kv_b, o;
 };
 
-constexpr int64_t kRows = 16;       // rows of kv_b that are used, while as many are fetched
+constexpr int64_t kRows = 16;       // rows of kv_b whose columns are summed in several passes
 constexpr int64_t kPositions = 64;  // cached positions a block of the running softmax takes
 
 // Running softmax of one query: the largest score so far, and the sum of exp(score - largest).
@@ -122,12 +122,15 @@ public:
         const Share outputs(s.heads * width, me, threads);
         w.q_b.from(outputs.begin).dot(outputs.end - outputs.begin, latents, s.query_rank, rows, queries + outputs.begin, s.heads * width);
         #pragma omp barrier
-        for (Share h(s.heads, me, threads); h.begin < h.end; ++h.begin) absorb_query(h.begin, cos, sin);
+        const Share heads(s.heads, me, threads);
+        Fetch keys = w.kv_b.from(heads.begin * (s.nope + s.value)).pieces(s.nope, s.nope + s.value, heads.end - heads.begin);
+        keys.more(2 * kAhead);
+        for (int64_t head = heads.begin; head < heads.end; ++head) absorb_query(head, cos, sin, keys);
         #pragma omp barrier
         for (int64_t item = 0; item < s.batch * strands; ++item)
             if ((item / strands + item % strands) % threads == me) attend(item / strands, item % strands, cache, keep);
         #pragma omp barrier
-        for (Share h(s.heads, me, threads); h.begin < h.end; ++h.begin) merge(h.begin);
+        for (int64_t head = heads.begin; head < heads.end; ++head) merge(head);
         #pragma omp barrier
         project_out(hidden, me, threads);
     }
@@ -143,7 +146,7 @@ private:
     }
 
     // q_nope of one head times the key half of kv_b_proj, for all tokens, and its rotated q_rope beside it.
-    void absorb_query(int64_t head, const float* cos, const float* sin) {
+    void absorb_query(int64_t head, const float* cos, const float* sin, Fetch& keys) {
         for (int64_t row = 0; row < rows; ++row) {
             float* cat = cats + (row * s.heads + head) * joint;
             std::fill(cat, cat + s.latent, 0.0f);
@@ -151,9 +154,9 @@ private:
                    s.interleave, cat + s.latent);
         }
         const Matrix key_half = w.kv_b.from(head * (s.nope + s.value));
-        for (int64_t j = 0; j < s.nope; j += kRows)  // few rows, whose columns are summed in several passes
+        for (int64_t j = 0; j < s.nope; j += kRows)
             key_half.from(j).add_weighted(std::min(kRows, s.nope - j), queries + head * width + j, s.heads * width, rows, s.latent,
-                                          cats + head * joint, s.heads * joint, kRows);
+                                          cats + head * joint, s.heads * joint, &keys);
     }
 
     // One sequence, every `strands`-th block of its cached positions: softmax-weighted sums of latents for all heads.
@@ -180,7 +183,7 @@ private:
                 if (factor != 1.0f)
                     for (int64_t c = 0; c < s.latent; ++c) out[i * s.latent + c] *= factor;
             }
-            block.add_weighted(count, scores.data(), kPositions, inputs, s.latent, out, s.latent, 0);
+            block.add_weighted(count, scores.data(), kPositions, inputs, s.latent, out, s.latent, nullptr);
         }
     }
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
@@ -22,6 +23,66 @@ typedef std::optional<at::Tensor> Scale;
 
 const float* floats(const Tensor& t) { return t.const_data_ptr<float>(); }
 
+int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// bfloat16 [..., O, I] packed to uint8 [..., O, 3 I / 2]; `side` holds the bases of all blocks, each row's first raw block
+// (int32) and the raw blocks, each part at a multiple of 64 bytes.
+Matrix lossless(const Tensor& weight, const Tensor& side, Matrix m) {
+#ifndef AXK1_PACKED
+    TORCH_CHECK_VALUE(false, "Weights packed without loss need AVX-512's instructions for bfloat16.");
+#endif
+    m.kind = Matrix::kLossless;
+    m.length = m.stride = weight.size(-1) / 3 * 2;
+    const int64_t rows = weight.numel() / weight.size(-1);
+    m.bases = side.const_data_ptr<uint8_t>();
+    const uint8_t* starts = m.bases + padded(rows * m.length / 64);
+    m.starts = reinterpret_cast<const int32_t*>(starts);
+    m.raw = reinterpret_cast<const uint16_t*>(starts + padded(rows * 4));
+    return m;
+}
+
+#ifdef AXK1_PACKED
+// bfloat16 [..., O, I], I a multiple of 64, to what `lossless` reads.
+std::tuple<Tensor, Tensor> pack_lossless(const Tensor& weight) {
+    using axk1::packed::Lossless;
+    const auto given = weight.expect_contiguous();
+    const int64_t length = weight.size(-1), rows = weight.numel() / length, blocks = length / Lossless::kBlock;
+    TORCH_CHECK_VALUE(weight.scalar_type() == at::kBFloat16 && length % Lossless::kBlock == 0, "Packed without loss are bfloat16 weights of a multiple of 64 columns.");
+    const auto* values = static_cast<const uint16_t*>(given->const_data_ptr());
+    std::vector<uint8_t> bases(rows * blocks);
+    std::vector<int32_t> starts(rows + 1);
+    #pragma omp parallel for num_threads(at::get_num_threads())
+    for (int64_t row = 0; row < rows; ++row)
+        for (int64_t b = 0; b < blocks; ++b) {
+            bases[row * blocks + b] = Lossless::base(values + row * length + b * Lossless::kBlock);
+            starts[row + 1] += !bases[row * blocks + b];
+        }
+    for (int64_t row = 0; row < rows; ++row) starts[row + 1] += starts[row];
+    const int64_t first_start = padded(rows * blocks), first_raw = first_start + padded(rows * 4), raw_blocks = starts[rows];
+    auto shape = weight.sizes().vec();
+    shape.back() = length / 2 * 3;
+    Tensor packed = at::empty(shape, weight.options().dtype(at::kByte)), side = at::zeros({first_raw + raw_blocks * 2 * Lossless::kBlock}, packed.options());
+    uint8_t *out = packed.mutable_data_ptr<uint8_t>(), *beside = side.mutable_data_ptr<uint8_t>();
+    std::copy(bases.begin(), bases.end(), beside);
+    std::memcpy(beside + first_start, starts.data(), rows * 4);
+    #pragma omp parallel for num_threads(at::get_num_threads())
+    for (int64_t row = 0; row < rows; ++row) {
+        uint8_t* raw = beside + first_raw + starts[row] * 2 * Lossless::kBlock;
+        for (int64_t b = 0; b < blocks; ++b) {
+            const uint16_t* block = values + row * length + b * Lossless::kBlock;
+            uint8_t* place = out + (row * blocks + b) * Lossless::kBytes;
+            if (bases[row * blocks + b]) {
+                Lossless::pack(block, bases[row * blocks + b], place);
+            } else {
+                std::memset(place, 0, Lossless::kBytes);
+                std::memcpy(raw, block, 2 * Lossless::kBlock), raw += 2 * Lossless::kBlock;
+            }
+        }
+    }
+    return {packed, side};
+}
+#endif
+
 // A weight [..., O, I], seen as rows. uint8: four-bit values, two a byte, with `scale` [..., O, groups];
 // int8: with `scale` [..., O, 1].
 Matrix matrix(const Tensor& weight, const Scale& scale, bool exact) {
@@ -33,6 +94,7 @@ Matrix matrix(const Tensor& weight, const Scale& scale, bool exact) {
     if (type == at::kFloat) m.kind = Matrix::kFloat32;
     else if (type == at::kBFloat16) m.kind = Matrix::kBFloat16;
     else if (type == at::kChar && scale) m.kind = Matrix::kInt8;
+    else if (type == at::kByte && scale && scale->scalar_type() == at::kByte) return lossless(weight, *scale, m);
     else if (type == at::kByte && scale) m.kind = Matrix::kInt4, m.length *= 2, m.group = m.length / scale->size(-1);
     else TORCH_CHECK_VALUE(false, "axk1 kernels read float32, bfloat16, and scaled int8 and int4 weights, not ", type, ".");
     TORCH_CHECK_VALUE(m.kind != Matrix::kInt4 || m.group % 32 == 0, "A group of int4 weights has ", m.group, " values; it must be a multiple of 32.");
@@ -75,8 +137,6 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Scale& scale, bool ex
     return out;
 }
 
-constexpr int64_t kStep = 32;  // tokens of a sequence; as few are never read as a prompt
-
 struct Layer {
     axk1::AttentionWeights attention;
     axk1::MLPWeights mlp;
@@ -103,9 +163,9 @@ public:
     // `parts[layer]` of the MLP block: norm, gate, up, down of a dense one, or norm, post norm, router, its bias, experts'
     // gate_up and down and, where there is one, gate, up and down of the shared expert; and at last the norm behind all
     // layers. Norms and biases are float32, `scales` those of quantised weights.
-    // shape: heads, nope, rope, interleave; routing: groups, kept groups, best of a group, chosen, sigmoid, normalise,
-    // grouped; numbers: softmax scale, eps of the norms, routed scaling, factor of cos and sin. `exact`: the cache and all
-    // arithmetic are float32.
+    // shape: heads, nope, rope, interleave, and how many tokens of a sequence are never read as a prompt; routing: groups,
+    // kept groups, best of a group, chosen, sigmoid, normalise, grouped; numbers: softmax scale, eps of the norms, routed
+    // scaling, factor of cos and sin. `exact`: the cache and all arithmetic are float32.
     Layers(std::vector<Tensor> tensors_, std::vector<Scale> scales_, const std::vector<int64_t>& parts, std::vector<int64_t> shape_,
            const std::vector<int64_t>& routing, std::vector<double> numbers_, bool exact_)
         : tensors(std::move(tensors_)), scales(std::move(scales_)), shape(std::move(shape_)), numbers(std::move(numbers_)), exact(exact_) {
@@ -312,7 +372,7 @@ private:
                     std::copy_n(state + from * width, width, state + row * width);
                     for (float* angles : {cos, sin}) std::copy_n(angles + from * frequencies.numel(), frequencies.numel(), angles + row * frequencies.numel());
                 }
-                s.tokens = tokens = wanted, prompt = prompt && tokens > kStep;
+                s.tokens = tokens = wanted, prompt = prompt && tokens > shape[4];
             }
             attend(layers[i], s, state, cos, sin, cache, kept, prompt, false, space);
             feed_forward(layers[i], state, batch * tokens, width, prompt, space);
@@ -389,9 +449,20 @@ TORCH_LIBRARY(axk1, library) {
         return false;
 #endif
     });
+    library.def("reads_lossless() -> bool", [] {
+#ifdef AXK1_PACKED
+        return true;
+#else
+        return false;
+#endif
+    });
+    library.def("pack_lossless(Tensor weight) -> (Tensor, Tensor)");
     library.def("linear(Tensor x, Tensor weight, Tensor? scale, bool exact) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(axk1, CPU, library) {
     library.impl("linear", &linear);
+#ifdef AXK1_PACKED
+    library.impl("pack_lossless", &pack_lossless);
+#endif
 }

@@ -65,6 +65,8 @@ inline void choose(const RouterRule& rule, const float* bias, float* scores, int
     }
 }
 
+constexpr int64_t kTile = 64, kResults = 4096;  // rows of a weight that are read in one go at least; results that are near then
+
 class MLPStep {
     // One expert and the tokens it serves: `inputs` rows of `x`, the hidden values `h` [inputs, width].
     struct Unit {
@@ -76,7 +78,7 @@ class MLPStep {
 
     const MLPWeights& w;
     const RouterRule& rule;
-    const int64_t rows, hidden;
+    const int64_t rows, hidden, tile;
     const float eps;
     float *normed, *logits, *gathered, *inner, *update;
     std::vector<int64_t> chosen, tokens;
@@ -85,7 +87,7 @@ class MLPStep {
 
 public:
     MLPStep(const MLPWeights& mlp, const RouterRule& routing, int64_t rows_, int64_t hidden_, float eps_, std::vector<float>& memory)
-        : w(mlp), rule(routing), rows(rows_), hidden(hidden_), eps(eps_) {
+        : w(mlp), rule(routing), rows(rows_), hidden(hidden_), tile(std::max<int64_t>(kTile, kResults / rows / kTile * kTile)), eps(eps_) {
         const int64_t slots = rows * rule.chosen;
         const int64_t sizes[] = {rows * hidden, rows * rule.experts, slots * hidden, slots * w.expert_width + rows * w.width, rows * hidden};
         float** parts[] = {&normed, &logits, &gathered, &inner, &update};
@@ -151,25 +153,24 @@ private:
 
     // silu(gate) * up of all units, their rows shared evenly between the threads.
     void project_up(int64_t me, int64_t threads) {
-        constexpr int64_t kTile = 64;
         int64_t total = 0;
         for (const Unit& unit : units) total += unit.width;
         const Share mine(total, me, threads);
-        std::vector<float> pair(2 * kTile * rows);
+        std::vector<float> pair(2 * tile * rows);
         int64_t passed = 0;
         for (const Unit& unit : units) {
             const int64_t begin = std::max<int64_t>(mine.begin - passed, 0), end = std::min(mine.end - passed, unit.width);
-            for (int64_t f = begin; f < end; f += kTile) {
-                const int64_t count = std::min(kTile, end - f);
-                float *gate = pair.data(), *up = gate + kTile * rows;
-                unit.gate.from(f).dot(count, unit.x, hidden, unit.inputs, gate, kTile);
-                unit.up.from(f).dot(count, unit.x, hidden, unit.inputs, up, kTile);
+            for (int64_t f = begin; f < end; f += tile) {
+                const int64_t count = std::min(tile, end - f);
+                float *gate = pair.data(), *up = gate + tile * rows;
+                unit.gate.from(f).dot(count, unit.x, hidden, unit.inputs, gate, tile);
+                unit.up.from(f).dot(count, unit.x, hidden, unit.inputs, up, tile);
                 for (int64_t t = 0; t < unit.inputs; ++t) {  // what lies behind `count` is of no use, and does no harm
                     for (int64_t i = 0; i < count; i += kLanes) {
-                        Lanes* place = reinterpret_cast<Lanes*>(gate + t * kTile + i);
-                        *place = silu(*place) * lanes(up + t * kTile + i);
+                        Lanes* place = reinterpret_cast<Lanes*>(gate + t * tile + i);
+                        *place = silu(*place) * lanes(up + t * tile + i);
                     }
-                    std::copy_n(gate + t * kTile, count, unit.h + t * unit.width + f);
+                    std::copy_n(gate + t * tile, count, unit.h + t * unit.width + f);
                 }
             }
             passed += unit.width;
@@ -177,18 +178,17 @@ private:
     }
 
     void project_down(int64_t me, int64_t threads) {
-        constexpr int64_t kTile = 64;
         const Share mine(hidden, me, threads);
-        std::vector<float> part(kTile * rows);
-        for (int64_t d = mine.begin; d < mine.end; d += kTile) {
-            const int64_t count = std::min(kTile, mine.end - d);
+        std::vector<float> part(tile * rows);
+        for (int64_t d = mine.begin; d < mine.end; d += tile) {
+            const int64_t count = std::min(tile, mine.end - d);
             for (int64_t row = 0; row < rows; ++row) std::fill_n(update + row * hidden + d, count, 0.0f);
             for (const Unit& unit : units) {
-                unit.down.from(d).dot(count, unit.h, unit.width, unit.inputs, part.data(), kTile);
+                unit.down.from(d).dot(count, unit.h, unit.width, unit.inputs, part.data(), tile);
                 for (int64_t t = 0; t < unit.inputs; ++t) {
                     float* out = update + tokens[unit.first + t] * hidden + d;
                     const float weight = weights[unit.first + t];
-                    for (int64_t i = 0; i < count; ++i) out[i] += weight * part[t * kTile + i];
+                    for (int64_t i = 0; i < count; ++i) out[i] += weight * part[t * tile + i];
                 }
             }
         }

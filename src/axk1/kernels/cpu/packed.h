@@ -5,6 +5,7 @@
 // the largest), split into a high and a low byte. As in rows.h, the order of additions for one input depends on nothing else.
 #pragma once
 
+#include "fetch.h"
 #include "vectors.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -14,9 +15,6 @@
 #include <vector>
 
 namespace axk1::packed {
-
-constexpr int64_t kAhead = 8192;  // bytes between what is read and what is fetched into the second-level cache
-constexpr int64_t kLine = 64;
 
 template <class T>
 inline T* memory(int64_t bytes) {  // of this thread, until its next call
@@ -101,7 +99,8 @@ struct BFloat16 {
         };
         int64_t i = 0;
         for (; i + 32 <= length; i += 32) {
-            for (int r = 0; r < S; ++r) __builtin_prefetch(reinterpret_cast<const char*>(w + r * w_stride + i) + kAhead, 0, 2);
+            if constexpr (T > 1)
+                for (int r = 0; r < S; ++r) __builtin_prefetch(reinterpret_cast<const char*>(w + r * w_stride + i) + kAhead, 0, 2);
             add(i, ~__mmask32(0));
         }
         if (i < length) add(i, words(length - i));
@@ -109,12 +108,102 @@ struct BFloat16 {
             for (int t = 0; t < T; ++t) result[t][r] = sums[r][t];
     }
 
+    template <int R, int T, class Matrix>
+    static void dot(const Matrix& m, const Inputs& x, float* out, int64_t out_stride) {
+        rows<R, T>(static_cast<const uint16_t*>(m.data), m.stride, x, m.length, out, out_stride);
+    }
+
     template <int R, int T>
-    static void dot(const uint16_t* w, int64_t w_stride, const Inputs& x, int64_t length, float* out, int64_t out_stride) {
+    static void rows(const uint16_t* w, int64_t w_stride, const Inputs& x, int64_t length, float* out, int64_t out_stride) {
         constexpr int S = std::min(R, at_once(T));
         __m512 sums[T][4];
         for (int r = 0; r < R; r += S) lanes_of<S, T>(w + r * w_stride, w_stride, x, length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
         for (int t = 0; t < T; ++t) totals<R>(sums[t], out + t * out_stride);
+    }
+};
+
+// bfloat16 in twelve bits, without loss: see `unpack`. Products are those of BFloat16, to the bit.
+struct Lossless : BFloat16 {
+    static constexpr int64_t kBlock = 64, kBytes = 96;
+
+    // The lowest bit of each word becomes the highest.
+    static inline __m512i turned(__m512i words) {
+#ifdef __AVX512VBMI2__
+        return _mm512_shldi_epi16(words, words, 15);
+#else
+        return _mm512_or_si512(_mm512_srli_epi16(words, 1), _mm512_slli_epi16(words, 15));
+#endif
+    }
+
+    // A block's 64 values: 64 bytes of mantissa and sign, the sign lowest, then 32 bytes of differences to the largest
+    // exponent, `base`, of values i (low half) and 32 + i. Base 0: the block is too wide for that, and is the next of `raw`.
+    static inline void unpack(const uint8_t* block, uint8_t base, const uint16_t*& raw, __m512i& first, __m512i& second) {
+        if (__builtin_expect(!base, 0)) {
+            first = _mm512_loadu_si512(raw), second = _mm512_loadu_si512(raw + 32);
+            raw += kBlock;
+            return;
+        }
+        alignas(64) static constexpr int16_t kSteps[32] = {
+            0, -1 << 7, -2 << 7, -3 << 7, -4 << 7, -5 << 7, -6 << 7, -7 << 7, -8 << 7, -9 << 7, -10 << 7, -11 << 7, -12 << 7, -13 << 7, -14 << 7, -15 << 7,
+            0, -1 << 7, -2 << 7, -3 << 7, -4 << 7, -5 << 7, -6 << 7, -7 << 7, -8 << 7, -9 << 7, -10 << 7, -11 << 7, -12 << 7, -13 << 7, -14 << 7, -15 << 7};
+        const auto words = [&](int64_t at) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + at))); };
+        const __m512i exponents = _mm512_add_epi16(_mm512_load_si512(kSteps), _mm512_set1_epi16(int16_t(base << 7)));
+        const __m512i steps = words(64), low = words(0), high = words(32);
+        first = _mm512_add_epi16(turned(low), _mm512_permutexvar_epi16(steps, exponents));
+        second = _mm512_add_epi16(turned(high), _mm512_permutexvar_epi16(_mm512_srli_epi16(steps, 4), exponents));
+    }
+
+    // The largest exponent of 64 values, or 0 where others are more than 15 below it, or all of them zero.
+    static uint8_t base(const uint16_t* values) {
+        int least = 255, most = 0;
+        for (int64_t i = 0; i < kBlock; ++i) {
+            const int exponent = values[i] >> 7 & 255;
+            least = std::min(least, exponent), most = std::max(most, exponent);
+        }
+        return most - least < 16 ? most : 0;
+    }
+
+    static void pack(const uint16_t* values, uint8_t base, uint8_t* block) {
+        for (int64_t i = 0; i < kBlock; ++i) block[i] = uint8_t(values[i] << 1 | values[i] >> 15);
+        const auto step = [&](int64_t i) { return base - (values[i] >> 7 & 255); };
+        for (int64_t i = 0; i < 32; ++i) block[kBlock + i] = uint8_t(step(i) | step(32 + i) << 4);
+    }
+
+    // A row as bfloat16.
+    template <class Matrix>
+    static void unpack_row(const Matrix& m, uint16_t* out) {
+        const uint8_t* block = static_cast<const uint8_t*>(m.data);
+        const uint16_t* raw = m.raw_blocks();
+        for (int64_t i = 0; i < m.length; i += kBlock, block += kBytes) {
+            __m512i first, second;
+            unpack(block, m.bases[i / kBlock], raw, first, second);
+            _mm512_storeu_si512(out + i, first), _mm512_storeu_si512(out + i + 32, second);
+        }
+    }
+
+    template <int R, int T, class Matrix>
+    static void dot(const Matrix& m, const Inputs& x, float* out, int64_t out_stride) {
+        if constexpr (T > 1) {
+            thread_local std::vector<uint16_t> unpacked;
+            unpacked.resize(R * m.length);
+            for (int r = 0; r < R; ++r) unpack_row(m.from(r), unpacked.data() + r * m.length);
+            return rows<R, T>(unpacked.data(), m.length, x, m.length, out, out_stride);
+        }
+        const int64_t blocks = m.length / kBlock;
+        const uint8_t *block = static_cast<const uint8_t*>(m.data), *base = m.bases;
+        const uint16_t* raw = m.raw_blocks();  // of all these rows, one after the other
+        __m512 sums[4];
+        for (int r = 0; r < R; ++r) {
+            __m512 sum = {};
+            for (int64_t i = 0; i < blocks; ++i, block += kBytes, ++base) {
+                __m512i first, second;
+                unpack(block, *base, raw, first, second);
+                sum = _mm512_dpbf16_ps(sum, __m512bh(first), __m512bh(x.values[2 * i]));
+                sum = _mm512_dpbf16_ps(sum, __m512bh(second), __m512bh(x.values[2 * i + 1]));
+            }
+            sums[r] = sum;
+        }
+        totals<R>(sums, out);
     }
 };
 
@@ -187,14 +276,15 @@ struct Int8 {  // one scale a row
                 result[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(highs[r][t]), byte, _mm512_cvtepi32_ps(lows[r][t]));
     }
 
-    template <int R, int T>
-    static void dot(const int8_t* w, int64_t w_stride, const float* scale, const Inputs& x, int64_t length, float* out, int64_t out_stride) {
+    template <int R, int T, class Matrix>
+    static void dot(const Matrix& m, const Inputs& x, float* out, int64_t out_stride) {
         constexpr int S = std::min(R, at_once(T));
+        const auto* w = static_cast<const int8_t*>(m.data);
         __m512 sums[T][4];
-        for (int r = 0; r < R; r += S) lanes_of<S, T>(w + r * w_stride, w_stride, x, length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
+        for (int r = 0; r < R; r += S) lanes_of<S, T>(w + r * m.stride, m.stride, x, m.length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
         for (int t = 0; t < T; ++t) {
             totals<R>(sums[t], out + t * out_stride);
-            for (int r = 0; r < R; ++r) out[t * out_stride + r] *= x.scales[t] * scale[r];
+            for (int r = 0; r < R; ++r) out[t * out_stride + r] *= x.scales[t] * m.scale[r];
         }
     }
 };
@@ -285,12 +375,14 @@ struct Int4 {  // two values a byte, low half first, stored plus 8; a scale for 
             for (int t = 0; t < T; ++t) result[t][r] = sums[r][t];
     }
 
-    template <int R, int T>
-    static void dot(const uint8_t* w, const float* scale, int64_t group, const Inputs& x, int64_t length, float* out, int64_t out_stride) {
+    template <int R, int T, class Matrix>
+    static void dot(const Matrix& m, const Inputs& x, float* out, int64_t out_stride) {
         constexpr int S = std::min(R, at_once(T));
+        const auto* w = static_cast<const uint8_t*>(m.data);
+        const int64_t length = m.length, group = m.group;
         __m512 sums[T][4];
         for (int r = 0; r < R; r += S)
-            lanes_of<S, T>(w + r * length / 2, scale + r * length / group, group, x, length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
+            lanes_of<S, T>(w + r * length / 2, m.scale + r * length / group, group, x, length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
         for (int t = 0; t < T; ++t) {
             totals<R>(sums[t], out + t * out_stride);
             for (int r = 0; r < R; ++r) out[t * out_stride + r] *= x.scales[t];
@@ -309,16 +401,12 @@ inline const uint32_t* pair_weights(const float* p, int64_t p_stride, int64_t in
 // interleaved, so that one instruction adds both: lanes of four columns of the first half, then of the second.
 template <int T, int C>
 inline void weighted(const uint16_t* w, int64_t w_stride, int64_t rows, const uint32_t* p, int64_t p_stride, float* out, int64_t out_stride,
-                     __mmask32 there, int64_t ahead) {
+                     __mmask32 there, Fetch* fetch) {
     const int64_t pairs = (rows + 1) / 2;
     __m512 sums[T][C][2] = {};
     for (int64_t j = 0; j < pairs; ++j) {
         const uint16_t* row = w + 2 * j * w_stride;
-        if (ahead)
-            for (int c = 0; c < C; ++c) {
-                __builtin_prefetch(row + ahead * w_stride + c * 32, 0, 2);
-                __builtin_prefetch(row + (ahead + 1) * w_stride + c * 32, 0, 2);
-            }
+        if (fetch) fetch->more(2 * C * kLine);
         __m512bh pair[T];
         #pragma GCC unroll 6
         for (int t = 0; t < T; ++t) pair[t] = __m512bh(_mm512_set1_epi32(int(p[t * p_stride + j])));
@@ -355,11 +443,11 @@ inline void weighted(const uint16_t* w, int64_t w_stride, int64_t rows, const ui
 
 template <int T>
 inline void add_weighted(const uint16_t* w, int64_t w_stride, int64_t rows, const uint32_t* p, int64_t p_stride, int64_t columns, float* out, int64_t out_stride,
-                         int64_t ahead) {
+                         Fetch* fetch) {
     constexpr int C = T == 1 ? 8 : 2;  // sums in as many registers as there are
     int64_t c = 0;
-    for (; c + C * 32 <= columns; c += C * 32) weighted<T, C>(w + c, w_stride, rows, p, p_stride, out + c, out_stride, ~__mmask32(0), ahead);
-    for (; c < columns; c += 32) weighted<T, 1>(w + c, w_stride, rows, p, p_stride, out + c, out_stride, words(columns - c), ahead);
+    for (; c + C * 32 <= columns; c += C * 32) weighted<T, C>(w + c, w_stride, rows, p, p_stride, out + c, out_stride, ~__mmask32(0), fetch);
+    for (; c < columns; c += 32) weighted<T, 1>(w + c, w_stride, rows, p, p_stride, out + c, out_stride, words(columns - c), fetch);
 }
 
 }  // namespace axk1::packed

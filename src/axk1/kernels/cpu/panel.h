@@ -137,14 +137,14 @@ public:
     // Vectors `group` to `end` of the panel: `rows` rows of m, and zeros behind them, from column `first`.
     void pack(const Matrix& m, int64_t rows, int64_t first, int64_t group = 0, int64_t end = kVectors) {
         for (int64_t g = group; g < end; ++g) {
-            const Matrix sixteen = m.from((g - group) * 16);
             const int64_t here = std::clamp<int64_t>(rows - (g - group) * 16, 0, 16);
-            const int64_t full = here < 16 || m.kind != Matrix::kBFloat16 ? 0 : std::min(pairs, (m.length - first) / 2) / 16 * 16;
+            const Matrix sixteen = m.from((g - group) * 16).unpacked(here);
+            const int64_t full = here < 16 || sixteen.kind != Matrix::kBFloat16 ? 0 : std::min(pairs, (m.length - first) / 2) / 16 * 16;
             const Half* place = static_cast<const Half*>(sixteen.data) + first;
             for (int64_t k = 0; k < full; k += 16)
                 write(g, k, [&](int64_t i) __attribute__((always_inline)) {
-                    __builtin_prefetch(place + (i + 16) * m.stride + 2 * k, 0, 2);
-                    return _mm512_loadu_si512(place + i * m.stride + 2 * k);
+                    __builtin_prefetch(place + (i + 16) * sixteen.stride + 2 * k, 0, 2);
+                    return _mm512_loadu_si512(place + i * sixteen.stride + 2 * k);
                 });
             for (int64_t k = full; k < pairs; k += 16)
                 write(g, k, [&](int64_t i) { return i < here ? rounded_columns(sixteen.from(i), first + 2 * k) : _mm512_setzero_si512(); });
@@ -160,6 +160,20 @@ public:
             case 4: return add_to<4, fresh>(x, sums);
             case 5: return add_to<5, fresh>(x, sums);
             default: return add_to<kTogether, fresh>(x, sums);
+        }
+    }
+
+    // The same for any number of inputs x(m), of `columns` values; the next ones are fetched meanwhile.
+    template <bool fresh, class Input>
+    void add_all(int64_t inputs, int64_t columns, const Input& x, Sums* sums) const {
+        for (int64_t m = 0; m < inputs; m += kTogether) {
+            const int64_t some = std::min<int64_t>(kTogether, inputs - m);
+            const Pair* rows[kTogether];
+            for (int64_t i = 0; i < some; ++i) {
+                rows[i] = reinterpret_cast<const Pair*>(x(m + i));
+                for (int64_t c = 0; c < columns; c += 32) __builtin_prefetch(x(m + some + i) + c, 0, 3);
+            }
+            add<fresh>(some, rows, sums + m);
         }
     }
 };

@@ -50,11 +50,6 @@ inline void project(const Matrix& w, int64_t outputs, const Half* x, int64_t x_s
     }
 }
 
-// Fetches what is read next, while other inputs pass a panel.
-inline void fetch(const Half* row, int64_t columns) {
-    for (int64_t i = 0; i < columns; i += 32) __builtin_prefetch(row + i, 0, 3);
-}
-
 inline void rounded_norm(const float* x, const float* weight, float eps, int64_t length, Half* out) {
     thread_local std::vector<float> normed;
     normed.resize(length);
@@ -143,7 +138,7 @@ private:
         const int64_t key_parts = (s.nope + kWide - 1) / kWide, each = s.nope + s.value, stride = even(s.latent);
         #pragma omp for
         for (int64_t row = 0; row < count * s.value; ++row) {
-            const Matrix weight = w.kv_b.from((head + row / s.value) * each + s.nope + row % s.value);
+            const Matrix weight = w.kv_b.from((head + row / s.value) * each + s.nope + row % s.value).unpacked(1);
             for (int64_t i = 0; i < s.latent; i += 32)
                 _mm512_mask_storeu_epi16(value_rows + row * stride + i, packed::words(stride - i), rounded_columns(weight, i));
         }
@@ -185,19 +180,18 @@ private:
         for (__m512& lanes : largest) lanes = _mm512_set1_ps(kHidden / 2);
         for (int64_t start = 0; start < last; start += kKeys) {
             const int64_t seen = std::min(kKeys, last - start);
-            score(query, keys + (mine * positions + start) * even(width), seen, scores);
+            const Half *key = keys + (mine * positions + start) * even(width), *value = values + mine * s.value * positions + start;
+            query.add_all<true>(seen, width, [&](int64_t k) { return key + k * even(width); }, scores);
             if (keep || start + seen > past + first) hide(scores, seen, past + first - start, keep ? keep + batch * s.keep_stride + start : nullptr);
             weights.resize(seen);
             absorb(scores, seen, largest, totals, weights.lines(), sums);
-            for (int64_t v = 0; v < s.value; v += Panel::kTogether) {
-                const Pair* inputs[Panel::kTogether];
-                const int64_t some = std::min<int64_t>(Panel::kTogether, s.value - v);
-                for (int64_t m = 0; m < some; ++m)
-                    inputs[m] = reinterpret_cast<const Pair*>(values + (mine * s.value + v + m) * positions + start);
-                for (int64_t m = 0; m < some; ++m) fetch(values + (mine * s.value + v + some + m) * positions + start, seen);
-                weights.add<false>(some, inputs, sums + v);
-            }
+            weights.add_all<false>(s.value, seen, [&](int64_t v) { return value + v * positions; }, sums);
         }
+        store_attended(sums, totals, batch * s.tokens + first, count, head + mine);
+    }
+
+    // Sums [V, 64] over the totals of their weights, to `count` rows from `row` on.
+    void store_attended(const Sums* sums, const Sums& totals, int64_t row, int64_t count, int64_t head) {
         for (int64_t g = 0; g * 16 < count; ++g) {
             const __mmask16 any = _mm512_cmp_ps_mask(totals[g], _mm512_setzero_ps(), _CMP_GT_OQ);
             const __m512 factor = _mm512_maskz_div_ps(any, _mm512_set1_ps(1.0f), totals[g]);
@@ -205,22 +199,9 @@ private:
                 __m512i block[16] = {};
                 for (int64_t i = 0; i < std::min<int64_t>(16, s.value - v); ++i) block[i] = __m512i(_mm512_mul_ps(sums[v + i][g], factor));
                 transpose(block);
-                for (int64_t i = 0; i < std::min<int64_t>(16, count - g * 16); ++i) {
-                    const int64_t row = batch * s.tokens + first + g * 16 + i;
-                    store_rounded(__m512(block[i]), s.value - v, attended + row * even(s.heads * s.value) + (head + mine) * s.value + v);
-                }
+                for (int64_t i = 0; i < std::min<int64_t>(16, count - g * 16); ++i)
+                    store_rounded(__m512(block[i]), s.value - v, attended + (row + g * 16 + i) * even(s.heads * s.value) + head * s.value + v);
             }
-        }
-    }
-
-    // Scores of `seen` keys, not scaled yet.
-    void score(const Panel& query, const Half* key, int64_t seen, Sums* scores) {
-        for (int64_t k = 0; k < seen; k += Panel::kTogether) {
-            const Pair* inputs[Panel::kTogether];
-            const int64_t some = std::min<int64_t>(Panel::kTogether, seen - k);
-            for (int64_t m = 0; m < some; ++m) inputs[m] = reinterpret_cast<const Pair*>(key + (k + m) * even(width));
-            fetch(key + (k + some) * even(width), Panel::kTogether * even(width));
-            query.add<true>(some, inputs, scores + k);
         }
     }
 

@@ -8,12 +8,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "fetch.h"
 #include "packed.h"
 #include "vectors.h"
 
 namespace axk1 {
-
-constexpr int64_t kAhead = 8192;  // bytes between what is read and what is fetched into the second-level cache
 
 // A format says how the values of a row are read as fp32: sixteen in order, one, and thirty-two as two vectors in an order
 // that is cheap to make, in which `arrange` brings the inputs too.
@@ -135,7 +134,7 @@ inline void dot_block_int4(const uint8_t* w, const float* scale, int64_t group, 
 // out[t][c] += sum over j of p[t][j] * w[j][c], for T inputs at a time and 4 vectors of columns in registers.
 template <class Format, int T>
 inline void weighted_block(const typename Format::Stored* w, int64_t w_stride, int64_t rows, const float* p,
-                           int64_t p_stride, int64_t columns, float* out, int64_t out_stride, int64_t ahead) {
+                           int64_t p_stride, int64_t columns, float* out, int64_t out_stride, Fetch* fetch) {
     constexpr int C = 4;
     int64_t c = 0;
     for (; c + C * kLanes <= columns; c += C * kLanes) {
@@ -144,7 +143,7 @@ inline void weighted_block(const typename Format::Stored* w, int64_t w_stride, i
             for (int k = 0; k < C; ++k) total[t][k] = lanes(out + t * out_stride + c + k * kLanes);
         for (int64_t j = 0; j < rows; ++j) {
             Lanes row[C];
-            if (ahead) __builtin_prefetch(w + (j + ahead) * w_stride + c, 0, 2), __builtin_prefetch(w + (j + ahead) * w_stride + c + 2 * kLanes, 0, 2);
+            if (fetch) fetch->more(C * kLanes * sizeof(*w));
             for (int k = 0; k < C; ++k) row[k] = Format::load(w + j * w_stride + c + k * kLanes);
             for (int t = 0; t < T; ++t)
                 for (int k = 0; k < C; ++k) total[t][k] += row[k] * p[t * p_stride + j];
@@ -163,19 +162,23 @@ inline void weighted_block(const typename Format::Stored* w, int64_t w_stride, i
 
 // A weight, or the cached latents: rows of `length` values in one of the formats.
 struct Matrix {
-    enum Kind { kFloat32, kBFloat16, kInt8, kInt4 };
+    enum Kind { kFloat32, kBFloat16, kInt8, kInt4, kLossless };
     Kind kind = kFloat32;
     const void* data = nullptr;
     int64_t length = 0, stride = 0;  // values
     const float* scale = nullptr;    // int8: one a row, int4: one a group
     int64_t group = 0;
+    const uint8_t* bases = nullptr;  // lossless: the largest exponent of each block
+    const int32_t* starts = nullptr;  // the first of each row's blocks in `raw`
+    const uint16_t* raw = nullptr;
     bool exact = false;  // inputs stay float32: see packed.h
 
     explicit operator bool() const { return data != nullptr; }
 
     Matrix from(int64_t row) const {
         Matrix rest = *this;
-        rest.data = static_cast<const char*>(data) + row * stride * bits() / 8;
+        rest.data = static_cast<const char*>(data) + bytes(row);
+        if (bases) rest.bases = bases + row * length / 64, rest.starts = starts + row;
         if (scale) rest.scale = scale + (kind == kInt4 ? row * (length / group) : row);
         return rest;
     }
@@ -189,30 +192,10 @@ struct Matrix {
     // out[t * out_stride + r] = dot(x[t], row r) for `rows` rows from the first and any number of inputs.
     void dot(int64_t rows, const float* x, int64_t x_stride, int64_t inputs, float* out, int64_t out_stride) const {
 #ifdef AXK1_PACKED
-        if (kind == kBFloat16 && !exact) {
-            const auto prepared = packed::BFloat16::prepare(x, x_stride, inputs, length);
-            return tiled(rows, inputs, [&]<int T>(const Matrix& tile, int64_t here, int64_t t, int64_t r) {
-                tile.blocks<4>(here, [&]<int R>(const Matrix& m, int64_t s) {
-                    packed::BFloat16::dot<R, T>(m.values<uint16_t>(), stride, prepared.from(t), length, out + t * out_stride + r + s, out_stride);
-                });
-            });
-        }
-        if (kind == kInt8 && !exact) {
-            const auto prepared = packed::Int8::prepare(x, x_stride, inputs, length);
-            return tiled(rows, inputs, [&]<int T>(const Matrix& tile, int64_t here, int64_t t, int64_t r) {
-                tile.blocks<4>(here, [&]<int R>(const Matrix& m, int64_t s) {
-                    packed::Int8::dot<R, T>(m.values<int8_t>(), stride, m.scale, prepared.from(t), length, out + t * out_stride + r + s, out_stride);
-                });
-            });
-        }
-        if (kind == kInt4 && !exact && packed::Int4::can(group)) {
-            const auto prepared = packed::Int4::prepare(x, x_stride, inputs, length);
-            return tiled(rows, inputs, [&]<int T>(const Matrix& tile, int64_t here, int64_t t, int64_t r) {
-                tile.blocks<4>(here, [&]<int R>(const Matrix& m, int64_t s) {
-                    packed::Int4::dot<R, T>(m.values<uint8_t>(), m.scale, group, prepared.from(t), length, out + t * out_stride + r + s, out_stride);
-                });
-            });
-        }
+        if (kind == kBFloat16 && !exact) return dot_packed<packed::BFloat16>(rows, x, x_stride, inputs, out, out_stride);
+        if (kind == kLossless) return dot_packed<packed::Lossless>(rows, x, x_stride, inputs, out, out_stride);
+        if (kind == kInt8 && !exact) return dot_packed<packed::Int8>(rows, x, x_stride, inputs, out, out_stride);
+        if (kind == kInt4 && !exact && packed::Int4::can(group)) return dot_packed<packed::Int4>(rows, x, x_stride, inputs, out, out_stride);
 #endif
         tiled(rows, inputs, [&]<int T>(const Matrix& tile, int64_t here, int64_t t, int64_t r) {
             constexpr int R = T == 1 ? 1 : T <= 3 ? 4 : 2;  // one stream alone, or as many sums as there are vector registers
@@ -223,16 +206,20 @@ struct Matrix {
     }
 
     // out[t][c] += sum over j of p[t][j] * row j [c], for formats with at most one scale a row.
-    // `ahead`: as many rows further on are fetched; 0: they are near.
+    // `fetch`: what is fetched meanwhile, a byte for each that is read first; null: nothing.
     void add_weighted(int64_t rows, const float* p, int64_t p_stride, int64_t inputs, int64_t columns, float* out, int64_t out_stride,
-                      int64_t ahead) const {
+                      Fetch* fetch) const {
 #ifdef AXK1_PACKED
+        if (kind == kLossless) {
+            if (fetch) fetch->more(bytes(rows));
+            return unpacked(rows).add_weighted(rows, p, p_stride, inputs, columns, out, out_stride, nullptr);
+        }
         if (kind == kBFloat16 && !exact) {
             int64_t pairs_stride;
             const uint32_t* pairs = packed::pair_weights(p, p_stride, inputs, rows, pairs_stride);
             return together(inputs, [&]<int T>(int64_t t) {
                 packed::add_weighted<T>(values<uint16_t>(), stride, rows, pairs + t * pairs_stride, pairs_stride, columns, out + t * out_stride, out_stride,
-                                        ahead);
+                                        t == 0 ? fetch : nullptr);
             });
         }
 #endif
@@ -243,14 +230,45 @@ struct Matrix {
                 for (int64_t j = 0; j < rows; ++j) scaled[t * rows + j] = p[t * p_stride + j] * scale[j];
             p = scaled.data(), p_stride = rows;
         }
-        together(inputs, [&]<int T>(int64_t t) { add_block<T>(rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride, ahead); });
+        together(inputs, [&]<int T>(int64_t t) { add_block<T>(rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride, t == 0 ? fetch : nullptr); });
     }
 
+    const uint16_t* raw_blocks() const { return raw + *starts * 64; }  // of the first row
+
+    // The first rows of a lossless one as bfloat16, until this thread's next call; any other as it is.
+    Matrix unpacked(int64_t rows) const {
+#ifdef AXK1_PACKED
+        if (kind == kLossless) {
+            thread_local std::vector<uint16_t> values;
+            values.resize(rows * length);
+            for (int64_t row = 0; row < rows; ++row) packed::Lossless::unpack_row(from(row), values.data() + row * length);
+            return {kBFloat16, values.data(), length, length};
+        }
+#endif
+        return *this;
+    }
+
+    // Pieces of `rows` rows, each `distance` rows behind the one before, to be fetched.
+    Fetch pieces(int64_t rows, int64_t distance, int64_t count) const { return {data, bytes(rows), bytes(distance), count}; }
+
 private:
-    int64_t bits() const { return kind == kFloat32 ? 32 : kind == kBFloat16 ? 16 : kind == kInt8 ? 8 : 4; }  // a value
+    int64_t bits() const { return kind == kFloat32 ? 32 : kind == kBFloat16 ? 16 : kind == kInt8 ? 8 : kind == kInt4 ? 4 : 12; }  // a value
+    int64_t bytes(int64_t rows) const { return rows * stride * bits() / 8; }
 
     template <class Stored>
     const Stored* values() const { return static_cast<const Stored*>(data); }
+
+#ifdef AXK1_PACKED
+    template <class Format>
+    void dot_packed(int64_t rows, const float* x, int64_t x_stride, int64_t inputs, float* out, int64_t out_stride) const {
+        const auto prepared = Format::prepare(x, x_stride, inputs, length);
+        tiled(rows, inputs, [&]<int T>(const Matrix& tile, int64_t here, int64_t t, int64_t r) {
+            tile.blocks<4>(here, [&]<int R>(const Matrix& m, int64_t s) {
+                Format::template dot<R, T>(m, prepared.from(t), out + t * out_stride + r + s, out_stride);
+            });
+        });
+    }
+#endif
 
     // Calls `some<T>(first input)` for all inputs, four at a time and what is left, which may be five or six.
     template <class Some>
@@ -301,10 +319,10 @@ private:
     }
 
     template <int T>
-    void add_block(int64_t rows, const float* p, int64_t p_stride, int64_t columns, float* out, int64_t out_stride, int64_t ahead) const {
-        if (kind == kFloat32) weighted_block<Float32, T>(static_cast<const float*>(data), stride, rows, p, p_stride, columns, out, out_stride, ahead);
-        else if (kind == kInt8) weighted_block<Int8, T>(static_cast<const int8_t*>(data), stride, rows, p, p_stride, columns, out, out_stride, ahead);
-        else weighted_block<BFloat16, T>(static_cast<const uint16_t*>(data), stride, rows, p, p_stride, columns, out, out_stride, ahead);
+    void add_block(int64_t rows, const float* p, int64_t p_stride, int64_t columns, float* out, int64_t out_stride, Fetch* fetch) const {
+        if (kind == kFloat32) weighted_block<Float32, T>(static_cast<const float*>(data), stride, rows, p, p_stride, columns, out, out_stride, fetch);
+        else if (kind == kInt8) weighted_block<Int8, T>(static_cast<const int8_t*>(data), stride, rows, p, p_stride, columns, out, out_stride, fetch);
+        else weighted_block<BFloat16, T>(static_cast<const uint16_t*>(data), stride, rows, p, p_stride, columns, out, out_stride, fetch);
     }
 };
 
