@@ -50,7 +50,8 @@ class Engine:
 
 
 QUANTIZED = ("int8", "int4", "fp8")
-LLAMA_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
+BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "packed": 97 / 8}
+"""A weight's, where the model's own checkpoint does not say it."""
 LLAMA_NOTE = (
     "llamacpp: cannot express the norm behind each MoE block nor YaRN without a softmax scale; its answers differ"
 )
@@ -67,7 +68,7 @@ VARIANTS = {
     "axk1": ("packed", *QUANTIZED, "mtp"),
     "transformers": ("grouped_mm", "batched_mm", "eager"),
     "vllm": ("eager", "compiled"),
-    "llamacpp": tuple(LLAMA_BITS),
+    "llamacpp": ("f16", "q8_0", "q4_0"),
 }
 
 
@@ -103,9 +104,7 @@ def _parse(name: str) -> Engine:
             choices = ", ".join(f"{base}:{choice}" for choice in VARIANTS[base]) or "none"
             raise ValueError(f"--engines: {name!r} is no variant of {base}; there are: {choices}.")
         engine = replace(engine, variant=variant, kinds=("reply",) if variant == "mtp" else engine.kinds)
-    if base == "llamacpp":
-        engine = replace(engine, scale=LLAMA_BITS[engine.variant] / 16)
-    return engine
+    return replace(engine, scale=BITS.get(engine.variant, 16.0) / 16)
 
 
 def python_of(engine: Engine) -> Path | None:

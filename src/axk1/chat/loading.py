@@ -35,17 +35,18 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
     Args:
         path: the checkpoint folder; see :func:`resolve_model_path` for the default.
         device: where to run, e.g. ``"cpu"`` or ``"cuda"``; a GPU when there is one.
-        dtype: ``"auto"`` for the stored one (float32 on a CPU), its name in torch, or ``"packed"``: bfloat16 in twelve
-            bits without loss, on a CPU (:mod:`axk1.quantized.lossless`).
+        dtype: ``"auto"`` for the stored one (float32 on a CPU that is slow in it), its name in torch, or ``"packed"``:
+            bfloat16 in twelve bits without loss, on a CPU (:mod:`axk1.quantized.lossless`).
 
     Raises:
         ValueError: when there is no checkpoint, an unknown device or dtype, or no chat template.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     import axk1  # noqa: F401  (registers the model type)
     from axk1.chat.engine import Chat
+    from axk1.kernels import is_fast
     from axk1.quantized.lossless import pack_weights
 
     folder = resolve_model_path(path)
@@ -54,12 +55,14 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    packed = dtype == "packed"
-    if packed and where.type != "cpu":
+    if dtype == "packed" and where.type != "cpu":
         raise ValueError(f"dtype is 'packed', which is for CPUs; use bfloat16 on {where.type}.")
-    number = torch.bfloat16 if packed else getattr(torch, dtype, dtype)
-    number = torch.float32 if dtype == "auto" and where.type == "cpu" else number
-    if number != "auto" and not isinstance(number, torch.dtype):
+    if dtype == "auto":
+        number = AutoConfig.from_pretrained(folder, local_files_only=True).dtype or torch.float32
+        number = torch.float32 if where.type == "cpu" and not is_fast(number) else number
+    else:
+        number = torch.bfloat16 if dtype == "packed" else getattr(torch, dtype, None)
+    if not isinstance(number, torch.dtype):
         raise ValueError(f"dtype is {dtype!r}; use auto, float32, bfloat16, float16 or packed.")
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"The checkpoint at {folder} has no tokenizer.json, so it cannot read or write text.")
@@ -67,6 +70,6 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
     if not tokenizer.chat_template:
         raise ValueError(f"The checkpoint at {folder} has no chat template (chat_template.jinja), so it cannot chat.")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, local_files_only=True, use_safetensors=True)
-    if packed:
+    if dtype == "packed":
         pack_weights(model)
     return Chat(model.to(where), tokenizer)  # pyright: ignore[reportArgumentType]

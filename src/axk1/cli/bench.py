@@ -21,7 +21,8 @@ def bench(
     engines: Annotated[
         str | None,
         typer.Option(
-            help="Of axk1, axk1@FOLDER, transformers, vllm, llamacpp[:f16|q8_0|q4_0]. Default: all installed ones."
+            help="Of axk1[:packed|int8|int4|fp8], axk1@FOLDER, transformers[:grouped_mm|batched_mm|eager], "
+            "vllm[:eager|compiled], llamacpp[:f16|q8_0|q4_0]. Default: axk1 and what is installed of the others."
         ),
     ] = None,
     contexts: Annotated[str, typer.Option(help="Decode behind this many tokens, batch 1.")] = "264,2048",

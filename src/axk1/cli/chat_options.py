@@ -48,7 +48,8 @@ class ReplyOptions:
     dtype: Annotated[
         str,
         typer.Option(
-            help="auto (on a CPU float32), float32, bfloat16, float16, or packed: bfloat16 in 12 bits, without loss."
+            help="auto: as stored, but float32 on a CPU that is slow in that; float32, bfloat16, float16; or packed: "
+            "bfloat16 in 12 bits, without loss."
         ),
     ] = "auto"
 

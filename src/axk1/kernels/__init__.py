@@ -5,7 +5,7 @@ arithmetic. Without a compiler, or with ``AXK1_KERNELS=0``, the plain PyTorch pa
 are tested equal.
 """
 
-from axk1.kernels.build import available
+from axk1.kernels.build import available, is_fast
 from axk1.kernels.step import CPURunner
 
-__all__ = ["CPURunner", "available"]
+__all__ = ["CPURunner", "available", "is_fast"]

@@ -39,6 +39,11 @@ def available() -> bool:
     return True
 
 
+def is_fast(dtype: torch.dtype) -> bool:
+    """Whether the operators are there, with this processor's own instructions for ``dtype``."""
+    return available() and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.axk1.reads_lossless()))
+
+
 def _library(compiler: str) -> Path:
     """The shared library for this source, PyTorch, compiler and processor; compiled if it is not in the cache."""
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "axk1" / "kernels"

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from axk1.kernels.build import available
+from axk1.kernels.build import available, is_fast
 from axk1.kernels.weights import FORMATS, STEP_TOKENS, read_layers, read_model
 from axk1.modeling.attention import products
 from axk1.modeling.runners import Step
@@ -83,7 +83,7 @@ class CPURunner:
 
     def pack(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
         """``axk1.quantized.lossless.Packed`` of a bfloat16 weight; None: steps cannot read it."""
-        if not available() or not torch.ops.axk1.reads_lossless():
+        if not is_fast(torch.bfloat16):
             return None
         return torch.ops.axk1.pack_lossless(weight)
 

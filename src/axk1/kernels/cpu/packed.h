@@ -183,27 +183,23 @@ struct Lossless : BFloat16 {
 
     template <int R, int T, class Matrix>
     static void dot(const Matrix& m, const Inputs& x, float* out, int64_t out_stride) {
-        if constexpr (T > 1) {
-            thread_local std::vector<uint16_t> unpacked;
-            unpacked.resize(R * m.length);
-            for (int r = 0; r < R; ++r) unpack_row(m.from(r), unpacked.data() + r * m.length);
-            return rows<R, T>(unpacked.data(), m.length, x, m.length, out, out_stride);
-        }
         const int64_t blocks = m.length / kBlock;
         const uint8_t *block = static_cast<const uint8_t*>(m.data), *base = m.bases;
         const uint16_t* raw = m.raw_blocks();  // of all these rows, one after the other
-        __m512 sums[4];
+        __m512 sums[T][4];
         for (int r = 0; r < R; ++r) {
-            __m512 sum = {};
+            __m512 row[T] = {};
             for (int64_t i = 0; i < blocks; ++i, block += kBytes, ++base) {
                 __m512i first, second;
                 unpack(block, *base, raw, first, second);
-                sum = _mm512_dpbf16_ps(sum, __m512bh(first), __m512bh(x.values[2 * i]));
-                sum = _mm512_dpbf16_ps(sum, __m512bh(second), __m512bh(x.values[2 * i + 1]));
+                #pragma GCC unroll 6
+                for (int t = 0; t < T; ++t) row[t] = _mm512_dpbf16_ps(row[t], __m512bh(first), __m512bh(x.values[t * x.stride + 2 * i]));
+                #pragma GCC unroll 6
+                for (int t = 0; t < T; ++t) row[t] = _mm512_dpbf16_ps(row[t], __m512bh(second), __m512bh(x.values[t * x.stride + 2 * i + 1]));
             }
-            sums[r] = sum;
+            for (int t = 0; t < T; ++t) sums[t][r] = row[t];
         }
-        totals<R>(sums, out);
+        for (int t = 0; t < T; ++t) totals<R>(sums[t], out + t * out_stride);
     }
 };
 
