@@ -188,5 +188,13 @@ def test_load_of_an_incomplete_checkpoint(endless_checkpoint, tmp_path, missing)
         axk1.chat.load(tmp_path)
 
 
+@pytest.mark.parametrize(("fast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_by_default_a_cpu_computes_in_the_stored_dtype_if_it_is_fast_in_it(monkeypatch, fast, expected):
+    asked = []
+    monkeypatch.setattr("axk1.kernels.is_fast", lambda dtype: asked.append(dtype) or fast)
+    assert axk1.chat.load(device="cpu").model.dtype == expected
+    assert asked == [torch.bfloat16]
+
+
 def test_load_keeps_the_asked_dtype(endless_checkpoint):
     assert axk1.chat.load(endless_checkpoint, dtype="bfloat16").model.dtype == torch.bfloat16

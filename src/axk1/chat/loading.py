@@ -57,12 +57,12 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
         raise ValueError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if dtype == "packed" and where.type != "cpu":
         raise ValueError(f"dtype is 'packed', which is for CPUs; use bfloat16 on {where.type}.")
-    if dtype == "auto":
-        number = AutoConfig.from_pretrained(folder, local_files_only=True).dtype or torch.float32
-        number = torch.float32 if where.type == "cpu" and not is_fast(number) else number
+    if dtype == "auto" and where.type == "cpu":
+        stored = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
+        number = stored if isinstance(stored, torch.dtype) and is_fast(stored) else torch.float32
     else:
-        number = torch.bfloat16 if dtype == "packed" else getattr(torch, dtype, None)
-    if not isinstance(number, torch.dtype):
+        number = torch.bfloat16 if dtype == "packed" else getattr(torch, dtype, dtype)
+    if number != "auto" and not isinstance(number, torch.dtype):
         raise ValueError(f"dtype is {dtype!r}; use auto, float32, bfloat16, float16 or packed.")
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"The checkpoint at {folder} has no tokenizer.json, so it cannot read or write text.")
