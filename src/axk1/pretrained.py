@@ -37,7 +37,7 @@ from axk1.quantized.modules import QuantizedExperts
 from axk1.quantized.plan import plan_of
 
 logger = logging.get_logger(__name__)
-RUNNERS["cpu"] = kernels.CPURunner()
+RUNNERS.update(cpu=kernels.CPURunner(), cuda=kernels.CUDARunner())
 HUGE_PAGE = 2 * 2**20
 """Bytes. torch asks for huge pages where an allocation fills one."""
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")

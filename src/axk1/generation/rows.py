@@ -62,8 +62,8 @@ class Rows:
         self._places: tuple[int, int, tuple[Tensor, ...]] = 0, 0, ()  # first position, width, one view for each
         self.columns = 0
         self.compiled = False
-        """Whether the last columns were run by compiled kernels, to which rows are bit for bit the same however many
-        they are."""
+        """Whether the last columns were run by compiled kernels that are exact: to them rows are bit for bit the same
+        however many they are."""
         self.cache: Cache
         self.decoder: Decoder | None = None
         if isinstance(model, AXK1ForCausalLM):
@@ -92,7 +92,7 @@ class Rows:
         mask = self.mask(self.columns)
         if self.decoder is not None:
             found = self.decoder.step(ids, positions, mask, max(keep, 1), whole)
-            self.compiled = found is not None
+            self.compiled = found is not None and self.decoder.exact
             if found is not None:
                 return found
         shared: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache}

@@ -18,10 +18,15 @@ FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "
 logger = logging.getLogger(__name__)
 
 
+def are_wanted() -> bool:
+    """Whether ``AXK1_KERNELS`` leaves faster steps on; 0 turns them off, on CPUs and GPUs."""
+    return os.environ.get("AXK1_KERNELS", "1") != "0"
+
+
 @cache
 def available() -> bool:
     """Whether the operators are there, after building them if need be (about half a minute, once a machine)."""
-    if os.environ.get("AXK1_KERNELS", "1") == "0":
+    if not are_wanted():
         return False
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None or platform.system() != "Linux":

@@ -96,6 +96,8 @@ class CPURunner:
 class CPUDecoder:
     """:class:`axk1.modeling.runners.Decoder` of CPUs; ``trunk`` is what :func:`read_model` made of the model."""
 
+    exact = True
+
     def __init__(self, model: AXK1ForCausalLM, cache: LatentCache, trunk: Any) -> None:
         self._model, self._cache, self._trunk = model, cache, trunk
         self._rotary, self._dtype = model.model.rotary_emb, model.model.embed_tokens.weight.dtype

@@ -40,6 +40,9 @@ class Decoder(Protocol):
     columns whose states nobody wants, the last layer makes nothing but what it caches.
     """
 
+    exact: bool
+    """Whether a row's bits depend neither on its neighbours nor on how many of its tokens are run at once."""
+
     def step(
         self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int, whole: bool = True
     ) -> Step | None:
