@@ -166,7 +166,8 @@ class CUDADecoder:
         windows = Cache(layers=[Window(layer, inputs.columns, width) for layer in layers])
         inputs.set(ids, positions, mask, first)
         try:
-            replay = self._record(lambda: compute(self._model, inputs, windows, keep, whole))
+            with torch.cuda.device_of(ids):
+                replay = self._record(lambda: compute(self._model, inputs, windows, keep, whole))
         except RuntimeError as error:
             logger.warning("Steps could not be recorded as CUDA graphs, and run one operator at a time: %s", error)
             self._fails = True
