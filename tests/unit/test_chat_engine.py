@@ -173,7 +173,10 @@ def test_model_path_from_the_environment(endless_checkpoint, monkeypatch):
     assert axk1.chat.resolve_model_path(endless_checkpoint.parent / endless_checkpoint.name) == endless_checkpoint
 
 
-@pytest.mark.parametrize(("options", "message"), [({"device": "abacus"}, "abacus"), ({"dtype": "tensor"}, "dtype is")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"device": "abacus"}, "abacus"), ({"dtype": "tensor"}, "dtype is"), ({"dtype": "int8"}, "dtype is")],
+)
 def test_load_with_a_bad_option(endless_checkpoint, options, message):
     with pytest.raises(ValueError, match=message):
         axk1.chat.load(endless_checkpoint, **options)

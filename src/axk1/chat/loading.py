@@ -62,7 +62,7 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
         number = stored if isinstance(stored, torch.dtype) and is_fast(stored) else torch.float32
     else:
         number = torch.bfloat16 if dtype == "packed" else getattr(torch, dtype, dtype)
-    if number != "auto" and not isinstance(number, torch.dtype):
+    if number != "auto" and not (isinstance(number, torch.dtype) and number.is_floating_point):
         raise ValueError(f"dtype is {dtype!r}; use auto, float32, bfloat16, float16 or packed.")
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"The checkpoint at {folder} has no tokenizer.json, so it cannot read or write text.")

@@ -51,7 +51,7 @@ def is_fast(dtype: torch.dtype) -> bool:
 
 def _library(compiler: str) -> Path:
     """The shared library for this source, PyTorch, compiler and processor; compiled if it is not in the cache."""
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "axk1" / "kernels"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "axk1" / "kernels"
     library = root / _fingerprint(compiler) / "axk1_cpu.so"
     if library.is_file():
         return library
