@@ -154,23 +154,25 @@ def test_failed_recordings_leave_the_modules(caplog: pytest.LogCaptureFixture) -
     assert caplog.text.count("could not be recorded") == 1
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
-        {"experts_implementation": "eager"},
-        {"hook": True},
-    ],
-)
-def test_what_would_wait_for_the_gpu_is_not_recorded(overrides: dict[str, Any]) -> None:
-    implementation, hook = overrides.pop("experts_implementation", None), overrides.pop("hook", False)
-    model = small_model(**overrides)
-    assert implementation or hook or overrides
-    if implementation:
-        model.set_experts_implementation(implementation)
-    if hook:
-        model.model.layers[1].self_attn.register_forward_hook(lambda *_: None)
-    assert not can_record(model)
+def angles_that_depend_on_the_length() -> Any:
+    return small_model(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+
+
+def experts_that_are_counted() -> Any:
+    model = small_model()
+    model.set_experts_implementation("eager")
+    return model
+
+
+def a_hook() -> Any:
+    model = small_model()
+    model.model.layers[1].self_attn.register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize("make", [angles_that_depend_on_the_length, experts_that_are_counted, a_hook])
+def test_what_would_wait_for_the_gpu_is_not_recorded(make: Callable[[], Any]) -> None:
+    assert not can_record(make())
     assert can_record(small_model())
 
 

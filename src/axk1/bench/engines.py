@@ -50,7 +50,8 @@ class Engine:
 
 
 QUANTIZED = ("int8", "int4", "fp8")
-BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "packed": 97 / 8}
+LLAMA_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
+BITS = LLAMA_BITS | {"packed": 97 / 8}
 """A weight's, where the model's own checkpoint does not say it."""
 LLAMA_NOTE = (
     "llamacpp: cannot express the norm behind each MoE block nor YaRN without a softmax scale; its answers differ"
@@ -68,7 +69,7 @@ VARIANTS = {
     "axk1": ("packed", *QUANTIZED, "mtp"),
     "transformers": ("grouped_mm", "batched_mm", "eager"),
     "vllm": ("eager", "compiled"),
-    "llamacpp": ("f16", "q8_0", "q4_0"),
+    "llamacpp": tuple(LLAMA_BITS),
 }
 
 

@@ -20,6 +20,7 @@ from axk1.checkpoint.files import INDEX, Stored, load_config, open_checkpoint
 from axk1.checkpoint.names import TensorSpec, detect_layout, expected_tensors, expert_slices, fused_name
 from axk1.checkpoint.write import staged_folder, write_text
 from axk1.config import AXK1Config
+from axk1.folders import user_cache
 from axk1.quantized.plan import Kind
 
 SEED = 0
@@ -76,9 +77,7 @@ class Model:
 def cache_root(folder: Path | None = None) -> Path:
     """Where weights are kept between runs: ``folder``, else AXK1_BENCH_CACHE, else the user's cache folder."""
     named = folder or os.environ.get("AXK1_BENCH_CACHE")
-    if named:
-        return Path(named).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "axk1" / "bench"
+    return Path(named).expanduser().resolve() if named else user_cache("bench")
 
 
 def find_model(name: str, cache: Path, progress: Callable[[float], None] = lambda share: None) -> Model:

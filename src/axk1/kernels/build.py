@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from axk1.folders import user_cache
+
 SOURCES = Path(__file__).parent / "cpu"
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-Wno-psabi")
 logger = logging.getLogger(__name__)
@@ -51,8 +53,7 @@ def is_fast(dtype: torch.dtype) -> bool:
 
 def _library(compiler: str) -> Path:
     """The shared library for this source, PyTorch, compiler and processor; compiled if it is not in the cache."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "axk1" / "kernels"
-    library = root / _fingerprint(compiler) / "axk1_cpu.so"
+    library = user_cache("kernels") / _fingerprint(compiler) / "axk1_cpu.so"
     if library.is_file():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)

@@ -87,9 +87,9 @@ class CUDARunner:
 def can_record(model: AXK1ForCausalLM) -> bool:
     """Whether its steps are launched alike whatever the tokens are, all on one device."""
     trunk = model.model
-    layers = list(trunk.layers)[: model.config.num_hidden_layers]
-    if trunk.rotary_emb.rope_type in ("dynamic", "longrope"):  # their angles depend on the length
+    if trunk.rotary_emb.changes_with_length:
         return False
+    layers = trunk.decoder_layers
     experts = [module.experts for layer in layers for module in layer.modules() if isinstance(module, AXK1MoE)]
     grouped = model.config._experts_implementation in ("grouped_mm", "batched_mm")  # others ask for counts
     if experts and not (grouped and all(type(module) is AXK1Experts for module in experts)):
@@ -123,7 +123,7 @@ class CUDADecoder:
         recorded = self._recorded.get(shape)
         if recorded is not None and (recorded.buffer is not buffer or recorded.width < cached):
             recorded = None
-            del self._recorded[shape]
+            del self._recorded[shape]  # its memory, before another is recorded
         if recorded is None:
             self._passed[shape] += 1
             if self._passed[shape] <= PLAIN_STEPS:
@@ -234,7 +234,6 @@ def compute(model: AXK1ForCausalLM, inputs: Inputs, windows: Cache, keep: int, w
         "position_embeddings": trunk.rotary_emb(embedded, inputs.positions),
         "position_ids": inputs.positions,
     }
-    layers = list(trunk.layers)[: model.config.num_hidden_layers]
-    states = trunk.norm(trunk._run_layers(layers, embedded, context, windows))
+    states = trunk.norm(trunk._run_layers(trunk.decoder_layers, embedded, context, windows))
     logits = model.lm_head(states[:, -keep:]).float()
     return Step(states if whole else states[:, -keep:], logits, logits.argmax(-1))

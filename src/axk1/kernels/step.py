@@ -198,7 +198,7 @@ def _space(
 
 def _angles(rotary: AXK1RotaryEmbedding, positions: Tensor) -> tuple[Tensor, Tensor]:
     """``positions``, and the frequencies ``[R / 2]`` fp32 for them."""
-    if rotary.rope_type in ("dynamic", "longrope"):  # they depend on the length, and change when it is asked for angles
+    if rotary.changes_with_length:
         rotary(_FP32, positions)
     frequencies = rotary.inv_freq
     return positions, frequencies if frequencies.dtype == torch.float32 else frequencies.float()

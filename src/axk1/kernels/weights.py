@@ -69,7 +69,7 @@ def read_layers(
 def read_model(model: AXK1ForCausalLM, module: AXK1MTPLayer | None = None) -> Any | None:
     """The same of all layers with embedding and head; or of an MTP module, with what it combines its inputs by."""
     trunk, embedding, head = model.model, model.model.embed_tokens, model.lm_head
-    layers = [module] if module else list(trunk.layers)[: trunk.config.num_hidden_layers]
+    layers = [module] if module else trunk.decoder_layers
     chosen = model.draft_head() if module else None
     ends, ids = [embedding.weight, chosen.weight if chosen else head.weight], chosen.ids if chosen else None
     plain = type(embedding) is nn.Embedding and type(head) is nn.Linear and head.bias is None

@@ -127,6 +127,11 @@ class AXK1Model(AXK1PreTrainedModel):
         self.post_init()
 
     @property
+    def decoder_layers(self) -> list[AXK1DecoderLayer]:
+        """The trunk's own layers."""
+        return cast(list, list(self.layers)[: self.config.num_hidden_layers])
+
+    @property
     def mtp_layers(self) -> list[AXK1MTPLayer]:
         """The MTP modules, depth 1 first."""
         return cast(list, list(self.layers)[self.config.num_hidden_layers :])
@@ -157,7 +162,7 @@ class AXK1Model(AXK1PreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         inputs = cast(torch.Tensor, inputs_embeds)
         position_ids = next_positions(inputs, past_key_values) if position_ids is None else position_ids  # pyright: ignore
-        context, layers = None, list(self.layers)[: self.config.num_hidden_layers]
+        context, layers = None, self.decoder_layers
         states = self._run_compiled(layers, self.norm, inputs, attention_mask, position_ids, past_key_values, **kwargs)
         if states is None:
             context = self._context(inputs, attention_mask, position_ids, past_key_values)

@@ -34,6 +34,11 @@ class AXK1RotaryEmbedding(nn.Module):
         theta = config.rope_parameters["rope_theta"]  # pyright: ignore[reportOptionalSubscript]
         return 1.0 / theta ** (exponents / config.qk_rope_head_dim), 1.0
 
+    @property
+    def changes_with_length(self) -> bool:
+        """Whether asking for angles may change the frequencies, which then depend on the longest position so far."""
+        return self.rope_type in ("dynamic", "longrope")
+
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

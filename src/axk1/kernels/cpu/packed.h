@@ -110,14 +110,10 @@ struct BFloat16 {
 
     template <int R, int T, class Matrix>
     static void dot(const Matrix& m, const Inputs& x, float* out, int64_t out_stride) {
-        rows<R, T>(static_cast<const uint16_t*>(m.data), m.stride, x, m.length, out, out_stride);
-    }
-
-    template <int R, int T>
-    static void rows(const uint16_t* w, int64_t w_stride, const Inputs& x, int64_t length, float* out, int64_t out_stride) {
         constexpr int S = std::min(R, at_once(T));
+        const auto* w = static_cast<const uint16_t*>(m.data);
         __m512 sums[T][4];
-        for (int r = 0; r < R; r += S) lanes_of<S, T>(w + r * w_stride, w_stride, x, length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
+        for (int r = 0; r < R; r += S) lanes_of<S, T>(w + r * m.stride, m.stride, x, m.length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
         for (int t = 0; t < T; ++t) totals<R>(sums[t], out + t * out_stride);
     }
 };
