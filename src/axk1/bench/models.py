@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from axk1.checkpoint.compressed import make_plan
 from axk1.checkpoint.convert import STATE, convert_checkpoint
 from axk1.checkpoint.files import INDEX, Stored, load_config, open_checkpoint
-from axk1.checkpoint.names import TensorSpec, detect_layout, expected_tensors, expert_slices, fused_name
+from axk1.checkpoint.names import TensorSpec, detect_layout, expected_tensors, expert_slices
 from axk1.checkpoint.write import staged_folder, write_text
 from axk1.config import AXK1Config
 from axk1.folders import user_cache
@@ -233,11 +233,6 @@ def stored_bytes(folder: Path, itemsize: int | None = None) -> dict[str, int]:
     widths = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
     tensors = open_checkpoint(folder).tensors
     return {name: tensor.size * (itemsize or widths.get(tensor.dtype, 1)) for name, tensor in tensors.items()}
-
-
-def is_routed(name: str) -> bool:
-    """Whether a tensor belongs to the routed experts, in either layout."""
-    return fused_name(name) is not None or ".mlp.experts." in name
 
 
 def _digest(*parts: Any) -> str:
