@@ -7,8 +7,8 @@ import pytest
 
 from axk1.chat import load
 from axk1.generation.sampling import GREEDY
+from axk1.tasks import answer_language, dialogues, score
 from axk1.train import evaluate
-from axk1.train.problems import answer_language, dialogues, score
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 PROBLEMS = 200  # the full measurement is `axk1 eval` over 1,000, see models/nano/README.md

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from axk1.chat import Chat, load
 from axk1.checkpoint.quantize import quantize_checkpoint
 from axk1.quantized import KINDS
+from axk1.tasks import Problem
 from axk1.train import evaluate
-from axk1.train.problems import Problem
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 PROBLEMS = 500

@@ -156,7 +156,7 @@ def test_every_source_has_a_licence_and_known_languages():
 
 
 def test_problem_text_comes_from_the_training_split(tmp_path):
-    from axk1.train.problems import generate
+    from axk1.tasks import generate
 
     write_problems(tmp_path / "problems.jsonl", count=50, seed=3)
     texts = _texts(tmp_path / "problems.jsonl")

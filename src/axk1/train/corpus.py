@@ -395,7 +395,7 @@ def build(
 def write_problems(out: Path, *, count: int, seed: int = 0, replies: bool = False) -> int:
     """Write `count` problems of the training split, or only the `replies` to them, as `{"text", "source"}` rows; the
     bytes of text."""
-    from axk1.train.problems import generate
+    from axk1.tasks import generate
 
     drawn = islice(generate("train", seed), count)
     parts = ((*(() if replies else (p.question,)), p.reasoning, p.answer) for p in drawn)

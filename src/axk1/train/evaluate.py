@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from axk1.generation.sampling import GREEDY
 from axk1.generation.speculate import NO_DRAFTS
-from axk1.train.problems import Problem, answer_language, generate, score
+from axk1.tasks import Problem, answer_language, generate, score
 
 if TYPE_CHECKING:
     from axk1.chat import Chat, Reply
