@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from axk1.evaluation.held_out import held_out_problems
 from axk1.tasks import Problem
-from axk1.train.evaluate import held_out_problems
 
 TEMPLATE = Path(__file__).with_name("axk1_problems.yaml")
 ONE_NUMBER = ("arithmetic", "word", "counting")  # lm-eval's own filters take one number from a reply, not a list
