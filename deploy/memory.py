@@ -6,6 +6,7 @@ The machine and the format of the weights are in a file's name, the rest in its 
 import re
 from pathlib import Path
 
+from axk1.files import write_text
 from axk1.integrations.launch.explain import explanation
 from axk1.integrations.launch.order import SPARE, Order
 from axk1.plan.hardware import Hardware
@@ -85,5 +86,5 @@ def page() -> str:
 
 if __name__ == "__main__":
     for path in files():
-        path.write_text(written(path), encoding="utf-8")
-    PAGE.write_text(page(), encoding="utf-8")
+        write_text(path, written(path))
+    write_text(PAGE, page())

@@ -27,6 +27,7 @@ def evaluate(
     from axk1.chat import load
     from axk1.evaluation import held_out
     from axk1.evaluation.acceptance import reply_acceptance
+    from axk1.files import write_text
 
     chat = load(model)
     problems = held_out.held_out_problems(count, seed)
@@ -46,7 +47,7 @@ def evaluate(
         report["mtp_acceptance"] = round(reply_acceptance(chat, results), 4)
     if details is not None:
         lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
-        details.write_text("".join(lines), encoding="utf-8")
+        write_text(details, "".join(lines))
     print(json.dumps(report, indent=2)) if as_json else _show(report, Console())  # noqa: T201
 
 
