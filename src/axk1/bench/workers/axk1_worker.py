@@ -18,7 +18,7 @@ class AXK1Engine(TorchEngine):
     """Reads prompts and decodes with ``axk1.generation``."""
 
     def prefill(self, tokens: int, batch: int = 1, seed: int = 0) -> dict[str, Any]:
-        """Seconds until the first token behind a prompt of ``tokens``."""
+        """Seconds until the first token after a prompt of ``tokens``."""
         self.forget()
         steps = self.loop(self.prompt(batch, tokens, seed).tolist(), 1)
         start = self.now()

@@ -42,7 +42,7 @@ def decode(context: int, tokens: int, batch: int = 1) -> dict[str, Any]:
 
 
 def answers(prompts: int, tokens: int) -> dict[str, Any]:
-    """The most probable token behind each of some random prompts. The server tells tokens as text: t17 is 17."""
+    """The most probable token after each of some random prompts. The server tells tokens as text: t17 is 17."""
     texts = [ask(tokens, 3, 1, answer=1, row=row)[0]["choices"][0]["text"] for row in range(prompts)]
     return {"ids": [int(text.removeprefix("t")) for text in texts]}
 

@@ -40,7 +40,7 @@ def load(path: str, dtype: str, max_context: int, max_batch: int, eager: bool = 
 
 
 def prefill(tokens: int, batch: int = 1, seed: int = 0) -> dict[str, Any]:
-    """Seconds until the first token behind new prompts of ``tokens``."""
+    """Seconds until the first token after new prompts of ``tokens``."""
     start = time.perf_counter()
     add(batch, tokens, seed, answer=1)
     run()
@@ -90,14 +90,14 @@ def run() -> dict[str, list[int]]:
 
 
 def answers(prompts: int, tokens: int) -> dict[str, Any]:
-    """The most probable token behind each of some random prompts."""
+    """The most probable token after each of some random prompts."""
     names = add(prompts, tokens, seed=3, answer=1)
     found = run()
     return {"ids": [found[name][0] for name in names]}
 
 
 def memory() -> dict[str, Any]:
-    """Bytes that its cache takes a token: what it reserved over the tokens that fit."""
+    """Bytes that its cache takes per token: what it reserved over the tokens that fit."""
     cache = STATE["engine"].vllm_config.cache_config
     room = int(os.environ["VLLM_CPU_KVCACHE_SPACE"]) * 2**30
     return {"cache_bytes_per_token": room / (cache.num_gpu_blocks * cache.block_size)}
