@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axk1.chat.engine import Chat
 from axk1.chat.messages import Message, check_messages
+from axk1.chat.session import Chat
 from axk1.generation.sampling import Sampling, row_seeds
 
 _HEAD = b'{"id": '  # how each line of ours begins

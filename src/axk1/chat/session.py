@@ -8,10 +8,10 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from axk1.chat.budget import UNLIMITED, ThinkingBudget
 from axk1.chat.messages import Message, check_messages
 from axk1.chat.parser import Delta
 from axk1.chat.reply import Reply, ReplyBuilder, token_scores
-from axk1.generation.budget import UNLIMITED, ThinkingBudget
 from axk1.generation.decode import Steps, decode
 from axk1.generation.gate import Gate
 from axk1.generation.sampling import Logprobs, Sampling
