@@ -61,7 +61,7 @@ def _record(value: Any, index: int, line: int) -> Record:
     if "prompt" in value and not isinstance(value["prompt"], str):
         raise ValueError("'prompt' must be text.")
     messages = value["messages"] if "messages" in value else [{"role": "user", "content": value["prompt"]}]
-    check_messages(messages)
+    messages = check_messages(messages)
     identity, think = value.get("id", index), value.get("think")
     if not isinstance(identity, str | int) or isinstance(identity, bool):
         raise ValueError("'id' must be text or a whole number.")
