@@ -5,13 +5,13 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from axk1.chat.messages import Message, check_messages
+from axk1.chat.budget import UNLIMITED, ThinkingBudget
+from axk1.chat.messages import Message, check_stop
 from axk1.chat.parser import Delta
+from axk1.chat.prompt import prompt_ids
 from axk1.chat.reply import Reply, ReplyBuilder, token_scores
-from axk1.generation.budget import UNLIMITED, ThinkingBudget
 from axk1.generation.decode import Steps, decode
 from axk1.generation.gate import Gate
 from axk1.generation.sampling import Logprobs, Sampling
@@ -122,20 +122,9 @@ class Chat:
         """The token ids the model is given, ending in ``<think>`` or ``</think>``.
 
         Raises:
-            ValueError: when there is no message, or the template refuses them.
+            ValueError: for messages or tools that are not right, or that the template refuses.
         """
-        check_messages(messages)
-        try:
-            return self.tokenizer.apply_chat_template(  # pyright: ignore[reportReturnType]
-                list(messages),
-                tools=list(tools) if tools else None,
-                add_generation_prompt=True,
-                enable_thinking=think,
-                tokenize=True,
-                return_dict=False,
-            )
-        except TemplateError as error:
-            raise ValueError(f"The chat template refuses these messages: {error}") from error
+        return prompt_ids(self.tokenizer, messages, think, tools)
 
     def reply(self, messages: Sequence[Message], *, think: bool = False, **options: Any) -> Reply:
         """Answers one conversation; the options are those of :meth:`reply_batch`."""
@@ -175,17 +164,15 @@ class Chat:
         budget: int = UNLIMITED,
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | str = (),
         tools: Sequence[dict] | None = None,
         seeds: Sequence[int] | None = None,
         drafts: Drafts | None = None,
         logprobs: int | None = None,
     ) -> _Batch:
-        if budget < UNLIMITED:
-            raise ValueError(f"budget is {budget}; it must be -1 (unlimited), 0 (no reasoning) or more.")
-        modes = [think] * len(conversations) if isinstance(think, bool) else list(think)
-        if len(modes) != len(conversations):
-            raise ValueError(f"think has {len(modes)} entries for {len(conversations)} conversations.")
+        if not _is_whole(budget) or budget < UNLIMITED:
+            raise ValueError(f"budget is {budget!r}; it must be -1 (unlimited), 0 (no reasoning) or more.")
+        modes = _modes(think, len(conversations))
         modes = [mode and budget != 0 for mode in modes]
         prompts = [self.prompt(messages, mode, tools) for messages, mode in zip(conversations, modes, strict=True)]
         width = max(map(len, prompts))
@@ -214,7 +201,7 @@ class Chat:
             statistics=statistics,
         )
         builders = [
-            ReplyBuilder(self.tokenizer, mode, len(prompt), self.stop_ids, stop, tools is not None)
+            ReplyBuilder(self.tokenizer, mode, len(prompt), self.stop_ids, check_stop(stop), tools is not None)
             for mode, prompt in zip(modes, prompts, strict=True)
         ]
         return _Batch(self.tokenizer, builders, steps, recorded, statistics)
@@ -233,9 +220,23 @@ class Chat:
             )
         if max_new_tokens is None:
             return room
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+        if not _is_whole(max_new_tokens) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number, at least 1.")
         return min(max_new_tokens, room)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _modes(think: object, count: int) -> list[bool]:
+    """The mode of each of ``count`` conversations."""
+    modes = [think] * count if isinstance(think, bool) else think
+    if not isinstance(modes, list | tuple) or not all(isinstance(mode, bool) for mode in modes):
+        raise ValueError(f"think is {think!r}; it must be true or false, or a list of these.")
+    if len(modes) != count:
+        raise ValueError(f"think has {len(modes)} entries for {count} conversations.")
+    return list(modes)
 
 
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
