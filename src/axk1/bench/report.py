@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -237,15 +238,21 @@ def markdown(data: dict[str, Any]) -> str:
     lines = [
         f"## {data['model']['name']} on {place} ({at['instruction_set']})",
         "",
-        f"{data['date']}, commit {data['commit']}. {at['processor']}{gpu}, {at['cores']} cores "
-        f"({', '.join(at['features'])}), {at['memory_gib']} GiB, {at['system']}, Python {at['python']}, "
-        f"torch {at['torch']}.",
+        _wrapped(
+            f"{data['date']}, commit {data['commit']}. {at['processor']}{gpu}, {at['cores']} cores "
+            f"({', '.join(at['features'])}), {at['memory_gib']} GiB, {at['system']}, Python {at['python']}, "
+            f"torch {at['torch']}."
+        ),
         "",
     ]
     for table in tables(data):
         lines += [f"**{table.title}**", "", _row(table.header)]
         lines += [_row(["---", "---"] + ["---:"] * (len(table.header) - 2)), *map(_row, table.rows), ""]
-    return "\n".join([*lines, *(f"* {note}" for note in notes(data))])
+    return "\n".join([*lines, *(_wrapped(f"* {note}", "  ") for note in notes(data))])
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _row(cells: Sequence[str]) -> str:
