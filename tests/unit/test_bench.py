@@ -490,6 +490,27 @@ def test_what_does_not_fit_into_the_time_is_left_out_and_said(tiny, quick_meter)
     assert "stopped" not in data and data["settings"]["budget"] == 60.0
 
 
+def test_an_engine_whose_time_is_over_has_not_failed(tiny, quick_meter, monkeypatch):
+    """The clock ends while it measures: nothing is wrong with it, and what it measured before stays."""
+    lines: list[str] = []
+    clock = StoppedAfter(lines, 3)
+    request = Worker.request
+
+    def slow(self, operation, timeout=600.0, **arguments):
+        if operation == "prefill" and clock.count == 3:
+            clock.count = 0
+            raise WorkerError("axk1 did not answer 'prefill' in 1 s; see its log.")
+        return request(self, operation, timeout, **arguments)
+
+    monkeypatch.setattr(Worker, "request", slow)
+    found = run(tiny, parse_engines("axk1"), replace(SHORT, budget=60.0), lambda *_: None, lines.append, clock)
+    data = report.to_dict(found)
+    assert [len(row["values"]) for row in data["results"]] == [1, 1, 0, 0]
+    notes = report.notes(data)
+    assert any("the time of a quick run was over" in note for note in notes)
+    assert not any(note.startswith("Failed") for note in notes) and data["engines"][0]["error"] == ""
+
+
 def test_a_quick_run_ends_in_time():
     clock = Clock(0.2)
     assert 0 < clock.part(4).left <= 0.05 and Clock().left == Clock().part(3).left == float("inf")

@@ -20,7 +20,7 @@ from axk1.bench.engines import Engine, start, weights_for
 from axk1.bench.models import Model
 from axk1.bench.prompts import Prompts, prompts_for
 from axk1.bench.summary import rotated
-from axk1.bench.turns import Entry, Turns, patience
+from axk1.bench.turns import NO_TIME, Entry, Turns, patience
 from axk1.plan.machine import Limits
 
 Progress = Callable[[str, int, int], None]
@@ -28,7 +28,6 @@ Progress = Callable[[str, int, int], None]
 Finished = Callable[[str], None]
 """Called with a line on each measurement, when it is finished."""
 QUESTIONS = {"prompts": 8, "tokens": 64}
-NO_TIME = "not measured: the time of a quick run was over; --full takes as long as it needs"
 
 
 @dataclass
@@ -198,7 +197,7 @@ def _measure(
         steps(f"{case.title}: {entry.engine.name}")
         if not entry.fills and case.context > settings.prefilled_to:
             entry.notes[case] = f"not measured beyond {settings.prefilled_to:,} tokens, which it has to compute"
-        elif not clock.left:
+        elif entry.over or not clock.left:
             entry.notes[case] = NO_TIME
         elif not entry.error:
             turn = Turns(case, entry, worker, settings, prompts, clock)
@@ -216,7 +215,7 @@ def _measure(
 
 
 def _finish(entry: Entry, worker: Worker, settings: Settings) -> None:
-    if not entry.error:
+    if not entry.error and not entry.over:
         try:
             reply = worker.request("memory", settings.patience)
             entry.device_peak = reply.get("device_peak")

@@ -12,6 +12,8 @@ from axk1.bench.client import Worker, WorkerError
 from axk1.bench.engines import Engine
 from axk1.bench.prompts import Prompts
 
+NO_TIME = "not measured: the time of a quick run was over; --full takes as long as it needs"
+
 
 @dataclass
 class Entry:
@@ -25,6 +27,8 @@ class Entry:
     device_peak: int | None = None
     cache_bytes_per_token: float | None = None
     error: str = ""
+    over: bool = False
+    """The run's time ended in the middle of a measurement, and its process with it."""
     fills: bool = False
     answers: list[int] = field(default_factory=list)
     """Most probable token after each of the common prompts."""
@@ -60,8 +64,9 @@ class Turns:
         return seconds is not None
 
     def take(self, number: int, bandwidth: Callable[[], float]) -> float | None:
-        """Measures once and returns tokens per second; None when the engine failed, now or before."""
-        if self.entry.error:
+        """Measures once and returns tokens per second; None when the engine failed, now or before, or its time is
+        over."""
+        if self.entry.error or self.entry.over:
             return None
         beside = bandwidth() if self.case.kind == "decode" else None
         seconds = self._ask(number)
@@ -75,7 +80,7 @@ class Turns:
         return made / seconds
 
     def _ask(self, number: int) -> float | None:
-        """Seconds of one measurement; None when the engine failed, which ends its part."""
+        """Seconds of one measurement; None when the engine failed or the time is over, which ends its part."""
         case, entry = self.case, self.entry
         arguments: dict[str, Any] = {
             "decode": {"context": case.context, "tokens": self.tokens, "batch": case.batch},
@@ -91,7 +96,11 @@ class Turns:
         try:
             reply = self.worker.request(case.kind, patience(self.settings, self.clock), **arguments)
         except WorkerError as error:
-            entry.error = str(error)
+            entry.over = not self.clock.left
+            if entry.over:
+                entry.notes[case] = NO_TIME
+            else:
+                entry.error = str(error)
             return None
         entry.replies = reply.get("replies", entry.replies)
         entry.acceptance = reply.get("acceptance", entry.acceptance)
