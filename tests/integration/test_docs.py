@@ -116,7 +116,19 @@ def test_lines_end_by_120_columns(page):
         free = line.lstrip().startswith(("|", "![")) or re.fullmatch(r"\[[\w-]+\]: \S+|`[^`]+`", line)
         if len(line) > 120 and not free and fence != "```text":
             long.append(line)
-    assert not long
+    assert not long, "run python docs/wrap.py PAGE"
+
+
+def test_wrapping_changes_no_more_than_line_breaks():
+    wrap = runpy.run_path(str(DOCS / "wrap.py"))["wrap"]
+    words = ("several words that go on " * 8).strip()
+    page = f"# {words}\n\n{words} `code of {words}`.\n* item {words}\n  {words}\n| {words} |\n```text\n{words}\n```\n"
+    wrapped = wrap(page)
+    assert wrapped.split() == page.split() and wrap(wrapped) == wrapped
+    lines = wrapped.split("\n")
+    assert lines[0] == page.split("\n")[0] and f"| {words} |" in lines and words in lines
+    assert "  several words" in wrapped.split("* item")[1]  # an item's lines stand below its text
+    assert f"`code of {words}`." in lines  # code is not broken
 
 
 def test_tables_show_their_pipes(tmp_path):

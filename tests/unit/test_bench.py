@@ -128,7 +128,7 @@ def test_bounds_by_hand(tmp_path):
 
 
 def test_the_bench_model_is_the_issues():
-    """440M parameters, 127M of them active; in bf16 and at 24.3 GB/s about 96 tokens a second."""
+    """440M parameters, 127M of them active; in bf16 and at 24.3 GB/s about 96 tokens per second."""
     config = AXK1Config(**BENCH_MODELS["bench-440m"])
     from axk1.checkpoint.names import expected_tensors
 
@@ -292,7 +292,7 @@ def _soon(condition: Callable[[], bool]) -> bool:
 
 
 def test_a_filled_context_takes_the_same_step_as_a_computed_one():
-    """What a long context is timed by: the cache has its length, and a step behind it sees all of it."""
+    """What a long context is timed by: the cache has its length, and a step after it sees all of it."""
     sys.path.insert(0, str(WORKERS))
     try:
         from torch_engine import TorchEngine  # pyright: ignore[reportMissingImports]

@@ -43,8 +43,8 @@ class AXK1Engine(TorchEngine):
     ) -> dict[str, Any]:
         """Greedy replies of up to ``tokens``, one prompt after the other; seconds from each one's first token.
 
-        With ``drafts`` the MTP module proposes that many tokens a step (-1: as many as pay), exactly: the replies have
-        to be the same as without. What drafting needs of a prompt counts.
+        With ``drafts`` the MTP module proposes that many tokens per step (-1: as many as pay); the replies have to be
+        the same as without. What drafting needs of a prompt counts.
         """
         from axk1.generation.gate import Gate
         from axk1.generation.speculate import NO_DRAFTS, Drafts, DraftStatistics

@@ -48,7 +48,7 @@ def answers(prompts: int, tokens: int) -> dict[str, Any]:
 
 
 def ask(context: int, seed: int, batch: int, answer: int, row: int = 0) -> list[dict[str, Any]]:
-    """Answers of ``answer`` tokens to prompts of ``context``, one a slot, all at the same time."""
+    """Answers of ``answer`` tokens to prompts of ``context``, one per slot, all at the same time."""
 
     def one(row: int) -> dict[str, Any]:
         request = {

@@ -54,20 +54,20 @@ def decode(context: int, tokens: int, batch: int = 1) -> dict[str, Any]:
     names = add(batch, context, seed=500, answer=tokens + 1)
     counts = dict.fromkeys(names, 0)
     engine = STATE["engine"]
-    start, behind = None, 0
+    start, before = None, 0
     while engine.has_unfinished_requests():
         for output in engine.step():
             counts[output.request_id] = len(output.outputs[0].token_ids)
         if start is None and min(counts.values()) > 0:
-            start, behind = time.perf_counter(), sum(counts.values())
+            start, before = time.perf_counter(), sum(counts.values())
     assert start is not None
     seconds = time.perf_counter() - start
     # rows whose first token came earlier have fewer steps left: seconds as if all had made `tokens`
-    return {"seconds": seconds * batch * tokens / (sum(counts.values()) - behind)}
+    return {"seconds": seconds * batch * tokens / (sum(counts.values()) - before)}
 
 
 def add(batch: int, tokens: int, seed: int, answer: int) -> list[str]:
-    """Queues a request a row; returns their names."""
+    """Queues one request per sequence; returns their names."""
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
     engine = STATE["engine"]
