@@ -377,7 +377,7 @@ def is_ignored(name: str) -> bool:
 
 def layer_index(name: str) -> int | None:
     """The decoder layer that ``name`` belongs to, MTP layers included."""
-    match = re.match(r"(?:model\.)?layers\.(\d+)\.", name)
+    match = re.match(r"(?:model\.)?layers\.(\d{1,9})\.", name, re.ASCII)
     return int(match[1]) if match else None
 
 

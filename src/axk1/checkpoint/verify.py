@@ -1,4 +1,4 @@
-"""Checks a checkpoint against its configuration: from headers before loading, for NaN and infinity at loading."""
+"""Checks a checkpoint against its configuration: from headers before loading, for NaN and infinity on request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from axk1.config import AXK1Config
 if TYPE_CHECKING:
     from axk1.quantized.plan import Plan
 
-FLOATS = ("BF16", "F32", "F16", "F64")
+_FLOATS = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "F64": torch.float64}
+FLOATS = tuple(_FLOATS)
 Progress = Callable[[int, int], None]
 """Called with (values read, all values) while tensors are read."""
 
@@ -131,10 +132,13 @@ def verify_checkpoint(
     )
 
 
-def check_loaded(state_dict: Mapping[str, torch.Tensor], stored: Stored) -> None:
-    """Looks for NaN and infinity in loaded tensors; those offloaded to disk are read from their files.
+def check_loaded(state_dict: Mapping[str, torch.Tensor], stored: Stored, everything: bool = False) -> None:
+    """Looks for NaN and infinity in loaded tensors: in those whose number format became narrower, or in all.
 
     A tensor's sum is finite only if all its values are, and costs no second copy; where it is not, the values decide.
+
+    Args:
+        everything: reads every tensor, those offloaded to disk from their files.
 
     Raises:
         CheckpointError: names the file and the stored tensor.
@@ -142,7 +146,9 @@ def check_loaded(state_dict: Mapping[str, torch.Tensor], stored: Stored) -> None
     sources = _sources(stored.tensors)
     for name, tensor in state_dict.items():
         keys = sources.get(_bare(name), [])
-        if not keys or (tensor.device.type != "meta" and _sum_is_finite(tensor)):
+        if not keys or not (everything or _is_narrower(tensor, stored.tensors[keys[0]])):
+            continue
+        if tensor.device.type != "meta" and _sum_is_finite(tensor):
             continue
         for key in keys:
             _check_stored(stored.tensors[key].file, key)
@@ -254,6 +260,14 @@ def _sum_is_finite(tensor: torch.Tensor) -> bool:
     if tensor.itemsize == 1 and tensor.is_floating_point():  # fp8 has no infinity, and no sum: NaN is all ones
         return not bool((tensor.view(torch.uint8) & 127 == 127).any())
     return not tensor.is_floating_point() or bool(tensor.sum().isfinite())
+
+
+def _is_narrower(tensor: torch.Tensor, stored: StoredTensor) -> bool:
+    """Whether finite values of the file may be infinite in memory."""
+    held = _FLOATS.get(stored.dtype)
+    if held is None or tensor.device.type == "meta" or not tensor.is_floating_point():
+        return False
+    return torch.finfo(tensor.dtype).max < torch.finfo(held).max / 2  # bfloat16 and float32 count as equally wide
 
 
 def _sources(names: Mapping[str, StoredTensor]) -> dict[str, list[str]]:

@@ -26,7 +26,9 @@ def convert(
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     from axk1.checkpoint.convert import convert_checkpoint
+    from axk1.load import resolve_hub_name
 
+    source = resolve_hub_name(source)
     columns = ("converting", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=None)

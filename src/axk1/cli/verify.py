@@ -18,7 +18,9 @@ def verify(
 
     from axk1.checkpoint.errors import CheckpointError
     from axk1.checkpoint.verify import verify_checkpoint
+    from axk1.load import resolve_hub_name
 
+    path = resolve_hub_name(path)
     columns = ("reading values", BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from axk1.config import AXK1Config
+from axk1.load import load_tokenizer
 from axk1.pretrained import AXK1ForCausalLM
 from axk1.train.corpus import PARTS
 from axk1.train.examples import Example, problem_examples, text_examples
@@ -128,7 +129,7 @@ def run(recipe: Recipe, out: Path) -> Path:
     A finished stage is skipped, a started one resumed from its last checkpoint;
     ``out/STAGE/log.jsonl`` holds the curve.
     """
-    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer)
+    tokenizer = load_tokenizer(recipe.tokenizer)
     before: Path | None = None
     for stage in recipe.stage:
         folder = out / stage.name
