@@ -146,10 +146,12 @@ def _dtype(folder: Path, dtype: str, where: torch.device) -> Any:
     from transformers import AutoConfig
 
     import axk1  # noqa: F401  (registers the model type)
+    from axk1.checkpoint.files import MODEL_TYPES, load_config
     from axk1.checkpoint.guard import check_model
     from axk1.kernels import is_fast
 
-    check_model(folder)
+    if check_model(folder) in MODEL_TYPES:
+        load_config(folder)
     if dtype == "packed" and where.type != "cpu":
         raise ValueError(f"dtype is 'packed', which is for CPUs; use bfloat16 on {where.type}.")
     if dtype == "auto" and where.type == "cpu":

@@ -34,8 +34,8 @@ def check_kernels(config: Mapping[str, Any], file: Path) -> None:
                     )
 
 
-def check_model(folder: Path) -> None:
-    """Refuses a checkpoint whose model transformers does not have: it could be loaded by code of its own only.
+def check_model(folder: Path) -> str:
+    """The ``model_type`` of a checkpoint; one that transformers does not have could be loaded by its own code only.
 
     Raises:
         CheckpointError: an unknown model, a kernel from the hub, or a file that is none.
@@ -50,6 +50,7 @@ def check_model(folder: Path) -> None:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         code = " The code that auto_map names is never run." if "auto_map" in values else ""
         raise CheckpointError(f"model_type is {kind!r}, a model that is not known here.{code}", file)
+    return kind
 
 
 def check_tokenizer(folder: Path) -> None:
