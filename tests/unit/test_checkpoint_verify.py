@@ -1,5 +1,6 @@
 """Every damaged checkpoint is refused with one error that names file and key, by `verify` and by loading alike."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -11,12 +12,14 @@ import torch
 from checkpoints import INDEX, edit_json, edit_tensors, file_of, tensors_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import small_model
+from typer.testing import CliRunner
 
 from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint import CheckpointError, verify_checkpoint
 from axk1.checkpoint.files import open_checkpoint
+from axk1.cli.main import app
 
 KEY = "model.layers.1.self_attn.kv_b_proj.weight"
 FUSED = "model.layers.2.mlp.experts.gate_up_proj"
@@ -55,11 +58,15 @@ def assert_refused(folder: Path, *words: str, key: str | None = None, file: str 
 
 
 def test_sound_checkpoints_pass(saved):
-    values = sum(tensor.numel() for tensor in tensors_of(saved["single"]).values())
+    tensors = tensors_of(saved["single"])
+    values = sum(tensor.numel() for tensor in tensors.values())
+    biases = sum(tensor.numel() for name, tensor in tensors.items() if name.endswith("e_score_correction_bias"))
+    parameters = AXK1ForCausalLM.from_pretrained(saved["single"]).num_parameters()
+    assert biases > 0 and parameters == values - biases
     for kind, layout in (("single", "released"), ("sharded", "released"), ("per_expert", "per_expert")):
         seen = []
         report = verify_checkpoint(saved[kind], progress=lambda done, total, seen=seen: seen.append((done, total)))
-        assert (report.layout, report.parameters, report.mtp_layers, report.finite) == (layout, values, 1, True)
+        assert (report.layout, report.parameters, report.mtp_layers, report.finite) == (layout, parameters, 1, True)
         assert report.dtypes == {"F32": values}
         assert seen[-1] == (values, values)
         assert report.files == len(list(saved[kind].glob("*.safetensors")))
@@ -278,6 +285,77 @@ def test_both_spellings_of_the_model_type(copy, kind):
     folder = copy("single")
     edit_json(folder / "config.json", lambda config: config.update(model_type=kind))
     assert_sound(folder)
+
+
+def flip(file: Path) -> None:
+    """Changes a bit of a value, which stays finite."""
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+
+
+def hub_sum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_sums_of_the_hubs_cache_are_compared(copy, tmp_path):
+    folder = copy("sharded")
+    count = len(list(folder.glob("*.safetensors")))
+    assert verify_checkpoint(folder).sums == 0  # none are known, and the report says so
+    snapshot = hub_cache(folder, tmp_path)
+    for link in snapshot.glob("*.safetensors"):  # blobs of large files are called by their sums
+        blob = link.resolve()
+        named = blob.rename(blob.with_name(hub_sum(blob)))
+        link.unlink()
+        link.symlink_to(named)
+    assert verify_checkpoint(snapshot).sums == count
+    assert verify_checkpoint(snapshot, finite=False).sums == 0
+    damaged = file_of(snapshot, KEY)
+    flip(damaged.resolve())
+    with pytest.raises(CheckpointError, match=rf"{damaged.name}: has the SHA-256 .*Download it again"):
+        verify_checkpoint(snapshot)
+
+
+def test_sums_beside_a_download_are_compared(copy):
+    folder = copy("single")
+    file = folder / "model.safetensors"
+    note = folder / ".cache" / "huggingface" / "download" / "model.safetensors.metadata"
+    note.parent.mkdir(parents=True)
+    note.write_text(f"0123abcd\n{hub_sum(file)}\n1764360000.0\n")
+    assert verify_checkpoint(folder).sums == 1
+    flip(file)
+    with pytest.raises(CheckpointError, match="has the SHA-256"):
+        verify_checkpoint(folder)
+    for text in ("", "0123abcd\nnot a sum\n1\n"):
+        note.write_text(text)
+        assert verify_checkpoint(folder).sums == 0
+
+
+def test_one_file_by_itself(copy):
+    folder = copy("sharded")
+    file = file_of(folder, KEY)
+    report = verify_checkpoint(file)
+    assert (report.files, report.tensors, report.finite) == (1, len(load_file(file)), True)
+    assert report.parameters == sum(tensor.numel() for tensor in load_file(file).values())
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        verify_checkpoint(folder / "config.json")
+    edit_tensors(file, lambda tensors: tensors[KEY].view(-1)[:1].fill_(float("nan")))
+    with pytest.raises(CheckpointError, match="holds NaN"):
+        verify_checkpoint(file)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        verify_checkpoint(file)
+
+
+def test_the_command_says_what_it_compared(copy):
+    folder = copy("single")
+    done = CliRunner().invoke(app, ["verify", str(folder)])
+    assert done.exit_code == 0 and "no sums compared: none are known" in done.stdout
+    done = CliRunner().invoke(app, ["verify", str(folder / "model.safetensors")])
+    assert done.exit_code == 0 and "values of this file alone" in done.stdout
+    (folder / "model.safetensors").write_bytes(b"")
+    for words in ([], ["--json"], ["--headers-only"]):
+        assert CliRunner().invoke(app, ["verify", str(folder), *words]).exit_code == 1
 
 
 def test_index_names_a_missing_file(copy):

@@ -142,9 +142,9 @@ def _info(
     parts: dict[str, int] = dict.fromkeys(PARTS, 0)
     unused = 0
     for spec in specs:
-        parts[spec.part] += spec.size
+        parts[spec.part] += spec.parameters
         if spec.optional and spec.part == "norms":  # the dense layers' post-MLP norm is stored, never applied
-            unused += spec.size
+            unused += spec.parameters
     parts = {part: size for part, size in parts.items() if size}
     total = sum(parts.values())
     routed = parts.get("routed experts", 0)

@@ -42,6 +42,7 @@ _EXPERT = re.compile(
 )
 # DeepSeek-style MTP layers repeat the trunk's embedding and head; older files hold rotary tables. All are ignored.
 _IGNORED = re.compile(r"(model\.)?layers\.\d+\.(embed_tokens|shared_head\.head)\.weight|.*rotary_emb\.inv_freq")
+ROUTER_BIAS = "e_score_correction_bias"
 HEAD_KEYS = ("lm_head.weight", "score.weight", "score.bias")
 
 
@@ -75,6 +76,11 @@ class TensorSpec:
     def size(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters: as transformers counts, without the router's bias, which no gradient reaches."""
+        return 0 if self.name.endswith(ROUTER_BIAS) else self.size
 
 
 class ExpertSlice(NamedTuple):

@@ -29,8 +29,9 @@ def convert(
     from axk1.load import resolve_hub_name
 
     source = resolve_hub_name(source)
+    console = Console(stderr=True)
     columns = ("converting", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
+    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         files = convert_checkpoint(
             source,

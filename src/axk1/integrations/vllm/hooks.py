@@ -81,8 +81,8 @@ def map_experts(module: nn.Module) -> None:
 
 
 def with_expert_map(known: Callable[..., Any]) -> Callable[..., Any]:
-    """``known`` (of ``topk_weights``, ``topk_ids``, ``expert_map`` and others) for this process's experts: ids become its
-    own, those of other processes' experts 0 with weight 0."""
+    """``known`` (of ``topk_weights``, ``topk_ids``, ``expert_map`` and others) for this process's experts: ids become
+    its own, those of other processes' experts 0 with weight 0."""
     signature = inspect.signature(known)
 
     @functools.wraps(known)
