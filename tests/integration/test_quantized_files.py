@@ -118,6 +118,7 @@ def test_every_tensor_of_the_file(source, quantized, kind):
         "config.json",
         "generation_config.json",
         "tokenizer.json",
+        "README.md",
         "model.safetensors",
     }
 
