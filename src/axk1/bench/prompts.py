@@ -27,7 +27,7 @@ def prompts_for(model: Model, count: int) -> Prompts:
         draw = random.Random(0)
         return Prompts([[draw.randrange(3, model.config.vocab_size) for _ in range(LENGTH)] for _ in range(count)], [])
     from axk1.load import load_tokenizer, stop_ids
-    from axk1.train.problems import generate
+    from axk1.tasks import generate
 
     tokenizer = load_tokenizer(model.folder)
     problems = islice(generate("heldout", 0, tasks=TASKS), count)

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axk1.chat.conversation import Conversation
-    from axk1.chat.engine import Chat, ReplyStream, load
     from axk1.chat.parser import Delta, Parsed, ReasoningParser, parse
     from axk1.chat.reply import Reply
+    from axk1.chat.session import Chat, ReplyStream, load
     from axk1.chat.tools import ToolCall, extract_tool_calls
     from axk1.load import resolve_model_path
 
 _HOME = {
-    "Chat": "engine",
+    "Chat": "session",
     "Conversation": "conversation",
     "Delta": "parser",
     "Parsed": "parser",
     "ReasoningParser": "parser",
     "Reply": "reply",
-    "ReplyStream": "engine",
+    "ReplyStream": "session",
     "ToolCall": "tools",
     "extract_tool_calls": "tools",
-    "load": "engine",
+    "load": "session",
     "parse": "parser",
     "resolve_model_path": "axk1.load",
 }

@@ -12,7 +12,7 @@ from typing import Any
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import PICKLES
 from axk1.checkpoint.reading import read_json
-from axk1.checkpoint.write import write_text
+from axk1.files import replacing, write_text
 
 NEVER = (".safetensors", ".safetensors.index.json", ".py", ".gguf", *PICKLES)
 NEEDED = (
@@ -113,9 +113,8 @@ def _check_link(source: Path, file: Path) -> None:
 
 def _copy(file: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_name(f".{place.name}.tmp")
-    shutil.copyfile(file, beside)
-    beside.replace(place)
+    with file.open("rb") as original, replacing(place) as copy:
+        shutil.copyfileobj(original, copy)
 
 
 def _rewrite(file: Path, changes: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -20,8 +19,8 @@ from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import INDEX, SINGLE, Stored, read_headers
 from axk1.checkpoint.names import detect_prefix, expected_tensors, expert_slices
 from axk1.checkpoint.reading import read_json
-from axk1.checkpoint.write import only_writer, write_text
 from axk1.config import AXK1Config
+from axk1.files import only_writer, remove_unfinished, replacing, write_text
 
 DTYPES = {
     "BF16": torch.bfloat16,
@@ -194,8 +193,7 @@ def _write_shard(file: Path, jobs: list[Job], read: Reader) -> Iterator[int]:
 
     safetensors' own writer takes whole tensors only, and one fused tensor of K1 is 11 GB.
     """
-    beside = file.with_name(f".{file.name}.tmp")
-    with beside.open("wb") as stream:
+    with replacing(file) as stream:
         places = _write_header(stream, [output for job in jobs for output in job.outputs])
         for job in jobs:
             for piece in job.pieces:
@@ -205,9 +203,6 @@ def _write_shard(file: Path, jobs: list[Job], read: Reader) -> Iterator[int]:
                     written = stream.write(part.view(torch.uint8).numpy().data)
                     places[output.name] += written
                     yield written
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(file)
 
 
 def _converted(part: torch.Tensor, output: Output) -> torch.Tensor:
@@ -250,8 +245,10 @@ def _is_finished(file: Path, jobs: list[Job]) -> bool:
 def _begin(target: Path, state: dict[str, Any]) -> None:
     """Finds the unfinished work on the same source in the target folder, or begins it."""
     if (target / STATE).is_file() and read_json(target / STATE) == state:
+        remove_unfinished(target)
         return
-    if any(file.name != f".{STATE}.tmp" for file in target.iterdir()):  # a run may have ended while it wrote that
+    remove_unfinished(target)  # of a run that was killed while it wrote its first file
+    if any(target.iterdir()):
         raise CheckpointError("is not empty and holds no unfinished conversion of this source. Choose another.", target)
     write_text(target / STATE, json.dumps(state, indent=2))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,11 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from axk1.checkpoint.files import INDEX, SINGLE
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
 @contextmanager
@@ -34,39 +28,6 @@ def staged_folder(target: Path) -> Iterator[Path]:
         _publish(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Writes ``file`` beside its place and renames it there, once the disk has it."""
-    beside = file.with_name(f".{file.name}.tmp")
-    with beside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(file)
-
-
-@contextmanager
-def only_writer(place: Path) -> Iterator[None]:
-    """Inside, no other process is inside for the same folder or file, on systems that have such locks.
-
-    Raises:
-        ValueError: another process is.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{place} is being written by another run: wait for it, or choose another.") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _publish(staged: Path, target: Path) -> None:
