@@ -44,12 +44,13 @@ def hub_folder(wanted: HubId, download: bool = True, say: Callable[[str], object
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from tqdm import tqdm
 
     if not download or constants.is_offline_mode():
         return _cached(wanted, "is not in the hub's cache on this machine")
     try:
         _check_room(wanted, _snapshot(wanted, dry_run=True), Path(constants.HF_HUB_CACHE), say or _to_stderr)
-        return Path(_snapshot(wanted))
+        return Path(_snapshot(wanted, tqdm_class=tqdm))  # the hub's own bars are off where ours are to be seen
     except (DryRunError, LocalEntryNotFoundError):
         return _cached(wanted, "is not in the hub's cache on this machine, and the hub cannot be reached")
     except (HfHubHTTPError, HFValidationError) as error:
@@ -57,7 +58,7 @@ def hub_folder(wanted: HubId, download: bool = True, say: Callable[[str], object
         raise ValueError(_how_to_download(wanted, f"cannot be had from the hub ({reason})")) from error
 
 
-def _snapshot(wanted: HubId, **how: bool) -> Any:
+def _snapshot(wanted: HubId, **how: Any) -> Any:
     """The folder in the cache; with ``dry_run`` the files that it takes."""
     from huggingface_hub import snapshot_download
 
