@@ -119,11 +119,12 @@ def python_of(engine: Engine) -> Path | None:
 
 
 def environment_python(name: str, variable: str) -> Path | None:
-    """The Python that ``variable`` names, else of ``.venv-NAME`` here or in the clone that axk1 runs from, if any."""
+    """The Python that ``variable`` names, else of ``.venv-NAME`` in the clone that axk1 runs from, if any; never one of
+    the current folder, which may be anybody's."""
     named = os.environ.get(variable)
-    homes = [Path.cwd(), Path(__file__).resolve().parents[3]]
-    places = [Path(named)] if named else [home / f".venv-{name}" / "bin" / "python" for home in homes]
-    return next((place for place in places if place.is_file()), None)
+    clone = Path(__file__).resolve().parents[3]
+    place = Path(named) if named else clone / f".venv-{name}" / "bin" / "python"
+    return place if place.is_file() else None
 
 
 def require(engine: Engine) -> Path:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from axk1.files import write_text
 from axk1.kernels import is_fast
+from axk1.load import load_tokenizer
 from axk1.pretrained import AXK1ForCausalLM
 from axk1.train.corpus import PARTS
 from axk1.train.examples import Example, problem_examples, text_examples

@@ -70,15 +70,12 @@ ENGINE: list[AXK1Engine] = []
 def load(path: str, dtype: str, device: str, threads: int, pack: bool = False, **_: Any) -> dict[str, Any]:
     """Loads a checkpoint of either layout; with ``pack``, then packs its bfloat16 weights without loss."""
     import axk1
+    from axk1.load import load_model
 
     torch.set_num_threads(threads)
     start = time.perf_counter()
-    model = axk1.AXK1ForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-    if pack:
-        from axk1.quantized.lossless import pack_weights
-
-        pack_weights(model)
-    ENGINE[:] = [AXK1Engine(model.to(device).eval())]  # pyright: ignore[reportArgumentType]
+    model = load_model(path, device=device, dtype="packed" if pack else dtype)
+    ENGINE[:] = [AXK1Engine(model.eval())]
     return {"seconds": time.perf_counter() - start, "version": axk1.__version__, "fills": True}
 
 
