@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from axk1.cli import chat_options as options
+from axk1.cli import streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,7 @@ MORE = "... "
 
 @options.with_reply_options
 def chat(
-    model: Annotated[Path | None, typer.Argument(help="Checkpoint folder. Default: AXK1_MODEL, else the nano.")] = None,
+    model: options.Model = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     *,
     how: options.ReplyOptions,
@@ -41,15 +42,14 @@ def chat(
     """Talk with a model in the terminal, with its reasoning or without; /help lists the commands."""
     from rich.console import Console
 
-    options.lenient_stdin()
+    how.check()
     reply_options = {
         "sampling": how.sampling(),
         "drafts": how.speculation(),
         "max_new_tokens": how.max_new_tokens,
     }
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
-    with console.status("Loading the model"):
-        engine = how.load(model)
+    engine = how.load(model)
     from axk1.chat import Conversation
 
     session = Session(engine, Conversation(system, how.think, how.budget), console, reply_options)
@@ -153,7 +153,7 @@ class Session:
                     self._say(("\n" if previous else "") + ("[reasoning]" if delta.kind == "reasoning" else "[answer]"))
                 previous = delta.kind
             style = "dim" if delta.kind == "reasoning" else None
-            self.console.print(options.printable(delta.text), style=style, end="")
+            self.console.print(streams.printable(delta.text), style=style, end="")
         self.console.print()
 
     def _say(self, text: str) -> None:

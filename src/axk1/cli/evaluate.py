@@ -9,25 +9,32 @@ from typing import Annotated, Any
 
 import typer
 
+from axk1.cli import chat_options as options
+from axk1.cli import streams
+
 
 def evaluate(
-    model: Annotated[Path | None, typer.Argument(help="Checkpoint folder; the shipped nano when left out.")] = None,
+    model: options.Model = None,
     count: Annotated[int, typer.Option("--problems", help="How many held-out problems, each in both modes.")] = 1000,
     seed: Annotated[int, typer.Option(help="Another seed draws other problems.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Problems answered at once.")] = 64,
     details: Annotated[Path | None, typer.Option(help="Write every reply to this JSONL file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    device: options.Device = None,
+    threads: options.Threads = None,
 ) -> None:
     """Ask held-out problems in five languages, in Think and in Non-Think, and report what was right."""
     if count < 1:
         raise ValueError(f"--problems is {count}; it must be at least 1.")
+    if batch_size < 1:
+        raise ValueError(f"--batch-size is {batch_size}; it must be at least 1.")
+    streams.check_writable("--details", details)
+    chat = options.load_chat(model, device, "auto", threads)
     from rich.console import Console
     from rich.progress import Progress
 
-    from axk1.chat import load
     from axk1.train import evaluate as room
 
-    chat = load(model)
     problems = room.held_out_problems(count, seed)
     results: list[room.Result] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
