@@ -4,8 +4,8 @@ import pytest
 import torch
 from scripted import make_model, make_scripted_model, make_tokenizer
 
+from axk1.evaluation.acceptance import mtp_acceptance
 from axk1.generation.decode import decode, pad_left
-from axk1.generation.mtp import mtp_acceptance
 from axk1.generation.rows import Rows
 from axk1.generation.sampling import GREEDY, Sampling
 

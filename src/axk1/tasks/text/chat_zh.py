@@ -1,6 +1,6 @@
 """Chinese conversation."""
 
-from axk1.train.problems.types import Intent, Pool
+from axk1.tasks.types import Intent, Pool
 
 _UNKNOWN_TRAIN = (
     *(f"{place}的首都是哪里？" for place in ("法国", "日本", "韩国", "西班牙", "意大利", "巴西")),

@@ -1,6 +1,6 @@
 """Japanese text tables."""
 
-from axk1.train.problems.types import Pool, Tables
+from axk1.tasks.types import Pool, Tables
 
 TABLES = Tables(
     language="ja",

@@ -1,6 +1,6 @@
 """English conversation."""
 
-from axk1.train.problems.types import Intent, Pool
+from axk1.tasks.types import Intent, Pool
 
 _UNKNOWN_TRAIN = (
     *(

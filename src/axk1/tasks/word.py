@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from random import Random
 
-from axk1.train.problems.arithmetic import written
-from axk1.train.problems.language import join_particles
-from axk1.train.problems.text import TABLES
-from axk1.train.problems.types import Pool, Problem, Split, Tables
+from axk1.tasks.arithmetic import written
+from axk1.tasks.language import join_particles
+from axk1.tasks.text import TABLES
+from axk1.tasks.types import Pool, Problem, Split, Tables
 
 LARGEST = 150
 

@@ -1,6 +1,6 @@
 """Japanese conversation."""
 
-from axk1.train.problems.types import Intent, Pool
+from axk1.tasks.types import Intent, Pool
 
 _UNKNOWN_TRAIN = (
     *(f"{place}の首都はどこですか？" for place in ("フランス", "韓国", "スペイン", "中国", "イタリア", "ブラジル")),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from axk1.train.problems.text import TABLES
-from axk1.train.problems.types import Problem
+from axk1.tasks.text import TABLES
+from axk1.tasks.types import Problem
 
 
 def _normalised(text: str) -> str:

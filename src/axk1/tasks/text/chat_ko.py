@@ -1,6 +1,6 @@
 """Korean conversation."""
 
-from axk1.train.problems.types import Intent, Pool
+from axk1.tasks.types import Intent, Pool
 
 _UNKNOWN_TRAIN = (
     *(f"{place}의 수도는 어디입니까?" for place in ("프랑스", "일본", "스페인", "중국", "이탈리아", "브라질")),

@@ -1,6 +1,6 @@
 """Korean text tables. Particles such as 을(를) are resolved after the slots are filled."""
 
-from axk1.train.problems.types import Pool, Tables
+from axk1.tasks.types import Pool, Tables
 
 TABLES = Tables(
     language="ko",

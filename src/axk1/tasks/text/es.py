@@ -1,6 +1,6 @@
 """Spanish text tables."""
 
-from axk1.train.problems.types import Pool, Tables
+from axk1.tasks.types import Pool, Tables
 
 _FEMININE = "manzanas monedas pegatinas canicas cartas conchas galletas"
 _MASCULINE = "libros lápices sellos huevos botones"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
-from axk1.train.problems import arithmetic, calendar, chat, counting, sorting, word
-from axk1.train.problems.types import LANGUAGES, TASKS, Problem, Split, is_held_out
+from axk1.tasks import arithmetic, calendar, chat, counting, sorting, word
+from axk1.tasks.types import LANGUAGES, TASKS, Problem, Split, is_held_out
 
 WEIGHTS = {"arithmetic": 0.22, "word": 0.30, "counting": 0.14, "sorting": 0.12, "calendar": 0.14, "chat": 0.08}
 _BUILDERS = {

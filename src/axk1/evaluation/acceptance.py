@@ -1,8 +1,18 @@
 """How often the MTP module guesses the trunk's second token."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from axk1.chat import Chat
+    from axk1.evaluation.held_out import Result
 
 
 @torch.no_grad()
@@ -33,3 +43,24 @@ def mtp_acceptance(model: PreTrainedModel, input_ids: Tensor, attention_mask: Te
     if not counted.any():
         raise ValueError("No row has two generated tokens, so MTP acceptance is undefined; generate longer sequences.")
     return (drafts == targets)[counted].float().mean().item()
+
+
+def reply_acceptance(chat: Chat, results: Iterable[Result], batch_size: int = 32) -> float:
+    """MTP second-token acceptance over the generated tokens of ``results`` (greedy replies of ``chat``'s own model)."""
+    total, accepted = 0, 0.0
+    stream = iter(results)
+    while chosen := list(islice(stream, batch_size)):
+        prompts = [chat.prompt([{"role": "user", "content": r.question}], r.think) for r in chosen]
+        replies = [_reply_ids(chat, r) for r in chosen]
+        rows = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
+        batch = chat.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        share = mtp_acceptance(chat.model, batch["input_ids"], batch["attention_mask"], lengths)  # pyright: ignore
+        counted = sum(len(reply) - 1 for reply in replies)
+        total, accepted = total + counted, accepted + share * counted
+    return accepted / total
+
+
+def _reply_ids(chat: Chat, result: Result) -> list[int]:
+    text = f"{result.reasoning}</think>{result.answer}" if result.think else result.answer
+    return chat.tokenizer(text + "<|im_end|>", add_special_tokens=False)["input_ids"]  # pyright: ignore

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from axk1.train.problems.text import INTENTS, PREFIXES
-from axk1.train.problems.types import Problem, Split
+from axk1.tasks.text import INTENTS, PREFIXES
+from axk1.tasks.types import Problem, Split
 
 _WITHOUT_PREFIX = ("hello", "thanks", "bye")
 

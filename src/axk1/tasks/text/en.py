@@ -1,6 +1,6 @@
 """English text tables."""
 
-from axk1.train.problems.types import Pool, Tables
+from axk1.tasks.types import Pool, Tables
 
 _ITEMS = ("apples", "books", "coins", "pencils", "stickers", "marbles", "cards", "stamps", "eggs", "shells", "buttons")
 

@@ -7,9 +7,9 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from axk1.train.problems.language import join_particles
-from axk1.train.problems.text import TABLES
-from axk1.train.problems.types import Problem, Split
+from axk1.tasks.language import join_particles
+from axk1.tasks.text import TABLES
+from axk1.tasks.types import Problem, Split
 
 LARGEST = 999
 _SHARE_ONE_STEP = 0.2

@@ -3,10 +3,10 @@
 Training and held-out problems differ in numbers, names and wordings; `generate` yields either. No torch in here.
 """
 
-from axk1.train.problems.generate import conversations, dialogues, generate, messages
-from axk1.train.problems.language import answer_language
-from axk1.train.problems.scoring import score
-from axk1.train.problems.types import LANGUAGES, TASKS, Problem, Split, is_held_out
+from axk1.tasks.generate import conversations, dialogues, generate, messages
+from axk1.tasks.language import answer_language
+from axk1.tasks.scoring import score
+from axk1.tasks.types import LANGUAGES, TASKS, Problem, Split, is_held_out
 
 __all__ = [
     "LANGUAGES",

@@ -1,6 +1,6 @@
 """Spanish conversation."""
 
-from axk1.train.problems.types import Intent, Pool
+from axk1.tasks.types import Intent, Pool
 
 _UNKNOWN_TRAIN = (
     *(f"¿Cuál es la capital de {place}?" for place in ("Francia", "Japón", "Corea", "China", "Italia", "Brasil")),

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from axk1.bench.models import is_routed
-from axk1.checkpoint.names import layer_index
+from axk1.checkpoint.names import fused_name, layer_index
 from axk1.config import AXK1Config
 
 
@@ -46,6 +45,11 @@ def weight_bytes(sizes: Mapping[str, int], config: AXK1Config, tokens: int = 1) 
             continue
         total += size * share if is_routed(name) else size
     return total
+
+
+def is_routed(name: str) -> bool:
+    """Whether a tensor belongs to the routed experts, in either layout."""
+    return fused_name(name) is not None or ".mlp.experts." in name
 
 
 def latent_bytes(config: AXK1Config, itemsize: int = 2) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from axk1.integrations.launch.hardware import Hardware
+from axk1.plan.hardware import Hardware
 from axk1.plan.memory import GB, GpuMemory, Parallel, Spare, Step, gpu_memory
 from axk1.plan.weights import Weights
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from axk1.train.problems.language import join_particles
-from axk1.train.problems.text import TABLES
-from axk1.train.problems.types import Problem, Split
+from axk1.tasks.language import join_particles
+from axk1.tasks.text import TABLES
+from axk1.tasks.types import Problem, Split
 
 
 def insertion_trace(numbers: list[int], descending: bool) -> tuple[str, list[int]]:

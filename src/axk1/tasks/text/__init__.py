@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from axk1.train.problems.text import chat_en, chat_es, chat_ja, chat_ko, chat_zh, en, es, ja, ko, zh
-from axk1.train.problems.types import Intent, Tables
+from axk1.tasks.text import chat_en, chat_es, chat_ja, chat_ko, chat_zh, en, es, ja, ko, zh
+from axk1.tasks.types import Intent, Tables
 
 _CHAT = {"en": chat_en, "ko": chat_ko, "zh": chat_zh, "ja": chat_ja, "es": chat_es}
 

@@ -1,15 +1,14 @@
-"""Measures a checkpoint on held-out problems: both modes, five languages, and the MTP module's acceptance."""
+"""Measures a checkpoint on held-out problems: both modes, five languages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from axk1.generation.sampling import GREEDY
 from axk1.generation.speculate import NO_DRAFTS
-from axk1.train.problems import Problem, answer_language, generate, score
+from axk1.tasks import Problem, answer_language, generate, score
 
 if TYPE_CHECKING:
     from axk1.chat import Chat, Reply
@@ -90,31 +89,6 @@ def obeys_mode(reply: Reply, think: bool) -> bool:
     """Think: some reasoning, closed once, then an answer. Non-Think: an answer and neither reasoning nor a tag."""
     plain = bool(reply.answer.strip()) and not any(tag in reply.answer for tag in TAGS)
     return plain and reply.finish_reason == "stop" and bool(reply.reasoning.strip()) == think
-
-
-def acceptance(chat: Chat, results: Iterable[Result], batch_size: int = 32) -> float:
-    """MTP second-token acceptance over the generated tokens of ``results`` (greedy replies of ``chat``'s own model)."""
-    import torch
-
-    from axk1.generation.mtp import mtp_acceptance
-
-    total, accepted = 0, 0.0
-    stream = iter(results)
-    while chosen := list(islice(stream, batch_size)):
-        prompts = [chat.prompt([{"role": "user", "content": r.question}], r.think) for r in chosen]
-        replies = [_reply_ids(chat, r) for r in chosen]
-        rows = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
-        batch = chat.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        share = mtp_acceptance(chat.model, batch["input_ids"], batch["attention_mask"], lengths)  # pyright: ignore
-        counted = sum(len(reply) - 1 for reply in replies)
-        total, accepted = total + counted, accepted + share * counted
-    return accepted / total
-
-
-def _reply_ids(chat: Chat, result: Result) -> list[int]:
-    text = f"{result.reasoning}</think>{result.answer}" if result.think else result.answer
-    return chat.tokenizer(text + "<|im_end|>", add_special_tokens=False)["input_ids"]  # pyright: ignore
 
 
 def summary(results: list[Result]) -> dict[str, Any]:
