@@ -76,7 +76,9 @@ def _table(think: dict[str, Any], plain: dict[str, Any]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="Right answers in Think / Non-Think, and of how many problems each", box=SIMPLE_HEAD)
+    table = Table(
+        title="Right answers in Think / Non-Think, and of how many problems", box=SIMPLE_HEAD, pad_edge=False, padding=0
+    )
     table.add_column("Task", no_wrap=True)
     for language in (*think["by_language"], "all"):
         table.add_column(language, justify="right", no_wrap=True)
