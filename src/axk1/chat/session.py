@@ -20,6 +20,10 @@ from axk1.generation.speculate import Drafts, DraftStatistics
 TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
 
 
+class ContextFullError(ValueError):
+    """A prompt fills the model's context."""
+
+
 class ReplyStream(Iterator[Delta]):
     """A reply being generated: iterate for its deltas, then read ``reply``.
 
@@ -222,7 +226,7 @@ class Chat:
         """
         room = self.context_length - prompt_tokens
         if room < 1:
-            raise ValueError(
+            raise ContextFullError(
                 f"The prompt has {prompt_tokens} tokens and the model's context holds {self.context_length}; "
                 "shorten the conversation."
             )
