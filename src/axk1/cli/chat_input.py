@@ -71,11 +71,14 @@ class TerminalReader:
 
 
 def _completer(commands: Sequence[str], names: Sequence[str]) -> "Completer":
-    from prompt_toolkit.completion import NestedCompleter, PathCompleter, WordCompleter
+    """Commands, and what follows /save, /load and /set."""
+    from prompt_toolkit.application import get_app
+    from prompt_toolkit.completion import DynamicCompleter, NestedCompleter, PathCompleter, WordCompleter
 
-    path = PathCompleter(expanduser=True)
-    after: dict[str, Completer] = {"/save": path, "/load": path, "/set": WordCompleter(list(names))}
-    return NestedCompleter({name: after.get(name) for name in commands})
+    path, first = PathCompleter(expanduser=True), WordCompleter(list(commands), sentence=True)
+    after = {"/save": path, "/load": path, "/set": WordCompleter(list(names))}
+    nested = NestedCompleter({name: after.get(name) for name in commands})
+    return DynamicCompleter(lambda: nested if " " in get_app().current_buffer.text else first)
 
 
 def history_file() -> Path | None:
