@@ -17,7 +17,7 @@ LM_EVAL := .venv-lm-eval
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
 
-setup: .venv/.ready ## .venv with the tested set of packages (the other targets do it too)
+setup: .venv/.dev ## .venv with the tested set of packages (the other targets do it too)
 
 demo: .venv/.ready ## the nano answers in five languages, with its reasoning and without
 	$(BIN)/axk1 demo
@@ -28,15 +28,15 @@ test: lint docs ## lint, types, documentation, then all tests
 test-oldest: $(OLDEST)/.ready ## the quick tests with the oldest transformers that is supported
 	$(OLDEST)/bin/python -m pytest tests/unit tests/parity -m "not slow"
 
-lint: .venv/.ready ## ruff and pyright
+lint: .venv/.dev ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-docs: .venv/.ready ## the documentation site, in site/; a broken link fails
+docs: .venv/.dev ## the documentation site, in site/; a broken link fails
 	$(BIN)/mkdocs build --strict --quiet
 
-readme-demo: .venv/.ready ## put the demo's output into README.md and README.ko.md
+readme-demo: .venv/.dev ## put the demo's output into README.md and README.ko.md
 	$(BIN)/python docs/readme_demo.py
 
 bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
@@ -49,7 +49,7 @@ engines-vllm: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 $(LM_EVAL)/.ready ## the plugin 
 engines-sglang: $(SGLANG)/.ready ## the SGLang plugin, tested inside SGLang as far as it runs without a GPU
 	$(SGLANG)/bin/python -m pytest tests/integration/sglang
 
-ray: .venv/.ready $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
+ray: .venv/.dev $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
 	$(BIN)/python -m pytest tests/integration/ray
 
 clean: ## remove what the other targets made, .venv included
@@ -65,7 +65,12 @@ clean: ## remove what the other targets made, .venv included
 	$(@D)/bin/python -m pip install $(TORCH)
 	@touch $@
 
+# What runs the nano and trains it; without linters, documentation tools and tests, which are most of the packages.
 .venv/.ready: pyproject.toml constraints.txt | .venv/.torch
+	$(@D)/bin/python -m pip install --quiet -c constraints.txt -e '.[train]'
+	@touch $@
+
+.venv/.dev: .venv/.ready
 	$(@D)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 

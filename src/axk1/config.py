@@ -7,11 +7,10 @@ DeepSeek-style spellings are read and normalised here, so that no other file nee
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, cast
 
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 
 # YaRN from 32,768 to 131,072 tokens. cos/sin are scaled by 1.138629, the softmax scale stays qk_head_dim ** -0.5.
 K1_ROPE: dict[str, Any] = {
@@ -77,7 +76,21 @@ _NOT_NEGATIVE = [
     "initializer_range",
     "rms_norm_eps",
 ]
-_CHOICES = {
+
+
+class _Activations:
+    """The activations of transformers by name. Their module imports half of that library: not for the usual one."""
+
+    def __contains__(self, name: object) -> bool:
+        return name == "silu" or name in list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        from transformers.activations import ACT2FN
+
+        return iter(ACT2FN)
+
+
+_CHOICES: dict[str, Collection[Any] | _Activations] = {
     "scoring_func": ("sigmoid", "softmax"),
     "topk_method": ("noaux_tc", "group_limited_greedy", "greedy"),
     "rope_interleave": (True, False),
@@ -85,7 +98,7 @@ _CHOICES = {
     "attention_bias": (True, False),
     "tie_word_embeddings": (True, False),
     "output_router_logits": (True, False),
-    "hidden_act": tuple(ACT2FN),
+    "hidden_act": _Activations(),
 }
 
 
