@@ -107,6 +107,7 @@ class AXK1Config(PreTrainedConfig):
     model_type = "axk1"
     keys_to_ignore_at_inference = [  # Trainer's predictions are the logits alone
         "past_key_values",
+        "cache",
         "router_logits",
         "router_indices",
         "mtp_logits",

@@ -11,6 +11,7 @@ from transformers.masking_utils import create_causal_mask
 
 from axk1.config import AXK1Config
 from axk1.modeling.attention import absorbing_pays, is_standard
+from axk1.modeling.compat import CACHE
 from axk1.modeling.rope import AXK1RotaryEmbedding
 
 
@@ -58,7 +59,7 @@ def attention_context(
         config=MaskConfig(getattr(config, "is_causal", True)) if borrowed else config,  # pyright: ignore
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask,
-        past_key_values=cache,
+        **{CACHE: cache},
         position_ids=position_ids,
         layer_idx=layer_idx,
         allow_is_causal_skip=not borrowed,

@@ -20,6 +20,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from axk1.config import AXK1Config
 from axk1.modeling.attention import AXK1Attention, is_standard
 from axk1.modeling.cache import LatentCache
+from axk1.modeling.compat import CACHE, accepts_both_cache_names
 from axk1.modeling.conditions import is_hooked
 from axk1.modeling.context import attention_context, next_positions, repeated_context
 from axk1.modeling.layer import AXK1DecoderLayer
@@ -69,7 +70,7 @@ class AXK1PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["AXK1DecoderLayer", "AXK1MTPLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -136,6 +137,7 @@ class AXK1Model(AXK1PreTrainedModel):
         """The MTP modules, depth 1 first."""
         return cast(list, list(self.layers)[self.config.num_hidden_layers :])
 
+    @accepts_both_cache_names
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -143,14 +145,14 @@ class AXK1Model(AXK1PreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> AXK1ModelOutput:
         """Runs the trunk over ``input_ids`` or ``inputs_embeds`` ``[batch, tokens]``.
 
-        Packed documents: no ``attention_mask``, no ``past_key_values``, and ``position_ids`` that restart at 0 in each
+        Packed documents: no ``attention_mask``, no ``cache``, and ``position_ids`` that restart at 0 in each
         document.
 
         Raises:
@@ -161,17 +163,17 @@ class AXK1Model(AXK1PreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         inputs = cast(torch.Tensor, inputs_embeds)
-        position_ids = next_positions(inputs, past_key_values) if position_ids is None else position_ids  # pyright: ignore
+        position_ids = next_positions(inputs, cache) if position_ids is None else position_ids  # pyright: ignore
         context, layers = None, self.decoder_layers
-        states = self._run_compiled(layers, self.norm, inputs, attention_mask, position_ids, past_key_values, **kwargs)
+        states = self._run_compiled(layers, self.norm, inputs, attention_mask, position_ids, cache, **kwargs)
         if states is None:
-            context = self._context(inputs, attention_mask, position_ids, past_key_values)
+            context = self._context(inputs, attention_mask, position_ids, cache)
             # after the mask: transformers takes restarting positions for packed documents only where there is no cache
-            if use_cache and past_key_values is None:
+            if use_cache and cache is None:
                 # a training step has no use for the latents in one piece, and nn.DataParallel gathers plain caches only
-                past_key_values = DynamicCache(config=self.config) if self.training else LatentCache(self.config)
-            states = self.norm(self._run_layers(layers, inputs, context, past_key_values, **kwargs))
-        return AXK1ModelOutput(last_hidden_state=states, past_key_values=past_key_values, attention_context=context)
+                cache = DynamicCache(config=self.config) if self.training else LatentCache(self.config)
+            states = self.norm(self._run_layers(layers, inputs, context, cache, **kwargs))
+        return AXK1ModelOutput(last_hidden_state=states, attention_context=context, **{CACHE: cache})  # pyright: ignore
 
     def _context(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return attention_context(self.config, self.rotary_emb, *args, training=self.training, **kwargs)
@@ -181,12 +183,12 @@ class AXK1Model(AXK1PreTrainedModel):
         layers: Sequence[nn.Module],
         hidden_states: torch.Tensor,
         context: dict[str, Any],
-        past_key_values: Cache | None,
+        cache: Cache | None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """``[batch, tokens, hidden]`` through ``layers``, which append to ``past_key_values``."""
+        """``[batch, tokens, hidden]`` through ``layers``, which append to ``cache``."""
         for layer in layers:
-            hidden_states = layer(hidden_states, past_key_values=past_key_values, **context, **kwargs)
+            hidden_states = layer(hidden_states, **{CACHE: cache}, **context, **kwargs)
         return hidden_states
 
     def _run_compiled(
@@ -314,13 +316,14 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         self._draft_head: DraftHead | None = None
         self.post_init()
 
+    @accepts_both_cache_names
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -347,21 +350,22 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: MTP modules are to run behind a filled cache, or both or neither kind of input is given.
         """
-        runs_mtp = self._runs_mtp(labels is not None or output_mtp_logits, past_key_values)
+        runs_mtp = self._runs_mtp(labels is not None or output_mtp_logits, cache)
         balances = labels is not None and self._balances()
         record = self._record_routers(output_router_logits, balances)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         where = {"attention_mask": attention_mask, "position_ids": position_ids}
-        outputs: AXK1ModelOutput = self.model(
-            **inputs, **where, past_key_values=past_key_values, use_cache=use_cache, **record, **kwargs
-        )
+        outputs: AXK1ModelOutput = self.model(**inputs, **where, cache=cache, use_cache=use_cache, **record, **kwargs)
         hidden = cast(torch.Tensor, outputs.last_hidden_state)
+        cache = outputs.get(CACHE)
         result = AXK1CausalLMOutput(
-            past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{CACHE: cache},  # pyright: ignore[reportArgumentType]
         )
         if labels is None or not skip_logits:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            result.logits = self.logits(hidden[:, keep, :], outputs.past_key_values)
+            result.logits = self.logits(hidden[:, keep, :], cache)
         drafts: dict[str, Any] = {"drafts": mtp_drafts, **record}
         mtp = self._run_mtp(outputs, **inputs, **where, **drafts, **kwargs) if runs_mtp else AXK1MTPOutput()
         if output_mtp_logits:
@@ -380,15 +384,15 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """Where ``generate`` would make itself a plain ``DynamicCache``, it gets a :class:`LatentCache`."""
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # pyright: ignore
-        made = model_kwargs.get("past_key_values")
+        made = model_kwargs.get(CACHE)
         if given is None and type(made) is DynamicCache and not made.offloading:
-            model_kwargs["past_key_values"] = LatentCache(self.config)
+            model_kwargs[CACHE] = LatentCache(self.config)
 
-    def _runs_mtp(self, asked: bool, past_key_values: Cache | None) -> bool:
+    def _runs_mtp(self, asked: bool, cache: Cache | None) -> bool:
         """``asked``, where the MTP modules can do it."""
-        if asked and self.model.mtp_layers and past_key_values is not None and past_key_values.get_seq_length() > 0:
+        if asked and self.model.mtp_layers and cache is not None and cache.get_seq_length() > 0:
             raise ValueError(
                 "labels and output_mtp_logits run the MTP modules, which need the whole sequence: "
                 "pass all tokens and no filled past_key_values."
