@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from axk1.config import AXK1Config
 from axk1.modeling.conditions import is_hooked
 from axk1.modeling.moe import AXK1MLP, AXK1Experts, AXK1MoE, AXK1Router
+from axk1.modeling.norm import AXK1RMSNorm
 from axk1.quantized.lossless import PackedExperts, PackedLinear
 from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from axk1.modeling.layer import AXK1DecoderLayer
     from axk1.modeling.model import AXK1ForCausalLM, AXK1Model
     from axk1.modeling.mtp import AXK1MTPLayer
-    from axk1.modeling.norm import AXK1RMSNorm
 
 FORMATS = (torch.float32, torch.bfloat16)
+LATENT_EPS = 1e-6
+"""Of the norms of latents, whatever the configuration says of the others."""
 STEP_TOKENS = 32
 """More of one sequence may be read as a prompt, whose rounding depends on their number."""
 
@@ -49,19 +51,23 @@ def read_layers(
     for layer in layers:
         if any(is_hooked(module) for module in layer.modules()):
             return None
-        attention = [_norm(layer.input_layernorm), *_attention(layer.self_attn)]
-        mlp = [_norm(layer.post_attention_layernorm), *_mlp(layer)]
+        attention = [_norm(layer.input_layernorm, config.rms_norm_eps), *_attention(layer.self_attn)]
+        mlp = [_norm(layer.post_attention_layernorm, config.rms_norm_eps), *_mlp(layer, config.rms_norm_eps)]
         if None in attention or None in mlp:
             return None
         found += cast(list[Weight], attention + mlp)
         parts.append(len(mlp))
-    found.append(_norm(norm))
+    last = _norm(norm, config.rms_norm_eps)
+    if last is None:
+        return None
+    found.append(last)
     if not _readable(tensor for weight in found for tensor in weight):
         return None
     packed = any(weight.scale is not None and weight.scale.dtype == torch.uint8 for weight in found)
     if packed and (dtype != torch.bfloat16 or not torch.ops.axk1.reads_lossless()):
         return None
-    tensors, scales = ([*part] for part in zip(*found, strict=True))
+    # detached: a parameter whose data is replaced later leaves the memory that these read alone
+    tensors, scales = ([None if one is None else one.detach() for one in column] for column in zip(*found, strict=True))
     settings = _settings(config, layers[0].self_attn.scaling, model.rotary_emb.attention_scaling)
     return torch.classes.axk1.Layers(tensors, scales, parts, *settings, dtype == torch.float32)
 
@@ -81,14 +87,18 @@ def read_model(model: AXK1ForCausalLM, module: AXK1MTPLayer | None = None) -> An
     if read is None or combination is None:
         return None
     norms, eh_proj = combination
-    read.surround(*ends, ids, norms, eh_proj.weight if module else None, eh_proj.scale)
+    read.surround(
+        *(end.detach() for end in ends), ids, norms, eh_proj.weight.detach() if module else None, eh_proj.scale
+    )
     return read
 
 
 def _combination(module: AXK1MTPLayer) -> tuple[list[Tensor], Weight] | None:
     """The norms of states and embeddings, and the matrix over both."""
-    norms, eh_proj = [_norm(module.hnorm).weight, _norm(module.enorm).weight], _linear(module.eh_proj)
-    return (norms, eh_proj) if eh_proj is not None and _readable([*norms, *eh_proj]) else None
+    found, eh_proj = [_norm(norm, module.hnorm.eps) for norm in (module.hnorm, module.enorm)], _linear(module.eh_proj)
+    norms = [norm.weight for norm in found if norm is not None]
+    readable = eh_proj is not None and len(norms) == 2 and _readable([*norms, *eh_proj])
+    return (norms, eh_proj) if eh_proj is not None and readable else None
 
 
 def _readable(tensors: Iterable[Tensor | None]) -> bool:
@@ -111,16 +121,16 @@ def _attention(attention: AXK1Attention) -> list[Weight | None]:
         return [None]  # it is read in columns too
     return [
         _linear(attention.q_a_proj),
-        _norm(attention.q_a_layernorm),
+        _norm(attention.q_a_layernorm, LATENT_EPS),
         _linear(attention.q_b_proj),
         _linear(attention.kv_a_proj_with_mqa),
-        _norm(attention.kv_a_layernorm),
+        _norm(attention.kv_a_layernorm, LATENT_EPS),
         kv_b,
         _linear(attention.o_proj),
     ]
 
 
-def _mlp(layer: AXK1DecoderLayer) -> list[Weight | None]:
+def _mlp(layer: AXK1DecoderLayer, eps: float) -> list[Weight | None]:
     if type(layer.mlp) is AXK1MLP:
         return _swiglu(layer.mlp)
     moe = cast(AXK1MoE, layer.mlp)
@@ -128,7 +138,7 @@ def _mlp(layer: AXK1DecoderLayer) -> list[Weight | None]:
     if type(moe.gate) is not AXK1Router:
         return [None]
     router = [Weight(moe.gate.weight), Weight(moe.gate.e_score_correction_bias.float())]
-    return [_norm(layer.post_mlp_layernorm), *router, *_experts(moe.experts), *shared]
+    return [_norm(layer.post_mlp_layernorm, eps), *router, *_experts(moe.experts), *shared]
 
 
 def _swiglu(mlp: AXK1MLP) -> list[Weight | None]:
@@ -163,8 +173,11 @@ def _quantized(values: Tensor, scale: Tensor) -> Weight | None:
     return Weight(values, scale) if readable else None
 
 
-def _norm(module: nn.Module) -> Weight:
-    return Weight(cast(Tensor, module.weight).detach().float())
+def _norm(module: nn.Module, eps: float) -> Weight | None:
+    """None where the module is no RMSNorm of ours (an adapter, another class) or has another eps."""
+    if type(module) is not AXK1RMSNorm or module.eps != eps:
+        return None
+    return Weight(module.weight.detach().float())
 
 
 def _floating(weight: Tensor) -> Weight | None:

@@ -74,10 +74,11 @@ inline void cache_latent(const AttentionShape& s, const AttentionWeights& w, int
                          const Matrix& cache) {
     const int64_t batch = row / s.tokens, position = s.cached - s.tokens + row % s.tokens;
     void* stored = const_cast<void*>(cache.from(batch * s.sequence_rows + position).data);
-    float rotated[1024];
-    rotate(latent + s.latent, cos + row * s.rope / 2, sin + row * s.rope / 2, s.rope, s.interleave, rotated);
+    thread_local std::vector<float> rotated;  // as wide as the checkpoint says
+    rotated.resize(s.rope);
+    rotate(latent + s.latent, cos + row * s.rope / 2, sin + row * s.rope / 2, s.rope, s.interleave, rotated.data());
     rms_norm(latent, w.latent_norm, 1e-6f, s.latent, latent);
-    std::copy_n(rotated, s.rope, latent + s.latent);
+    std::copy_n(rotated.data(), s.rope, latent + s.latent);
     store(cache.kind, stored, latent, s.latent + s.rope);
 }
 

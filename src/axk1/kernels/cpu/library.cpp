@@ -9,6 +9,7 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "attention.h"
@@ -33,8 +34,11 @@ Matrix lossless(const Tensor& weight, const Tensor& side, Matrix m) {
 #endif
     m.kind = Matrix::kLossless;
     m.length = m.stride = weight.size(-1) / 3 * 2;
-    const int64_t rows = weight.numel() / weight.size(-1);
+    const int64_t rows = weight.numel() / weight.size(-1), fixed = padded(rows * m.length / 64) + padded(rows * 4);
+    TORCH_CHECK_VALUE(weight.size(-1) % 96 == 0 && side.numel() >= fixed, "These are not weights packed without loss.");
     m.bases = side.const_data_ptr<uint8_t>();
+    const int64_t raw_blocks = std::count(m.bases, m.bases + rows * m.length / 64, 0);
+    TORCH_CHECK_VALUE(side.numel() == fixed + raw_blocks * 128, "Weights packed without loss lack blocks.");
     const uint8_t* starts = m.bases + padded(rows * m.length / 64);
     m.starts = reinterpret_cast<const int32_t*>(starts);
     m.raw = reinterpret_cast<const uint16_t*>(starts + padded(rows * 4));
@@ -86,6 +90,8 @@ std::tuple<Tensor, Tensor> pack_lossless(const Tensor& weight) {
 // A weight [..., O, I], seen as rows. uint8: four-bit values, two a byte, with `scale` [..., O, groups];
 // int8: with `scale` [..., O, 1].
 Matrix matrix(const Tensor& weight, const Scale& scale, bool exact) {
+    TORCH_CHECK_VALUE(weight.is_contiguous() && weight.dim() >= 1 && weight.numel() > 0, "axk1 kernels read contiguous weights, none of them empty.");
+    if (scale) TORCH_CHECK_VALUE(scale->is_contiguous() && scale->dim() >= 1, "axk1 kernels read contiguous scales.");
     Matrix m;
     m.exact = exact;
     m.data = weight.const_data_ptr();
@@ -95,12 +101,31 @@ Matrix matrix(const Tensor& weight, const Scale& scale, bool exact) {
     else if (type == at::kBFloat16) m.kind = Matrix::kBFloat16;
     else if (type == at::kChar && scale) m.kind = Matrix::kInt8;
     else if (type == at::kByte && scale && scale->scalar_type() == at::kByte) return lossless(weight, *scale, m);
-    else if (type == at::kByte && scale) m.kind = Matrix::kInt4, m.length *= 2, m.group = m.length / scale->size(-1);
+    else if (type == at::kByte && scale) {
+        m.kind = Matrix::kInt4, m.length *= 2;
+        const int64_t groups = scale->size(-1);
+        TORCH_CHECK_VALUE(groups > 0 && m.length % groups == 0, "Rows of ", m.length, " int4 weights cannot have ", groups, " groups of equal size.");
+        m.group = m.length / groups;
+    }
     else TORCH_CHECK_VALUE(false, "axk1 kernels read float32, bfloat16, and scaled int8 and int4 weights, not ", type, ".");
     TORCH_CHECK_VALUE(m.kind != Matrix::kInt4 || m.group % 32 == 0, "A group of int4 weights has ", m.group, " values; it must be a multiple of 32.");
     m.stride = m.length;
-    if (scale) m.scale = floats(*scale);
+    if (scale) {
+        const int64_t scales = m.kind == Matrix::kInt4 ? weight.numel() * 2 / m.group : weight.numel() / m.length;
+        TORCH_CHECK_VALUE(scale->numel() == scales, "Quantised weights of shape ", weight.sizes(), " need ", scales, " scales, not ", scale->numel(), ".");
+        m.scale = floats(*scale);
+    }
     return m;
+}
+
+// Nothing is read or written outside of a tensor whose shape came from a file or a caller.
+void expect(bool holds, const char* what) { TORCH_CHECK_VALUE(holds, "axk1 kernels were given ", what, "."); }
+void expect_norm(const Tensor& norm, int64_t width) {
+    expect(norm.scalar_type() == at::kFloat && norm.is_contiguous() && norm.numel() == width, "a norm of another width than its input");
+}
+void expect_matrix(const Matrix& m, const Tensor& weight, int64_t outputs, int64_t inputs) {
+    const int64_t rows = weight.numel() / weight.size(-1);
+    expect(rows == outputs && m.length == inputs, "a weight of another shape than its neighbours imply");
 }
 
 // Reused, so that a step allocates next to nothing; operators called from one thread do not overlap.
@@ -126,6 +151,7 @@ void multiply(const Matrix& w, const float* x, int64_t rows, int64_t outputs, Ma
 Tensor linear(const Tensor& x, const Tensor& weight, const Scale& scale, bool exact) {
     const auto given = x.expect_contiguous();
     const Matrix w = matrix(weight, scale, exact), in = matrix(*given, std::nullopt, exact);
+    TORCH_CHECK_VALUE(weight.dim() == 2 && in.length == w.length && in.kind <= Matrix::kBFloat16, "Inputs of ", in.length, " values do not fit a weight of shape ", weight.sizes(), ".");
     const int64_t rows = x.numel() / w.length, outputs = weight.size(0);
     auto shape = x.sizes().vec();
     shape.back() = outputs;
@@ -169,7 +195,11 @@ public:
     Layers(std::vector<Tensor> tensors_, std::vector<Scale> scales_, const std::vector<int64_t>& parts, std::vector<int64_t> shape_,
            const std::vector<int64_t>& routing, std::vector<double> numbers_, bool exact_)
         : tensors(std::move(tensors_)), scales(std::move(scales_)), shape(std::move(shape_)), numbers(std::move(numbers_)), exact(exact_) {
-        size_t first = 0;
+        size_t first = 0, total = 1;
+        expect(!parts.empty() && shape.size() == 5 && routing.size() == 7 && numbers.size() == 4, "settings of another number");
+        expect(shape[0] > 0 && shape[1] > 0 && shape[2] > 0 && shape[2] % 2 == 0, "heads of no or of odd width");
+        for (int64_t count : parts) expect(count == 4 || count == 6 || count == 9, "a layer of unknown parts"), total += 8 + count;
+        expect(tensors.size() == total && scales.size() == total, "another number of weights than the layers have");
         for (int64_t count : parts) {
             const Tensor* w = &tensors[first];
             const auto read = [&](int64_t i) { return matrix(w[i], scales[first + i], exact); };
@@ -191,9 +221,11 @@ public:
                 layer.mlp.gate = read(gate), layer.mlp.up = read(gate + 1), layer.mlp.down = read(gate + 2);
                 layer.mlp.width = layer.mlp.down.length;
             }
+            check(layer, w, count);
             layers.push_back(layer);
             first += 8 + count;
         }
+        expect_norm(tensors.back(), hidden());
 #ifdef AXK1_PACKED
         prompts = !exact;  // products of prompts are bfloat16's
         for (const Layer& layer : layers)
@@ -201,6 +233,34 @@ public:
                                     &layer.mlp.gate_ups, &layer.mlp.downs, &layer.mlp.gate, &layer.mlp.up, &layer.mlp.down})
                 prompts = prompts && !(*m && m->kind == Matrix::kFloat32);
 #endif
+    }
+
+    int64_t hidden() const { return tensors[0].numel(); }
+
+    // Every shape follows from the hidden size, the heads, the ranks and the expert width.
+    void check(const Layer& layer, const Tensor* w, int64_t count) const {
+        const auto& a = layer.attention;
+        const auto& m = layer.mlp;
+        const int64_t width = hidden(), heads = shape[0], nope = shape[1], rope = shape[2];
+        const int64_t value = a.o.length / heads, latent = a.kv_b.length;
+        expect_norm(w[0], width), expect_norm(w[2], layer.query_rank), expect_norm(w[5], latent);
+        expect(value > 0 && value * heads == a.o.length, "an output projection that does not fit the heads");
+        expect_matrix(a.q_a, w[1], layer.query_rank, width), expect_matrix(a.q_b, w[3], heads * (nope + rope), layer.query_rank);
+        expect_matrix(a.kv_a, w[4], latent + rope, width), expect_matrix(a.kv_b, w[6], heads * (nope + value), latent);
+        expect_matrix(a.o, w[7], width, heads * value), expect_norm(w[8], width);
+        if (count != 4) {
+            const auto& rule = layer.rule;
+            expect_norm(w[9], width), expect_matrix(m.router, w[10], rule.experts, width), expect_norm(w[11], rule.experts);
+            expect(m.router.kind <= Matrix::kBFloat16, "a router that is quantised");
+            expect_matrix(m.gate_ups, w[12], rule.experts * 2 * m.expert_width, width), expect_matrix(m.downs, w[13], rule.experts * width, m.expert_width);
+            expect(rule.groups > 0 && rule.experts % rule.groups == 0 && rule.kept_groups > 0 && rule.kept_groups <= rule.groups, "groups of experts that do not divide them");
+            const int64_t size = rule.experts / rule.groups;
+            expect(rule.group_best > 0 && (!rule.grouped || rule.group_best <= size), "groups of too few experts");
+            expect(rule.chosen > 0 && rule.chosen <= (rule.grouped ? rule.kept_groups * size : rule.experts), "more chosen experts than may be chosen");
+        }
+        if (!m.gate) return;
+        const int64_t gate = count == 4 ? 9 : 14;
+        expect_matrix(m.gate, w[gate], m.width, width), expect_matrix(m.up, w[gate + 1], m.width, width), expect_matrix(m.down, w[gate + 2], width, m.width);
     }
 
     // Whether steps may run as prompts: by products of many tokens with each weight, over expanded keys and values, whose
@@ -215,10 +275,20 @@ public:
         head_ids = ids;
         around.insert(around.end(), norms.begin(), norms.end());
         embedding = matrix(embedding_, std::nullopt, exact), head = matrix(head_, std::nullopt, exact);
+        expect(embedding.length == hidden() && head.length == hidden() && embedding.kind <= Matrix::kBFloat16, "an embedding or a head of another width");
+        if (ids) {
+            expect(ids->scalar_type() == at::kLong && ids->is_contiguous() && ids->numel() == head_.size(0), "another number of ids than the head has rows");
+            for (int64_t i = 0; i < ids->numel(); ++i) expect(token(i) >= 0 && token(i) < embedding_.size(0), "draft tokens outside of the vocabulary");
+        } else {
+            expect(head_.size(0) == embedding_.size(0), "a head of another vocabulary than the embedding");
+        }
         if (!eh_proj_) return;
+        expect(norms.size() == 2, "another number of norms than an MTP module has");
+        for (const Tensor& norm : norms) expect_norm(norm, hidden());
         around.push_back(*eh_proj_);
         if (scale) around.push_back(*scale);
         hnorm = floats(norms[0]), enorm = floats(norms[1]), eh_proj = matrix(*eh_proj_, scale, exact);
+        expect_matrix(eh_proj, *eh_proj_, hidden(), 2 * hidden());
     }
 
     // hidden [B, T, D], float32 or bfloat16, to what the layers and the norm make of it. Columns `cached` - T to `cached` of
@@ -226,6 +296,7 @@ public:
     // rotary angles. `keep` [B, cached or more]: false where nothing is to be attended.
     Tensor run(const Tensor& hidden, const std::vector<Tensor>& buffers, int64_t cached, const Tensor& positions,
                const Tensor& frequencies, const std::optional<Tensor>& keep, bool prompt) {
+        expect(hidden.dim() == 3 && hidden.size(2) == this->hidden(), "states of another width");
         const auto given = hidden.expect_contiguous();
         const Matrix in = matrix(*given, std::nullopt, exact);
         const int64_t rows = given->size(0) * given->size(1);
@@ -240,6 +311,7 @@ public:
     std::tuple<Tensor, Tensor, Tensor> decode(const Tensor& ids, const std::optional<Tensor>& hidden, const std::vector<Tensor>& buffers, int64_t cached,
                                       const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep, int64_t count,
                                               int64_t wanted, bool prompt) {
+        expect(count >= 1 && count <= wanted, "more logits to make than states");
         Tensor out = advance(ids, hidden, buffers, cached, positions, frequencies, keep, wanted, prompt);
         const int64_t rows = ids.size(0) * count, outputs = around[1].size(0), vocabulary = around[0].size(0);
         const auto options = around[0].options().dtype(at::kFloat);
@@ -258,6 +330,7 @@ public:
     // the module's own last state and draft. The buffers have room for count - 1 columns more.
     Tensor propose(const Tensor& ids, const Tensor& hidden, const std::vector<Tensor>& buffers, int64_t cached, const Tensor& positions,
                    const Tensor& frequencies, int64_t count) {
+        expect(count >= 1 && ids.dim() == 2 && positions.dim() == 2 && positions.size(1) == ids.size(1), "drafts to make of nothing");
         const int64_t batch = ids.size(0), outputs = around[1].size(0);
         Tensor drafts = at::empty({batch, count}, ids.options());
         Tensor state = advance(ids, hidden, buffers, cached, positions, frequencies, std::nullopt, 1, false), place = positions.narrow(1, positions.size(1) - 1, 1);
@@ -297,6 +370,10 @@ private:
     // States [B, wanted, D] of the last of ids [B, T], and `hidden` for an MTP module.
     Tensor advance(const Tensor& ids, const std::optional<Tensor>& hidden, const std::vector<Tensor>& buffers, int64_t cached,
                    const Tensor& positions, const Tensor& frequencies, const std::optional<Tensor>& keep, int64_t wanted, bool prompt) {
+        expect(around.size() >= 2, "a step from token ids without an embedding");
+        expect(ids.scalar_type() == at::kLong && ids.dim() == 2, "token ids that are not a batch of whole numbers");
+        expect(bool(hidden) == bool(eh_proj), "states for a trunk, or none for an MTP module");
+        if (hidden) expect(hidden->dim() == 3 && hidden->size(0) == ids.size(0) && hidden->size(1) == ids.size(1) && hidden->size(2) == this->hidden(), "states of another shape than the tokens");
         const auto given = ids.expect_contiguous();
         const int64_t batch = ids.size(0), length = ids.size(1), width = embedding.length, rows = batch * length;
         const int64_t* tokens = given->const_data_ptr<int64_t>();
@@ -348,6 +425,18 @@ private:
                    const std::optional<Tensor>& keep, int64_t wanted, bool prompt) {
         TORCH_CHECK_VALUE(prompts || !prompt, "These layers do not read prompts.");
         const int64_t rows = batch * tokens, width = like.length;
+        expect(rows > 0 && wanted >= 1 && wanted <= tokens, "no tokens, or more wanted states than tokens");
+        expect(cached >= tokens && buffers.size() == layers.size(), "another number of caches than layers");
+        expect(positions.scalar_type() == at::kLong && (positions.numel() == tokens || positions.numel() == rows), "another number of positions than tokens");
+        expect(frequencies.scalar_type() == at::kFloat && frequencies.is_contiguous() && frequencies.numel() * 2 == shape[2],
+               "frequencies for another width than the rotated one (qk_rope_head_dim)");
+        if (keep)
+            expect(keep->scalar_type() == at::kBool && keep->is_contiguous() && keep->dim() == 2 && keep->size(0) == batch && keep->size(1) >= cached,
+                   "a mask of another shape than the cached tokens");
+        for (size_t i = 0; i < layers.size(); ++i)
+            expect(buffers[i].dim() == 4 && buffers[i].is_contiguous() && buffers[i].size(0) == batch && buffers[i].size(1) == 1 && buffers[i].size(2) >= cached &&
+                       buffers[i].size(3) == layers[i].attention.kv_b.length + shape[2] && (buffers[i].scalar_type() == at::kFloat || buffers[i].scalar_type() == at::kBFloat16),
+                   "a cache of another configuration");
         thread_local std::vector<float> turns;
         turns.resize(rows * 2 * frequencies.numel());
         float *cos = turns.data(), *sin = cos + rows * frequencies.numel();
