@@ -29,7 +29,7 @@ from axk1.modeling.moe import AXK1Experts, AXK1MoE
 from axk1.modeling.runners import Step
 
 if TYPE_CHECKING:
-    from axk1.modeling.model import AXK1ForCausalLM
+    from axk1.modeling.causal_lm import AXK1ForCausalLM
 
 MOST_TOKENS = 16
 """Tokens a row of a recorded step: one, or a few to verify."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from transformers.masking_utils import create_causal_mask
 
-P, R = ParamSpec("P"), TypeVar("R")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 """What transformers calls the cache in arguments and outputs: ``past_key_values`` up to 5.23, ``cache`` since 5.24."""
 
 
-def accepts_both_cache_names(method: Callable[P, R]) -> Callable[P, R]:
+def accepts_both_cache_names(method: Method) -> Method:
     """A method with a ``cache``, to be called by either name; inspected, it shows transformers' own.
 
     Raises:
@@ -28,7 +28,7 @@ def accepts_both_cache_names(method: Callable[P, R]) -> Callable[P, R]:
             if kwargs.get("cache") is not None:
                 raise ValueError("Give cache or past_key_values, which are two names of one argument, not both.")
             kwargs["cache"] = past_key_values
-        return method(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        return method(*args, **kwargs)
 
     signature = inspect.signature(method)
     shown = [p.replace(name=CACHE) if p.name == "cache" else p for p in signature.parameters.values()]

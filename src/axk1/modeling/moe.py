@@ -2,7 +2,7 @@
 
 Shapes: T tokens (batch and sequence flattened), D hidden, E routed experts, G groups, K experts a token,
 F expert width.
-Source: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2); the norm after the block is A.X K1's (see ``model.py``).
+Source: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2); the norm after the block is A.X K1's (see ``layer.py``).
 """
 
 from __future__ import annotations
