@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.axk1.configuration_axk1 import AXK1Config as TheirConfig
 
 # YaRN from 32,768 to 131,072 tokens. cos/sin are scaled by 1.138629, the softmax scale stays qk_head_dim ** -0.5.
 K1_ROPE: dict[str, Any] = {
@@ -115,7 +116,15 @@ class AXK1Config(PreTrainedConfig):
         "mtp_loss",
         "aux_loss",
     ]
-    attribute_map = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
+    attribute_map = {
+        "num_local_experts": "n_routed_experts",
+        "num_experts": "n_routed_experts",
+        "num_mtp_layers": "num_nextn_predict_layers",
+    }
+    # Our modules have the names of transformers' own class, so its plans shard them too, MTP modules included.
+    base_model_tp_plan = TheirConfig.base_model_tp_plan
+    base_model_ep_plan = TheirConfig.base_model_ep_plan
+    base_model_pp_plan = TheirConfig.base_model_pp_plan
 
     vocab_size: int = 163_840
     hidden_size: int = 7_168

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -9,25 +10,31 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import GenerationMixin
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from axk1.config import AXK1Config
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.compat import CACHE, accepts_both_cache_names
 from axk1.modeling.conditions import is_hooked
-from axk1.modeling.context import next_positions
 from axk1.modeling.moe import AXK1Router
 from axk1.modeling.mtp import DraftHead
-from axk1.modeling.objectives import sequence_balance_loss, shifted_labels, token_loss, tokens_per_expert
+from axk1.modeling.objectives import attached, balance_loss, targets_at, token_loss, tokens_per_expert, update_biases
 from axk1.modeling.outputs import AXK1CausalLMOutput, AXK1ModelOutput, AXK1MTPOutput
 from axk1.modeling.runners import Decoder, decoder_for, project
 from axk1.modeling.trunk import AXK1Model, AXK1PreTrainedModel
+
+logger = logging.get_logger(__name__)
 
 
 class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
     """Trunk + untied head, MTP modules where the configuration has them, and all training objectives."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    # as transformers' own class declares them
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: AXK1Config) -> None:
         super().__init__(config)
@@ -54,9 +61,10 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         skip_logits: bool = False,
         mtp_drafts: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> AXK1CausalLMOutput:
-        """Logits, and with ``labels`` the losses.
+        """Logits, and with ``labels`` or ``shift_labels`` the losses.
 
         Args:
             labels: ``[batch, tokens]``, -100 where nothing is learned; shifted inside, never across packed documents.
@@ -67,35 +75,43 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             mtp_drafts: tokens behind the next one that the MTP modules predict, if more than there are modules: the
                 only one then runs on its own states, which is what drafting several tokens asks of it.
             num_items_in_batch: divisor of the summed losses, as transformers' Trainer passes it.
+            shift_labels: ``[batch, tokens]`` what each position predicts, in place of ``labels``; for
+                sequences that are cut over ranks.
 
         Raises:
             ValueError: MTP modules are to run behind a filled cache, or both or neither kind of input is given.
         """
-        runs_mtp = self._runs_mtp(labels is not None or output_mtp_logits, cache)
-        balances = labels is not None and self._balances()
+        labelled = labels is not None or shift_labels is not None
+        runs_mtp = self._runs_mtp(labelled or output_mtp_logits, cache)
+        balances = self._balances(labelled)
         record = self._record_routers(output_router_logits, balances)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         where = {"attention_mask": attention_mask, "position_ids": position_ids}
         outputs: AXK1ModelOutput = self.model(**inputs, **where, cache=cache, use_cache=use_cache, **record, **kwargs)
         hidden = cast(torch.Tensor, outputs.last_hidden_state)
-        cache = outputs.get(CACHE)
+        if self.training and torch.is_grad_enabled() and not labelled:
+            hidden = self._without_objectives(hidden)
         result = AXK1CausalLMOutput(
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            **{CACHE: cache},  # pyright: ignore[reportArgumentType]
+            **{CACHE: outputs.get(CACHE)},  # pyright: ignore[reportArgumentType]
         )
-        if labels is None or not skip_logits:
+        if not labelled or not skip_logits:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            result.logits = self.logits(hidden[:, keep, :], cache)
-        drafts: dict[str, Any] = {"drafts": mtp_drafts, **record}
-        mtp = self._run_mtp(outputs, **inputs, **where, **drafts, **kwargs) if runs_mtp else AXK1MTPOutput()
+            result.logits = self.logits(hidden[:, keep, :], outputs.get(CACHE))
+        mtp = AXK1MTPOutput()
+        if runs_mtp:
+            drafts: dict[str, Any] = {"drafts": mtp_drafts, "packed": cache is None, **record}
+            mtp = self._run_mtp(hidden, **inputs, **where, **drafts, **kwargs)
         if output_mtp_logits:
             result.mtp_logits = tuple(self.lm_head(state) for state in mtp.mtp_states or ())
         if record["output_router_logits"]:
             result.router_logits = (outputs.router_logits or ()) + (mtp.router_logits or ())  # pyright: ignore
             result.router_indices = (outputs.router_indices or ()) + (mtp.router_indices or ())
-        if labels is not None:
-            self._add_token_losses(result, hidden, mtp.mtp_states or (), labels, position_ids, num_items_in_batch)
+        if labelled:
+            states = (hidden, *(mtp.mtp_states or ()))
+            targets = [targets_at(depth, labels, shift_labels, position_ids) for depth in range(len(states))]
+            self._add_token_losses(result, states, targets, num_items_in_batch)
         if balances:
             mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
             self._add_router_losses(result, mask)
@@ -134,7 +150,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             self._draft_head = DraftHead(head.weight, ids)
         return self._draft_head
 
-    def decoder(self, cache: LatentCache) -> Decoder | None:
+    def step_decoder(self, cache: LatentCache) -> Decoder | None:
         """The device's compiled steps from token ids to logits behind ``cache``, for one generation: weights and hooks
         are looked at now. None where the modules have to run."""
         trunk = self.model
@@ -142,10 +158,27 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             return None
         return decoder_for(self, cache) if trunk._may_be_compiled() else None
 
-    def _balances(self) -> bool:
-        """Whether a step with labels evens out the use of experts, for which the routers' decisions are needed."""
+    def _balances(self, labelled: bool) -> bool:
+        """Whether a step evens out the use of experts, for which the routers' decisions are needed."""
         config = self.config
-        return self.training and config.router_aux_loss_coef + config.router_bias_update_rate > 0
+        trains = self.training and (labelled or torch.is_grad_enabled())
+        return trains and config.router_aux_loss_coef + config.router_bias_update_rate > 0
+
+    def _without_objectives(self, hidden: torch.Tensor) -> torch.Tensor:
+        """A training step whose loss somebody else computes from the logits: names what is left out, and leaves the MTP
+        modules in the graph of ``hidden``."""
+        config = self.config
+        trained = [p for layer in self.model.mtp_layers for p in layer.parameters() if p.requires_grad]
+        left_out = [f"the MTP loss (mtp_loss_weight={config.mtp_loss_weight})"] if trained else []
+        if config.router_aux_loss_coef:
+            left_out.append(f"the balance loss (router_aux_loss_coef={config.router_aux_loss_coef})")
+        if left_out and not torch.compiler.is_compiling():
+            logger.warning_once(
+                "A training step without labels: its loss is computed outside of the model, without "
+                f"{' and '.join(left_out)}. Pass labels to the model to train with all of it, or add what is missing: "
+                "mtp_logits (output_mtp_logits=True) and aux_loss are in the output."
+            )
+        return attached(hidden, trained) if trained else hidden
 
     def _record_routers(self, asked: bool | None, balances: bool) -> dict[str, bool]:
         """Arguments by which trunk and MTP modules record the routers' decisions, or do not."""
@@ -154,73 +187,59 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
 
     def _run_mtp(
         self,
-        outputs: AXK1ModelOutput,
+        hidden: torch.Tensor,
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         **kwargs: Any,
     ) -> AXK1MTPOutput:
-        """The MTP modules behind the trunk's ``outputs``; what they record are the routers' decisions only."""
-        hidden = cast(torch.Tensor, outputs.last_hidden_state)
+        """The MTP modules over the trunk's ``hidden`` states; what they record are the routers' decisions only."""
         embeddings = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        context = outputs.attention_context
-        if context is None:  # the trunk ran without a mask
-            position_ids = next_positions(hidden, None) if position_ids is None else position_ids
-            context = self.model._context(embeddings, attention_mask, position_ids, None)
         quiet = {"output_hidden_states": False, "output_attentions": False}
-        return self.model.forward_mtp(hidden, embeddings, context, **{**kwargs, **quiet})
+        return self.model.forward_mtp(hidden, embeddings, attention_mask, position_ids, **{**kwargs, **quiet})
 
     def _add_token_losses(
         self,
         result: AXK1CausalLMOutput,
-        hidden: torch.Tensor,
-        mtp_states: tuple[torch.Tensor, ...],
-        labels: torch.Tensor,
-        position_ids: torch.Tensor | None,
+        states: Sequence[torch.Tensor],
+        targets: Sequence[torch.Tensor],
         num_items_in_batch: torch.Tensor | int | None,
     ) -> None:
-        losses = [
-            token_loss(state, self.lm_head, shifted_labels(labels, position_ids, depth + 1), num_items_in_batch)
-            for depth, state in enumerate((hidden, *mtp_states))
-        ]
+        losses = [token_loss(s, self.lm_head, t, num_items_in_batch) for s, t in zip(states, targets, strict=True)]
         result.loss = result.lm_loss = losses[0]
-        if mtp_states:
+        if len(losses) > 1:
             result.mtp_loss = torch.stack(losses[1:]).mean()
             result.loss = result.lm_loss + self.config.mtp_loss_weight * result.mtp_loss
 
     def _add_router_losses(self, result: AXK1CausalLMOutput, mask: torch.Tensor) -> None:
-        """Balance loss over all MoE layers, and the counts that ``update_router_biases`` works from."""
+        """Counts for ``update_router_biases``, and the balance loss over all MoE layers that ran."""
         config = self.config
         logits, indices = cast(tuple, result.router_logits), cast(tuple, result.router_indices)
-        routers = [m for m in self.modules() if isinstance(m, AXK1Router)]
+        routers = self._routers()
         routers += routers[-1:] * (len(indices) - len(routers))  # of a module that ran on its own states
+        routers = routers[: len(indices)]  # without labels the MTP modules did not run
         for router, chosen in zip(routers, indices, strict=True):
             router.tokens_per_expert += tokens_per_expert(chosen, mask, config.n_routed_experts)
-        if config.router_aux_loss_coef:
-            result.aux_loss = torch.stack(
-                [
-                    sequence_balance_loss(
-                        router.scores(layer_logits).view(*mask.shape, -1), chosen.view(*mask.shape, -1), mask, config
-                    )
-                    for router, layer_logits, chosen in zip(routers, logits, indices, strict=True)
-                ]
-            ).mean()
-            if self.model.gradient_checkpointing and torch.is_grad_enabled() and not result.aux_loss.requires_grad:
-                raise ValueError(
-                    "router_aux_loss_coef has no effect under reentrant gradient checkpointing, which hides the "
-                    "routers from the loss: pass gradient_checkpointing_kwargs={'use_reentrant': False}."
-                )
-            result.loss = cast(torch.Tensor, result.loss) + config.router_aux_loss_coef * result.aux_loss
+        if not config.router_aux_loss_coef:
+            return
+        result.aux_loss = balance_loss(routers, logits, indices, mask, config)
+        if self.model.gradient_checkpointing and torch.is_grad_enabled() and not result.aux_loss.requires_grad:
+            raise ValueError(
+                "router_aux_loss_coef has no effect under reentrant gradient checkpointing, which hides the "
+                "routers from the loss: pass gradient_checkpointing_kwargs={'use_reentrant': False}."
+            )
+        if result.loss is not None:
+            result.loss = result.loss + config.router_aux_loss_coef * result.aux_loss
 
-    @torch.no_grad()
+    def _routers(self) -> list[AXK1Router]:
+        return [module for module in self.modules() if isinstance(module, AXK1Router)]
+
     def update_router_biases(self, rate: float | None = None) -> None:
-        """Auxiliary-loss-free balancing (arXiv 2408.15664), to be called after an optimizer step.
+        """Auxiliary-loss-free balancing (arXiv 2408.15664), to be called after an optimizer step, on every rank.
 
         Moves each expert's bias by ``rate`` (default ``router_bias_update_rate``), up if it was chosen less often than
-        the mean and down if more, and clears the counts. Routers whose weights are frozen keep their biases.
+        the mean and down if more, and clears the counts, which are summed over all ranks of ``torch.distributed``.
+        Routers whose weights are frozen keep their biases.
         """
-        rate = self.config.router_bias_update_rate if rate is None else rate
-        for router in self.modules():
-            if isinstance(router, AXK1Router):
-                router.update_bias(rate if router.weight.requires_grad else 0.0)
+        update_biases(self._routers(), self.config.router_bias_update_rate if rate is None else rate)

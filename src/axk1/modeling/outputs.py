@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
@@ -16,8 +15,6 @@ class AXK1ModelOutput(MoeModelOutputWithPast):
 
     router_indices: tuple[torch.Tensor, ...] | None = None
     """One ``[batch * tokens, K]`` a MoE layer, beside ``router_logits`` ``[batch * tokens, E]``."""
-    attention_context: dict[str, Any] | None = None
-    """Mask and rotary angles of this call, so that the MTP layers attend exactly as the trunk did."""
 
 
 @dataclass

@@ -19,7 +19,7 @@ from axk1.modeling.cache import LatentCache
 from axk1.modeling.compat import CACHE, accepts_both_cache_names
 from axk1.modeling.context import attention_context, next_positions, repeated_context
 from axk1.modeling.layer import AXK1DecoderLayer
-from axk1.modeling.moe import AXK1Experts, AXK1Router
+from axk1.modeling.moe import BY_PROCESSOR, AXK1Experts, AXK1Router
 from axk1.modeling.mtp import AXK1MTPLayer
 from axk1.modeling.norm import AXK1RMSNorm
 from axk1.modeling.outputs import AXK1ModelOutput, AXK1MTPOutput
@@ -58,6 +58,11 @@ class AXK1PreTrainedModel(PreTrainedModel):
         r"layers\.\d+\.embed_tokens\.weight",
         r"layers\.\d+\.shared_head\.head\.weight",
     ]
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """transformers' own choice; where nothing is asked for, :func:`axk1.modeling.moe.by_processor`."""
+        chosen = super().get_correct_experts_implementation(requested_experts)
+        return BY_PROCESSOR if requested_experts is None and chosen == "grouped_mm" else chosen
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -129,7 +134,7 @@ class AXK1Model(AXK1PreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         inputs = cast(torch.Tensor, inputs_embeds)
         position_ids = next_positions(inputs, cache) if position_ids is None else position_ids  # pyright: ignore
-        context, layers = None, self.decoder_layers
+        layers = self.decoder_layers
         states = self._run_compiled(layers, self.norm, inputs, attention_mask, position_ids, cache, **kwargs)
         if states is None:
             context = self._context(inputs, attention_mask, position_ids, cache)
@@ -138,7 +143,7 @@ class AXK1Model(AXK1PreTrainedModel):
                 # a training step has no use for the latents in one piece, and nn.DataParallel gathers plain caches only
                 cache = DynamicCache(config=self.config) if self.training else LatentCache(self.config)
             states = self.norm(self._run_layers(layers, inputs, context, cache, **kwargs))
-        return AXK1ModelOutput(last_hidden_state=states, attention_context=context, **{CACHE: cache})  # pyright: ignore
+        return AXK1ModelOutput(last_hidden_state=states, **{CACHE: cache})  # pyright: ignore[reportArgumentType]
 
     def _context(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return attention_context(self.config, self.rotary_emb, *args, training=self.training, **kwargs)
@@ -149,11 +154,16 @@ class AXK1Model(AXK1PreTrainedModel):
         hidden_states: torch.Tensor,
         context: dict[str, Any],
         cache: Cache | None,
+        *also: torch.Tensor | None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """``[batch, tokens, hidden]`` through ``layers``, which append to ``cache``."""
+        """``[batch, tokens, hidden]`` through ``layers``, which append to ``cache``.
+
+        Args:
+            also: what else has a gradient. By position: reentrant checkpointing sees no gradient of a keyword.
+        """
         for layer in layers:
-            hidden_states = layer(hidden_states, **{CACHE: cache}, **context, **kwargs)
+            hidden_states = layer(hidden_states, *also, **{CACHE: cache}, **context, **kwargs)
         return hidden_states
 
     def _run_compiled(
@@ -181,13 +191,17 @@ class AXK1Model(AXK1PreTrainedModel):
         chosen = config._attn_implementation == "eager" or not is_standard(config)
         return not (chosen or kwargs.get("is_causal", True) is False or any(recorded))
 
+    @merge_with_config_defaults
     @capture_outputs
     def forward_mtp(
         self,
         hidden_states: torch.Tensor,
         inputs_embeds: torch.Tensor,
-        attention_context: dict[str, Any],
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         drafts: int = 0,
+        packed: bool = True,
+        use_cache: bool | None = None,
         **kwargs: Any,
     ) -> AXK1MTPOutput:
         """Runs the MTP modules over whole sequences (contract: ``mtp.py``).
@@ -195,24 +209,30 @@ class AXK1Model(AXK1PreTrainedModel):
         Args:
             hidden_states: ``[batch, tokens, hidden]`` trunk states after the final norm.
             inputs_embeds: ``[batch, tokens, hidden]`` embeddings of the same tokens.
-            attention_context: as returned by ``forward``.
+            attention_mask, position_ids: as given to ``forward``.
             drafts: tokens to predict behind the next one. Beyond the number of modules, the only one is applied to its
                 own states and the tokens after them as it is to draft, every position at once.
+            packed: whether positions that restart separate documents, as they do where ``forward`` was given no cache.
+            use_cache: set by transformers' decorator; nothing is cached.
 
         Raises:
             ValueError: ``drafts`` that several modules, checkpointed ones, or this attention cannot make.
         """
         modules, states, own = self.mtp_layers, [], None
+        position_ids = next_positions(inputs_embeds, None) if position_ids is None else position_ids
+        shared = self._context(
+            inputs_embeds, attention_mask, position_ids, None if packed else LatentCache(self.config)
+        )
         if drafts > len(modules):
-            self._check_repeats(attention_context["attention_mask"])
+            self._check_repeats(shared["attention_mask"])
             own = DynamicCache()  # keys of the passes before
         for depth in range(1, max(drafts, len(modules)) + 1):
             ahead = F.pad(inputs_embeds[:, depth:], (0, 0, 0, min(depth, inputs_embeds.shape[1])))
-            context, repeats = attention_context, depth - len(modules)
+            context, repeats = shared, depth - len(modules)
             if repeats > 0:
                 context = repeated_context(context, hidden_states, self.rotary_emb, repeats)
             layer = modules[min(depth, len(modules)) - 1]
-            hidden_states = self._run_layers([layer], hidden_states, {**context, "embeddings": ahead}, own, **kwargs)
+            hidden_states = self._run_layers([layer], hidden_states, context, own, ahead, **kwargs)
             states.append(hidden_states)
         return AXK1MTPOutput(mtp_states=tuple(states))
 
@@ -265,4 +285,4 @@ class AXK1Model(AXK1PreTrainedModel):
         if states is not None:
             return states
         context = self._context(combined, attention_mask, position_ids, past_key_values, layer_idx=index)
-        return self._run_layers([layer], combined, {**context, "embeddings": None}, past_key_values)
+        return self._run_layers([layer], combined, context, past_key_values, None)
