@@ -41,7 +41,7 @@ def without_labels(rank: int) -> dict[str, torch.Tensor]:
     """Three steps whose loss is computed outside of the model, which has MTP modules and balances its experts."""
     from tiny import small_model
 
-    balance = {"router_aux_loss_coef": 1e-2, "router_bias_update_rate": 1e-2}
+    balance: Any = {"router_aux_loss_coef": 1e-2, "router_bias_update_rate": 1e-2}
     model = small_model(num_nextn_predict_layers=1, **balance).train()
     parallel, ids = DistributedDataParallel(model), rank_tokens(rank)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -71,7 +71,7 @@ def biases(rank: int) -> dict[str, torch.Tensor]:
 def experts(rank: int) -> dict[str, torch.Tensor]:
     """Logits of a checkpoint whose experts are shared out by ``base_model_ep_plan``, and how many experts are here."""
     from tiny import tokens
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     from axk1 import AXK1ForCausalLM
 

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from axk1.config import AXK1Config
-from axk1.modeling.cache import LatentCache
+from axk1.modeling.cache import LatentCache, check_fits
 from axk1.modeling.compat import CACHE, accepts_both_cache_names
 from axk1.modeling.conditions import is_hooked
 from axk1.modeling.moe import AXK1Router
@@ -33,7 +33,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     # as transformers' own class declares them
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # pyright: ignore[reportAssignmentType]
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: AXK1Config) -> None:
@@ -61,7 +61,6 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         skip_logits: bool = False,
         mtp_drafts: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
-        shift_labels: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> AXK1CausalLMOutput:
         """Logits, and with ``labels`` or ``shift_labels`` the losses.
@@ -75,12 +74,13 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             mtp_drafts: tokens behind the next one that the MTP modules predict, if more than there are modules: the
                 only one then runs on its own states, which is what drafting several tokens asks of it.
             num_items_in_batch: divisor of the summed losses, as transformers' Trainer passes it.
-            shift_labels: ``[batch, tokens]`` what each position predicts, in place of ``labels``; for
-                sequences that are cut over ranks.
+            kwargs: for the trunk. Or ``shift_labels`` ``[batch, tokens]``, what each position predicts, in place of
+                ``labels``: for sequences that are cut over ranks.
 
         Raises:
             ValueError: MTP modules are to run behind a filled cache, or both or neither kind of input is given.
         """
+        shift_labels = kwargs.pop("shift_labels", None)  # a parameter of this name would tell Trainer to wait for it
         labelled = labels is not None or shift_labels is not None
         runs_mtp = self._runs_mtp(labelled or output_mtp_logits, cache)
         balances = self._balances(labelled)
@@ -130,6 +130,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
     def _runs_mtp(self, asked: bool, cache: Cache | None) -> bool:
         """``asked``, where the MTP modules can do it."""
         if asked and self.model.mtp_layers and cache is not None and cache.get_seq_length() > 0:
+            check_fits(cache, self.config)
             raise ValueError(
                 "labels and output_mtp_logits run the MTP modules, which need the whole sequence: "
                 "pass all tokens and no filled past_key_values."

@@ -15,7 +15,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from axk1.config import AXK1Config
 from axk1.modeling.attention import AXK1Attention, is_standard
-from axk1.modeling.cache import LatentCache
+from axk1.modeling.cache import LatentCache, check_fits
 from axk1.modeling.compat import CACHE, accepts_both_cache_names
 from axk1.modeling.context import attention_context, next_positions, repeated_context
 from axk1.modeling.layer import AXK1DecoderLayer
@@ -126,10 +126,11 @@ class AXK1Model(AXK1PreTrainedModel):
         document.
 
         Raises:
-            ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` given.
+            ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` given, or another model's cache.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        check_fits(cache, self.config)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         inputs = cast(torch.Tensor, inputs_embeds)
