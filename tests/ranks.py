@@ -54,6 +54,19 @@ def without_labels(rank: int) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def trunk_alone(rank: int) -> dict[str, torch.Tensor]:
+    """Two steps over the trunk's states, as a classification head takes them; the MTP module takes no part."""
+    from tiny import small_model
+
+    from axk1 import AXK1ForTokenClassification
+
+    model = small_model(cls=AXK1ForTokenClassification, num_nextn_predict_layers=1).train()
+    parallel, ids = DistributedDataParallel(model), rank_tokens(rank)
+    for _ in range(2):
+        parallel(input_ids=ids, labels=ids % 2).loss.backward()
+    return gradients(model)
+
+
 def biases(rank: int) -> dict[str, torch.Tensor]:
     """The routers' biases after a step and ``update_router_biases``, and what this rank had counted."""
     from tiny import small_model
@@ -86,7 +99,7 @@ def experts(rank: int) -> dict[str, torch.Tensor]:
         return {"held": held, "logits": model.eval()(tokens(2, 7), use_cache=False).logits}
 
 
-SCENES = (reentrant, without_labels, biases, experts)
+SCENES = (reentrant, without_labels, trunk_alone, biases, experts)
 
 
 def play(rank: int, folder: str) -> None:

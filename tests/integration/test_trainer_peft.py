@@ -9,7 +9,7 @@ from tiny import PAD, small_model, tokens
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
 from axk1 import AXK1ForCausalLM
-from axk1.modeling import causal_lm
+from axk1.modeling import trunk
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -197,7 +197,7 @@ def test_prefix_tuning_says_why_not() -> None:
 def test_a_loss_of_the_trainers_own(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer keeps the labels: it learns, and is told once what its loss lacks."""
     said: list[str] = []
-    monkeypatch.setattr(causal_lm.logger, "warning_once", said.append)
+    monkeypatch.setattr(trunk.logger, "warning_once", said.append)
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import pack_rows, pad_rows, small_model, tokens
 
-from axk1.modeling import causal_lm
+from axk1 import AXK1ForSequenceClassification
+from axk1.modeling import trunk
 from axk1.modeling.moe import AXK1Router
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_:FutureWarning")  # renamed in 5.23
@@ -149,7 +150,7 @@ BALANCED: dict[str, Any] = {"num_nextn_predict_layers": 1, "router_aux_loss_coef
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the model warns of, every time; transformers' ``warning_once`` would say it in one test only."""
     found: list[str] = []
-    monkeypatch.setattr(causal_lm.logger, "warning_once", found.append)
+    monkeypatch.setattr(trunk.logger, "warning_once", found.append)
     return found
 
 
@@ -163,6 +164,15 @@ def test_a_loss_computed_elsewhere_names_what_it_lacks(said: list[str]) -> None:
     assert model.model.embed_tokens.weight.grad is not None
 
 
+def test_a_loss_over_the_trunks_states_names_what_it_lacks(said: list[str]) -> None:
+    """TRL's trainers run the trunk and a head of their own; a classifier does too."""
+    small_model(**BALANCED).train().model(tokens(2, 8))
+    assert len(said) == 1 and all(name in said[0] for name in ("mtp_loss_weight", "aux_loss_coef", "bias_update_rate"))
+    classifier = small_model(cls=AXK1ForSequenceClassification, num_nextn_predict_layers=1).train()
+    classifier(tokens(2, 8), labels=torch.tensor([0, 1])).loss.backward()
+    assert len(said) == 2
+
+
 def test_nothing_is_said_where_nothing_is_lacking(said: list[str]) -> None:
     ids = tokens(2, 8)
     model = small_model(**BALANCED)
@@ -171,6 +181,7 @@ def test_nothing_is_said_where_nothing_is_lacking(said: list[str]) -> None:
     with torch.no_grad():
         model.train()(ids)
     small_model().train()(ids)
+    small_model(num_nextn_predict_layers=1, mtp_loss_weight=0.0).train()(ids)
     frozen = small_model(num_nextn_predict_layers=1).train()
     frozen.model.mtp_layers[0].requires_grad_(False)
     frozen(ids)

@@ -62,6 +62,13 @@ def test_steps_without_labels_go_on_and_leave_equal_replicas(folder: Path) -> No
             assert moved, name
 
 
+def test_a_head_over_the_trunk_goes_on(folder: Path) -> None:
+    one, other = results(folder, ranks.trunk_alone)
+    assert one["score.weight"].abs().sum() > 0
+    for name, gradient in one.items():
+        assert torch.allclose(gradient, other[name]), name
+
+
 def test_balance_counts_are_summed_over_ranks(folder: Path) -> None:
     """Every rank moves its biases by the counts of all, which neither had alone."""
     one, other = results(folder, ranks.biases)

@@ -10,7 +10,6 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import GenerationMixin
-from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from axk1.config import AXK1Config
@@ -23,8 +22,6 @@ from axk1.modeling.objectives import attached, balance_loss, targets_at, token_l
 from axk1.modeling.outputs import AXK1CausalLMOutput, AXK1ModelOutput, AXK1MTPOutput
 from axk1.modeling.runners import Decoder, decoder_for, project
 from axk1.modeling.trunk import AXK1Model, AXK1PreTrainedModel
-
-logger = logging.get_logger(__name__)
 
 
 class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
@@ -87,10 +84,13 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         record = self._record_routers(output_router_logits, balances)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         where = {"attention_mask": attention_mask, "position_ids": position_ids}
-        outputs: AXK1ModelOutput = self.model(**inputs, **where, cache=cache, use_cache=use_cache, **record, **kwargs)
+        outputs: AXK1ModelOutput = self.model(
+            **inputs, **where, cache=cache, use_cache=use_cache, objectives=True, **record, **kwargs
+        )
         hidden = cast(torch.Tensor, outputs.last_hidden_state)
         if self.training and torch.is_grad_enabled() and not labelled:
-            hidden = self._without_objectives(hidden)
+            self.model.warn_of_missing_objectives(counted=True)
+            hidden = hidden if runs_mtp else attached(hidden, self.model.trained_mtp())
         result = AXK1CausalLMOutput(
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -164,22 +164,6 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         config = self.config
         trains = self.training and (labelled or torch.is_grad_enabled())
         return trains and config.router_aux_loss_coef + config.router_bias_update_rate > 0
-
-    def _without_objectives(self, hidden: torch.Tensor) -> torch.Tensor:
-        """A training step whose loss somebody else computes from the logits: names what is left out, and leaves the MTP
-        modules in the graph of ``hidden``."""
-        config = self.config
-        trained = [p for layer in self.model.mtp_layers for p in layer.parameters() if p.requires_grad]
-        left_out = [f"the MTP loss (mtp_loss_weight={config.mtp_loss_weight})"] if trained else []
-        if config.router_aux_loss_coef:
-            left_out.append(f"the balance loss (router_aux_loss_coef={config.router_aux_loss_coef})")
-        if left_out and not torch.compiler.is_compiling():
-            logger.warning_once(
-                "A training step without labels: its loss is computed outside of the model, without "
-                f"{' and '.join(left_out)}. Pass labels to the model to train with all of it, or add what is missing: "
-                "mtp_logits (output_mtp_logits=True) and aux_loss are in the output."
-            )
-        return attached(hidden, trained) if trained else hidden
 
     def _record_routers(self, asked: bool | None, balances: bool) -> dict[str, bool]:
         """Arguments by which trunk and MTP modules record the routers' decisions, or do not."""

@@ -130,8 +130,11 @@ def update_biases(routers: Sequence[AXK1Router], rate: float) -> None:
 def attached(states: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     """``states`` as they are, with ``parameters`` in their graph, for which no gradient comes of it.
 
-    What a step leaves out would otherwise end data-parallel training: it waits for every parameter's gradient.
+    What a step leaves out would otherwise end data-parallel training: it waits for every parameter's gradient. Not for
+    parameters that the step does use: under reentrant checkpointing they would be reported twice.
     """
+    if not parameters or torch.compiler.is_compiling():
+        return states
     return _Attached.apply(states, *parameters)  # pyright: ignore[reportReturnType]
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -22,9 +23,12 @@ from axk1.modeling.layer import AXK1DecoderLayer
 from axk1.modeling.moe import BY_PROCESSOR, AXK1Experts, AXK1Router
 from axk1.modeling.mtp import AXK1MTPLayer
 from axk1.modeling.norm import AXK1RMSNorm
+from axk1.modeling.objectives import attached
 from axk1.modeling.outputs import AXK1ModelOutput, AXK1MTPOutput
 from axk1.modeling.rope import AXK1RotaryEmbedding
 from axk1.modeling.runners import run_compiled
+
+logger = logging.get_logger(__name__)
 
 
 class AXK1PreTrainedModel(PreTrainedModel):
@@ -118,12 +122,17 @@ class AXK1Model(AXK1PreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        objectives: bool = False,
         **kwargs: Any,
     ) -> AXK1ModelOutput:
         """Runs the trunk over ``input_ids`` or ``inputs_embeds`` ``[batch, tokens]``.
 
         Packed documents: no ``attention_mask``, no ``cache``, and ``position_ids`` that restart at 0 in each
         document.
+
+        Args:
+            objectives: the caller sees to the MTP and balance losses itself; otherwise a training step names what it
+                lacks, once.
 
         Raises:
             ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` given, or another model's cache.
@@ -144,7 +153,33 @@ class AXK1Model(AXK1PreTrainedModel):
                 # a training step has no use for the latents in one piece, and nn.DataParallel gathers plain caches only
                 cache = DynamicCache(config=self.config) if self.training else LatentCache(self.config)
             states = self.norm(self._run_layers(layers, inputs, context, cache, **kwargs))
+        if self.training and torch.is_grad_enabled() and not objectives:
+            self.warn_of_missing_objectives(counted=False)
+            states = attached(states, self.trained_mtp())
         return AXK1ModelOutput(last_hidden_state=states, **{CACHE: cache})  # pyright: ignore[reportArgumentType]
+
+    def trained_mtp(self) -> list[nn.Parameter]:
+        """What learns in the MTP modules, adapters included."""
+        return [p for layer in self.mtp_layers for p in layer.parameters() if p.requires_grad]
+
+    def warn_of_missing_objectives(self, counted: bool) -> None:
+        """Says once which objectives a training step lacks whose loss is computed elsewhere, from logits or states.
+
+        Args:
+            counted: the experts' choices were counted, and ``aux_loss`` is in the output.
+        """
+        config, names = self.config, []
+        if config.mtp_loss_weight and self.trained_mtp():
+            names.append(f"the MTP loss (mtp_loss_weight={config.mtp_loss_weight})")
+        if config.router_aux_loss_coef and not config.output_router_logits:
+            names.append(f"the balance loss (router_aux_loss_coef={config.router_aux_loss_coef})")
+        if config.router_bias_update_rate and not counted:
+            names.append(f"the counts of chosen experts (router_bias_update_rate={config.router_bias_update_rate})")
+        if names and not torch.compiler.is_compiling():
+            logger.warning_once(
+                f"A training step's loss is computed outside of the model, without {' and '.join(names)}. "
+                "Pass labels to AXK1ForCausalLM to train with it, or set it to 0 to do without."
+            )
 
     def _context(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return attention_context(self.config, self.rotary_emb, *args, training=self.training, **kwargs)
