@@ -81,25 +81,42 @@ def biases(rank: int) -> dict[str, torch.Tensor]:
     return found | {name: router.e_score_correction_bias.clone() for name, router in routers.items()}
 
 
-def experts(rank: int) -> dict[str, torch.Tensor]:
-    """Logits of a checkpoint whose experts are shared out by ``base_model_ep_plan``, and how many experts are here."""
-    from tiny import tokens
+def sharded(**sizes: Any) -> Any:
+    """The checkpoint's model, shared out over both ranks by a plan of the configuration."""
     from transformers.distributed.configuration_utils import DistributedConfig
 
     from axk1 import AXK1ForCausalLM
 
-    known = inspect.signature(DistributedConfig).parameters
-    sizes: Any = {"tp_size": RANKS, **({"ep_size": RANKS} if "ep_size" in known else {"enable_expert_parallel": True})}
-    model: Any = AXK1ForCausalLM.from_pretrained(
-        os.environ["AXK1_TEST_CHECKPOINT"], distributed_config=DistributedConfig(**sizes)
-    )
+    if "ep_size" not in inspect.signature(DistributedConfig).parameters:  # transformers before 5.20
+        sizes = {"enable_expert_parallel": True} if "ep_size" in sizes else {"tp_size": RANKS}
+    how = DistributedConfig(**sizes)
+    return AXK1ForCausalLM.from_pretrained(os.environ["AXK1_TEST_CHECKPOINT"], distributed_config=how).eval()
+
+
+def experts(rank: int) -> dict[str, torch.Tensor]:
+    """Logits under ``base_model_ep_plan``, and how many experts are here."""
+    from tiny import tokens
+
+    model = sharded(tp_size=RANKS, ep_size=RANKS)
     block = model.model.layers[1].mlp.experts
     held = torch.tensor([block.num_experts, getattr(block.gate_up_proj, "_local_tensor", block.gate_up_proj).shape[0]])
     with torch.no_grad():
-        return {"held": held, "logits": model.eval()(tokens(2, 7), use_cache=False).logits}
+        return {"held": held, "logits": model(tokens(2, 7), use_cache=False).logits}
 
 
-SCENES = (reentrant, without_labels, trunk_alone, biases, experts)
+def tensors(rank: int) -> dict[str, torch.Tensor]:
+    """Logits under ``base_model_tp_plan``, and how wide a shared expert is here."""
+    from tiny import tokens
+
+    model = sharded(tp_size=RANKS)
+    weight = model.model.layers[1].mlp.shared_experts.down_proj.weight
+    held = torch.tensor(getattr(weight, "_local_tensor", weight).shape)
+    with torch.no_grad():
+        logits = model(tokens(2, 7), use_cache=False).logits
+    return {"held": held, "logits": logits.full_tensor() if hasattr(logits, "full_tensor") else logits}
+
+
+SCENES = (reentrant, without_labels, trunk_alone, biases, experts, tensors)
 
 
 def play(rank: int, folder: str) -> None:

@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.axk1.configuration_axk1 import AXK1Config as TheirConfig
 
 # YaRN from 32,768 to 131,072 tokens. cos/sin are scaled by 1.138629, the softmax scale stays qk_head_dim ** -0.5.
 K1_ROPE: dict[str, Any] = {
@@ -69,6 +68,19 @@ _CHOICES = {
 }
 
 
+class _TheirPlan:
+    """A plan of transformers' own configuration of the installed version, imported when a model asks for it: it brings
+    all of transformers' model classes along."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, config: Any, owner: type | None = None) -> Any:
+        from transformers.models.axk1 import configuration_axk1
+
+        return getattr(configuration_axk1.AXK1Config, self.name)
+
+
 class AXK1Config(PreTrainedConfig):
     """Shape and behaviour of an A.X K1 model.
 
@@ -122,9 +134,9 @@ class AXK1Config(PreTrainedConfig):
         "num_mtp_layers": "num_nextn_predict_layers",
     }
     # Our modules have the names of transformers' own class, so its plans shard them too, MTP modules included.
-    base_model_tp_plan = TheirConfig.base_model_tp_plan
-    base_model_ep_plan = TheirConfig.base_model_ep_plan
-    base_model_pp_plan = TheirConfig.base_model_pp_plan
+    base_model_tp_plan = _TheirPlan()  # pyright: ignore[reportAssignmentType]
+    base_model_ep_plan = _TheirPlan()  # pyright: ignore[reportAssignmentType]
+    base_model_pp_plan = _TheirPlan()  # pyright: ignore[reportAssignmentType]
 
     vocab_size: int = 163_840
     hidden_size: int = 7_168

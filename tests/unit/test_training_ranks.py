@@ -88,3 +88,12 @@ def test_expert_parallelism_shares_the_experts_out(folder: Path) -> None:
     for found in results(folder, ranks.experts):
         assert found["held"].tolist() == [4, 4], "8 experts on two ranks"
         assert torch.allclose(found["logits"], expected, atol=1e-5)
+
+
+def test_tensor_parallelism_splits_the_experts(folder: Path) -> None:
+    """Each rank has half of a shared expert's width; the norm after the block sees the sum of both."""
+    model = small_model(num_nextn_predict_layers=1)
+    expected, whole = model(tokens(2, 7)).logits, model.model.layers[1].mlp.shared_experts.down_proj.weight.shape
+    for found in results(folder, ranks.tensors):
+        assert found["held"].tolist() == [whole[0], whole[1] // 2]
+        assert torch.allclose(found["logits"], expected, atol=1e-5)

@@ -227,4 +227,10 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         the mean and down if more, and clears the counts, which are summed over all ranks of ``torch.distributed``.
         Routers whose weights are frozen keep their biases.
         """
-        update_biases(self._routers(), self.config.router_bias_update_rate if rate is None else rate)
+        rate = self.config.router_bias_update_rate if rate is None else rate
+        update_biases(self._routers(), rate, self.summed_over_ranks)
+
+    @staticmethod
+    def summed_over_ranks(counts: torch.Tensor) -> torch.Tensor:
+        """Counts of all processes; here of the only one. :class:`axk1.AXK1ForCausalLM` knows of others."""
+        return counts

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from axk1.config import AXK1Config
@@ -112,18 +111,19 @@ def balance_loss(
 
 
 @torch.no_grad()
-def update_biases(routers: Sequence[AXK1Router], rate: float) -> None:
-    """Auxiliary-loss-free balancing (arXiv 2408.15664) from the choices counted since the last call, on all ranks.
+def update_biases(routers: Sequence[AXK1Router], rate: float, summed: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Auxiliary-loss-free balancing (arXiv 2408.15664) from the choices counted since the last call.
 
-    Where ``torch.distributed`` is initialised, the counts are summed over its ranks first, so that each must call this
-    and all move their biases alike. Routers whose weights are frozen keep their biases.
+    Routers whose weights are frozen keep their biases.
+
+    Args:
+        summed: makes this process's counts ``[layers, E]`` those of all ranks, so that all move their biases alike.
     """
-    if routers and dist.is_available() and dist.is_initialized():
-        counts = torch.stack([router.tokens_per_expert for router in routers])
-        dist.all_reduce(counts)
-        for router, summed in zip(routers, counts, strict=True):
-            router.tokens_per_expert.copy_(summed)
-    for router in routers:
+    if not routers:
+        return
+    counts = summed(torch.stack([router.tokens_per_expert for router in routers]))
+    for router, count in zip(routers, counts, strict=True):
+        router.tokens_per_expert.copy_(count)
         router.update_bias(rate if router.weight.requires_grad else 0.0)
 
 
