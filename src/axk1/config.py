@@ -102,6 +102,19 @@ _CHOICES: dict[str, Collection[Any] | _Activations] = {
 }
 
 
+class _TheirPlan:
+    """A plan of transformers' own configuration of the installed version, imported when a model asks for it: it brings
+    all of transformers' model classes along."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, config: Any, owner: type | None = None) -> Any:
+        from transformers.models.axk1 import configuration_axk1
+
+        return getattr(configuration_axk1.AXK1Config, self.name)
+
+
 class AXK1Config(PreTrainedConfig):
     """Shape and behaviour of an A.X K1 model.
 
@@ -141,6 +154,7 @@ class AXK1Config(PreTrainedConfig):
     model_type = "axk1"
     keys_to_ignore_at_inference = [  # Trainer's predictions are the logits alone
         "past_key_values",
+        "cache",
         "router_logits",
         "router_indices",
         "mtp_logits",
@@ -148,7 +162,15 @@ class AXK1Config(PreTrainedConfig):
         "mtp_loss",
         "aux_loss",
     ]
-    attribute_map = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
+    attribute_map = {
+        "num_local_experts": "n_routed_experts",
+        "num_experts": "n_routed_experts",
+        "num_mtp_layers": "num_nextn_predict_layers",
+    }
+    # Our modules have the names of transformers' own class, so its plans shard them too, MTP modules included.
+    base_model_tp_plan = _TheirPlan()  # pyright: ignore[reportAssignmentType]
+    base_model_ep_plan = _TheirPlan()  # pyright: ignore[reportAssignmentType]
+    base_model_pp_plan = _TheirPlan()  # pyright: ignore[reportAssignmentType]
 
     vocab_size: int = 163_840
     hidden_size: int = 7_168
