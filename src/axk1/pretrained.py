@@ -33,7 +33,7 @@ from axk1.modeling.moe import AXK1Experts, AXK1Router
 from axk1.modeling.runners import RUNNERS
 from axk1.quantized.loading import converters as quantized_converters
 from axk1.quantized.loading import with_our_method, with_shapes
-from axk1.quantized.lossless import is_packed
+from axk1.kernels.lossless import is_packed
 from axk1.quantized.modules import QuantizedExperts
 from axk1.quantized.plan import plan_of
 
@@ -129,7 +129,7 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
             ValueError: an unknown layout, a request for pickle files, or packed weights.
         """
         if is_packed(self):
-            raise ValueError("Packed weights are kept in memory only: call axk1.quantized.unpack_weights(model) first.")
+            raise ValueError("Packed weights are kept in memory only: call axk1.kernels.lossless.unpack_weights(model) first.")
         quantized = plan_of(self.config) is not None
         layout = layout or ("per_expert" if quantized else "released")
         if layout not in LAYOUTS:

@@ -13,7 +13,7 @@ from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.generation.sampling import GREEDY
 from axk1.kernels import CPURunner
 from axk1.modeling.cache import LatentCache
-from axk1.quantized.lossless import (
+from axk1.kernels.lossless import (
     BLOCK,
     Packed,
     PackedExperts,

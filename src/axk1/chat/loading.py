@@ -36,7 +36,7 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
         path: the checkpoint folder; see :func:`resolve_model_path` for the default.
         device: where to run, e.g. ``"cpu"`` or ``"cuda"``; a GPU when there is one.
         dtype: ``"auto"`` for the stored one (float32 on a CPU that is slow in it), its name in torch, or ``"packed"``:
-            bfloat16 in twelve bits without loss, on a CPU (:mod:`axk1.quantized.lossless`).
+            bfloat16 in twelve bits without loss, on a CPU (:mod:`axk1.kernels.lossless`).
 
     Raises:
         ValueError: when there is no checkpoint, an unknown device or dtype, or no chat template.
@@ -47,7 +47,7 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
     import axk1  # noqa: F401  (registers the model type)
     from axk1.chat.session import Chat
     from axk1.kernels import is_fast
-    from axk1.quantized.lossless import pack_weights
+    from axk1.kernels.lossless import pack_weights
 
     folder = resolve_model_path(path)
     try:

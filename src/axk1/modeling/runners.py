@@ -119,7 +119,7 @@ class Runner(Protocol):
         ...
 
     def pack(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The parts of :class:`axk1.quantized.lossless.Packed`, if steps read weights in that form."""
+        """The parts of :class:`axk1.kernels.lossless.Packed`, if steps read weights in that form."""
         ...
 
 

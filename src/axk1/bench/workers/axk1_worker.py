@@ -75,7 +75,7 @@ def load(path: str, dtype: str, device: str, threads: int, pack: bool = False, *
     start = time.perf_counter()
     model = axk1.AXK1ForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
     if pack:
-        from axk1.quantized.lossless import pack_weights
+        from axk1.kernels.lossless import pack_weights
 
         pack_weights(model)
     ENGINE[:] = [AXK1Engine(model.to(device).eval())]  # pyright: ignore[reportArgumentType]
