@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from decoding import Watched, use_executor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import make_model, make_scripted_model, make_tokenizer
 
 from axk1.generation.budget import ThinkingBudget
-from axk1.generation.decode import decode, pad_left
+from axk1.generation.decode import decode
+from axk1.generation.executors import executor_for
 from axk1.generation.mtp import mtp_acceptance
-from axk1.generation.rows import Rows
 from axk1.generation.sampling import GREEDY, Sampling
 
 TOKENIZER = make_tokenizer()
@@ -82,12 +83,6 @@ def test_budget_zero_is_refused():
         ThinkingBudget(TOKENIZER, 1, [0])
 
 
-def test_pad_left():
-    ids, mask = pad_left([[5], [6, 7, 8]], pad_id=1, device=torch.device("cpu"))
-    assert ids.tolist() == [[1, 1, 5], [6, 7, 8]]
-    assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
-
-
 @pytest.fixture(scope="module")
 def model():
     return make_model()
@@ -137,8 +132,14 @@ def test_repetition_penalty_breaks_a_loop():
 
 def test_closing_stops_the_model(model, monkeypatch):
     """The model runs only while a step is waited for, so nothing is left to stop."""
-    calls, extend = [], Rows.extend
-    monkeypatch.setattr(Rows, "extend", lambda *args: calls.append(1) or extend(*args))
+    calls = []
+
+    class Counted(Watched):
+        def step(self, batch):
+            calls.append(1)
+            return super().step(batch)
+
+    use_executor(monkeypatch, lambda *given: Counted(executor_for(*given)))
     steps = decode(model, [[1, 2]], Sampling(seed=0), max_new_tokens=4000, stop_ids=STOP, pad_id=257)
     next(steps)
     assert len(calls) == 1
