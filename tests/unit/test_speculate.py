@@ -258,24 +258,22 @@ def exact_distribution(model: Any, prompt: list[int], sampling: Sampling, length
     return found
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3])
+@pytest.mark.parametrize("count", [0, 2])
 @pytest.mark.parametrize("seeded", [False, True])
 @torch.no_grad()
 def test_replies_are_distributed_as_the_model_says(count, seeded):
-    """Four tokens of a vocabulary of six, 1,296 replies: thousands of them drafted and checked, with penalties."""
+    """Three tokens of a vocabulary of six, 216 replies: many of them drafted and checked, with penalties."""
     model = drawn(0, vocab_size=6, initializer_range=0.3)
     sampling = Sampling(temperature=1.2, top_p=0.93, presence_penalty=0.6, repetition_penalty=1.2)
-    prompt, rows = [2, 3, 5], 6_000
+    prompt, number = [2, 3, 5], 1_000
     torch.manual_seed(count)
-    statistics, counts = DraftStatistics(), torch.zeros(6**4, dtype=torch.long)
-    for start in range(0, rows, 2_000):
-        found = replies(
-            model, [prompt] * 2_000, sampling, max_new_tokens=4, drafts=Drafts(count), statistics=statistics,
-            seeds=range(start, start + 2_000) if seeded else None,
-        )  # fmt: skip
-        cells = torch.tensor(found) @ torch.tensor([216, 36, 6, 1])
-        counts += cells.bincount(minlength=6**4)
-    assert chi_square_fits(counts, exact_distribution(model, prompt, sampling, 4, 6))
+    statistics = DraftStatistics()
+    found = replies(
+        model, [prompt] * number, sampling, max_new_tokens=3, drafts=Drafts(count), statistics=statistics,
+        seeds=range(number) if seeded else None,
+    )  # fmt: skip
+    counts = (torch.tensor(found) @ torch.tensor([36, 6, 1])).bincount(minlength=6**3)
+    assert chi_square_fits(counts, exact_distribution(model, prompt, sampling, 3, 6))
     assert count == 0 or 0.05 < (statistics.acceptance or 0) < 0.95
 
 
