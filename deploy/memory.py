@@ -6,11 +6,12 @@ The machine and the format of the weights are in a file's name, the rest in its 
 import re
 from pathlib import Path
 
-from axk1.integrations.launch.choose import Wish, choose
+from axk1.files import write_text
 from axk1.integrations.launch.explain import explanation
-from axk1.integrations.launch.hardware import Hardware
 from axk1.integrations.launch.order import SPARE, Order
+from axk1.plan.hardware import Hardware
 from axk1.plan.memory import GB, Step
+from axk1.plan.placement import Wish, choose
 from axk1.plan.weights import released_weights
 
 HERE = Path(__file__).parent
@@ -85,5 +86,5 @@ def page() -> str:
 
 if __name__ == "__main__":
     for path in files():
-        path.write_text(written(path), encoding="utf-8")
-    PAGE.write_text(page(), encoding="utf-8")
+        write_text(path, written(path))
+    write_text(PAGE, page())

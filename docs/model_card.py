@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from axk1.files import write_text
+
 CARD = Path(__file__).parents[1] / "models" / "nano"
 LANGUAGES = {"en": "English", "ko": "Korean", "zh": "Chinese", "ja": "Japanese", "es": "Spanish"}
 
@@ -96,7 +98,7 @@ def main() -> None:
     draw_curve(log, CARD / "curve.svg")
     card = (CARD / "README.md").read_text(encoding="utf-8")
     card = fill(fill(card, "accuracy", accuracy_table(report)), "stages", stage_table(log))
-    (CARD / "README.md").write_text(card, encoding="utf-8")
+    write_text(CARD / "README.md", card)
 
 
 if __name__ == "__main__":

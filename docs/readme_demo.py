@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from axk1.checkpoint.write import write_text
+from axk1.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?<=<!-- demo output -->\n)```text\n.*?```(?=\n<!-- end of demo output -->)", re.DOTALL)

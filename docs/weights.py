@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from axk1.checkpoint.names import HEAD_ROW, LAYER_ROWS, MODEL_ROWS, Row, expected_tensors
-from axk1.checkpoint.write import write_text
 from axk1.config import AXK1Config
+from axk1.files import write_text
 
 PAGE = Path(__file__).with_suffix(".md")
 HEADER = "| tensor | shape | dtype | meaning |\n|---|---|---|---|"

@@ -27,7 +27,8 @@ from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, StoredTensor, inside, load_config, open_checkpoint, read_headers, read_json
 from axk1.checkpoint.names import FUSED, HEAD_KEYS, LAYOUTS, Layout, detect_layout
 from axk1.checkpoint.verify import check_loaded, check_tensors
-from axk1.checkpoint.write import staged_folder, write_text
+from axk1.checkpoint.write import staged_folder
+from axk1.files import write_text
 from axk1.modeling.moe import AXK1Experts, AXK1Router
 from axk1.modeling.runners import RUNNERS
 from axk1.quantized.loading import converters as quantized_converters

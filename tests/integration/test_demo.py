@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from axk1.chat import Reply
 from axk1.cli.demo import LANGUAGES, SEED, Answered, draw_problems
 from axk1.cli.main import app
-from axk1.train.problems import LANGUAGES as TRAINED_LANGUAGES
-from axk1.train.problems import is_held_out
+from axk1.tasks import LANGUAGES as TRAINED_LANGUAGES
+from axk1.tasks import is_held_out
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 PROBLEMS = draw_problems(SEED)

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from axk1.chat import load
+from axk1.evaluation import held_out
+from axk1.evaluation.acceptance import reply_acceptance
 from axk1.generation.sampling import GREEDY
-from axk1.train import evaluate
-from axk1.train.problems import answer_language, dialogues, score
+from axk1.tasks import answer_language, dialogues, score
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 PROBLEMS = 200  # the full measurement is `axk1 eval` over 1,000, see models/nano/README.md
@@ -20,18 +21,18 @@ def chat():
 
 
 @pytest.fixture(scope="module")
-def results(chat) -> list[evaluate.Result]:
-    problems = evaluate.held_out_problems(PROBLEMS, seed=7)
+def results(chat) -> list[held_out.Result]:
+    problems = held_out.held_out_problems(PROBLEMS, seed=7)
     return [
         result
         for think in (True, False)
-        for result in evaluate.answer_problems(chat, problems, think, batch_size=100, max_new_tokens=128)
+        for result in held_out.answer_problems(chat, problems, think, batch_size=100, max_new_tokens=128)
     ]
 
 
 @pytest.fixture(scope="module")
 def report(results):
-    return evaluate.summary(results)
+    return held_out.summary(results)
 
 
 def test_proportions_of_the_architecture(chat) -> None:
@@ -67,7 +68,7 @@ def test_every_language_is_solved(report) -> None:
 
 @pytest.mark.slow
 def test_mtp_acceptance(chat, results) -> None:
-    assert evaluate.acceptance(chat, results) >= 0.95
+    assert reply_acceptance(chat, results) >= 0.95
 
 
 def test_the_second_turn_is_answered(chat) -> None:

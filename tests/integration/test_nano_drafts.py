@@ -8,10 +8,10 @@ import torch
 
 import axk1.kernels
 from axk1.chat import Chat, load
+from axk1.evaluation.held_out import held_out_problems
 from axk1.generation.decode import decode
 from axk1.generation.sampling import GREEDY, Logprobs, Sampling
 from axk1.generation.speculate import TIE_GAPS, Drafts, DraftStatistics
-from axk1.train.evaluate import held_out_problems
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 NEW = 96

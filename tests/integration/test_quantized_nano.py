@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from axk1.chat import Chat, load
 from axk1.checkpoint.quantize import quantize_checkpoint
+from axk1.evaluation import held_out
 from axk1.quantized import KINDS
-from axk1.train import evaluate
-from axk1.train.problems import Problem
+from axk1.tasks import Problem
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 PROBLEMS = 500
@@ -34,17 +34,17 @@ def chats(tmp_path_factory) -> dict[str, Chat]:
 @pytest.fixture(scope="module")
 def points(chats) -> dict[str, float]:
     """Think accuracy in percent."""
-    problems = evaluate.held_out_problems(PROBLEMS, seed=13)
+    problems = held_out.held_out_problems(PROBLEMS, seed=13)
     found = {}
     for kind, chat in chats.items():
-        results = evaluate.answer_problems(chat, problems, True, batch_size=125, max_new_tokens=192)
+        results = held_out.answer_problems(chat, problems, True, batch_size=125, max_new_tokens=192)
         found[kind] = 100 * sum(result.correct for result in results) / len(results)
     return found
 
 
 @pytest.fixture(scope="module")
 def perplexities(chats) -> dict[str, float]:
-    problems = evaluate.held_out_problems(200, seed=17)
+    problems = held_out.held_out_problems(200, seed=17)
     return {kind: perplexity(chat, problems) for kind, chat in chats.items()}
 
 

@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from axk1 import AXK1Config, AXK1ForCausalLM
-from axk1.bench import machine, plot, report
-from axk1.bench.bounds import Rates, decode_bound, experts_touched, latent_bytes, prefill_bound, weight_bytes
+from axk1.bench import meter, plot, report
 from axk1.bench.client import Worker, WorkerError
 from axk1.bench.engines import BASE, WORKERS, environment, parse_engines, python_of, start, weights_for
 from axk1.bench.models import (
@@ -39,6 +38,7 @@ from axk1.checkpoint.convert import STATE
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.info import describe
 from axk1.cli.main import app
+from axk1.plan.bounds import Rates, decode_bound, experts_touched, latent_bytes, prefill_bound, weight_bytes
 
 LOAD: dict[str, Any] = dict(dtype="bfloat16", device="cpu", threads=1, max_context=256, max_batch=4, vocabulary=512)
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
@@ -406,11 +406,11 @@ def _assert_same_answers(name: str, model: Model, ours: AXK1ForCausalLM, logs: P
 @pytest.fixture(scope="module")
 def measured(tiny) -> Measured:
     patch = pytest.MonkeyPatch()
-    patch.setitem(machine.BANDWIDTH_BYTES, "cpu", 2**22)
-    patch.setitem(machine.MATMUL_SIZE, "cpu", 64)
-    patch.setattr(machine, "SECONDS", 0.05)
-    patch.setattr(machine, "BESIDE_BYTES", 2**22)
-    patch.setattr(machine, "BESIDE_SECONDS", 0.01)
+    patch.setitem(meter.BANDWIDTH_BYTES, "cpu", 2**22)
+    patch.setitem(meter.MATMUL_SIZE, "cpu", 64)
+    patch.setattr(meter, "SECONDS", 0.05)
+    patch.setattr(meter, "BESIDE_BYTES", 2**22)
+    patch.setattr(meter, "BESIDE_SECONDS", 0.01)
     settings = Settings((20, 150), (30,), (3,), 20, rounds=2, tokens=3, seconds=9.0, prefilled_to=100)
     steps: list[tuple[str, int, int]] = []
     try:
@@ -494,9 +494,9 @@ def test_cases_fit_into_the_models_context():
 
 
 def test_the_command_writes_what_it_is_asked_for(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(machine.BANDWIDTH_BYTES, "cpu", 2**22)
-    monkeypatch.setitem(machine.MATMUL_SIZE, "cpu", 64)
-    monkeypatch.setattr(machine, "SECONDS", 0.05)
+    monkeypatch.setitem(meter.BANDWIDTH_BYTES, "cpu", 2**22)
+    monkeypatch.setitem(meter.MATMUL_SIZE, "cpu", 64)
+    monkeypatch.setattr(meter, "SECONDS", 0.05)
     files = [tmp_path / name for name in ("out.json", "out.svg", "out.md")]
     arguments = ["bench", "bench-tiny", "--engines", "axk1", "--contexts", "10", "--prefill", "0", "--batch", "1"]
     arguments += ["--rounds", "1", "--tokens", "2", "--threads", "1", "--cache", str(tiny.cache.parent)]

@@ -82,7 +82,8 @@ def apt(monkeypatch, tmp_path):
                 return subprocess.CompletedProcess(command, 100, "", "E: Failed to fetch")
             (cwd / f"{command[2]}_1_all.deb").write_bytes(b"archive")
         if command[:2] == ["dpkg-deb", "-x"]:
-            _pages(Path(command[3]))
+            assert (cwd / command[2]).is_file()  # as the process sees it, from its own folder
+            _pages(cwd / command[3])
         known = command[0] == "apt-cache" and command[2] != "unknown"
         return subprocess.CompletedProcess(command, 0, "1.0\n" if known or command[0] == "dpkg-deb" else "", "")
 
@@ -126,6 +127,13 @@ def test_the_cap_holds_and_the_result_is_the_same_twice(tmp_path, apt):
         ).read_bytes()
 
 
+def test_the_folder_may_be_relative(tmp_path, apt, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = build(Path("corpus"), max_bytes=3000, sources=(SOURCE,))
+    assert min(sizes.values()) > 0 and (tmp_path / "corpus" / "en.jsonl").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "library"]
+
+
 def test_an_interrupted_build_goes_on(tmp_path, apt):
     second = Source("second", "MIT", {"en": "en/*.html"})
     apt.broken.add("second")
@@ -156,7 +164,7 @@ def test_every_source_has_a_licence_and_known_languages():
 
 
 def test_problem_text_comes_from_the_training_split(tmp_path):
-    from axk1.train.problems import generate
+    from axk1.tasks import generate
 
     write_problems(tmp_path / "problems.jsonl", count=50, seed=3)
     texts = _texts(tmp_path / "problems.jsonl")

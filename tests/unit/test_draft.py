@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import ROPES, VOCAB, build, pad_rows, positions_of, random_fields, small_model, tokens
 
-from axk1.generation.draft_head import draft_head
+from axk1.kernels.draft_head import draft_head
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.runners import RUNNERS
 

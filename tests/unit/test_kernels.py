@@ -17,9 +17,9 @@ from torch import nn
 import axk1.kernels
 from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint.quantize import quantize_checkpoint
-from axk1.generation.draft_head import draft_head
 from axk1.kernels import CPURunner
 from axk1.kernels import step as step_module
+from axk1.kernels.draft_head import draft_head
 from axk1.kernels.step import MOST_ROWS
 from axk1.kernels.weights import STEP_TOKENS
 from axk1.modeling.cache import LatentCache

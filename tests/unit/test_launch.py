@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from axk1.integrations.launch import hardware as machines
 from axk1.integrations.launch import sglang, vllm
-from axk1.integrations.launch.choose import Wish, broken_rules, candidates, choose
-from axk1.integrations.launch.hardware import Hardware, find_hardware, parse_nvidia_smi
 from axk1.integrations.launch.order import SPARE, Engine, Order
+from axk1.plan import hardware as machines
+from axk1.plan.hardware import Hardware, find_hardware, parse_nvidia_smi
 from axk1.plan.memory import GB, Parallel, Step
+from axk1.plan.placement import Wish, broken_rules, candidates, choose
 from axk1.plan.weights import released_weights
 
 STEP = Step(8192, 64)

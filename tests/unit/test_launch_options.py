@@ -9,8 +9,8 @@ from test_launch import CLUSTER, DRAFTING, H100, H200, order
 
 from axk1.bench.engines import environment_python
 from axk1.integrations.launch import sglang, vllm
-from axk1.integrations.launch.choose import Wish
 from axk1.integrations.launch.order import Engine
+from axk1.plan.placement import Wish
 
 
 def source(engine: str) -> Path:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from axk1.integrations.lm_eval import one_number_problems, write_task
-from axk1.train.problems import score
+from axk1.tasks import score
 
 
 def test_problems_are_different_and_held_out() -> None:

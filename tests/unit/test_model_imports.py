@@ -1,8 +1,10 @@
 """What importing costs and does: laziness, registration in either order, and the arrows of the design."""
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import axk1
 
 SOURCE = Path(axk1.__file__).parent
+CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
 
 def python(code: str) -> str:
@@ -81,55 +84,111 @@ def test_registration_in_every_order(imports: str) -> None:
     python(imports + REGISTERED)
 
 
-def our_imports(path: Path) -> set[str]:
-    """Rooms of ours that a file imports anywhere, functions included: ``config``, ``modeling``, ``chat`` ..."""
+EXPORTED = {name: "pretrained" for name in axk1.__all__ if name.startswith("AXK1")} | {"AXK1Config": "config"}
+"""What the package hands on counts as the room it is from."""
+EXCEPTIONS = {
+    ("integrations/launch/run.py", "bench"): "the environments of engines are found by bench/engines.py",
+    ("generation/budget.py", "chat"): "moves to chat/",
+    ("chat/loading.py", "kernels"): "moves to load.py",
+    ("chat/loading.py", "quantized"): "moves to load.py",
+}
+"""Arrows that are there and should not be, each with its reason."""
+_TARGET = re.compile(r"axk1\.(\w+)(\.\w+)*")
+
+
+def rooms_of(node: ast.AST) -> set[str]:
+    """Names of ours in one node: what it imports, what it takes from the package, and modules named by a string."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("axk1.")}
+    if isinstance(node, ast.Import):
+        names = {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "relative import"
+        names = {f"{node.module}.{alias.name}" for alias in node.names}
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "axk1":
+        names = {f"axk1.{node.attr}"} if node.attr in EXPORTED else set()
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        names = {node.value}
+    found = {match[1] for name in names if (match := _TARGET.fullmatch(name))}
+    return {EXPORTED.get(name, name) for name in found}
 
 
-EXPORTED = {"AXK1Config": "config"} | {name: "pretrained" for name in axk1.__all__ if name not in ("AXK1Config",)}
-# Arrows point down. A room may import the rooms in its own set; the package's exports count as the room they are from.
-MAY_IMPORT = {
-    "config": set(),
-    "modeling": {"config"},
-    "quantized": {"config", "modeling"},
-    "checkpoint": {"config", "modeling", "quantized"},
-    "tokenizer": {"config"},
-}
-NEVER = {
-    "generation": {"engine", "serve", "train", "cli", "integrations", "plan"},
-    "chat": {"engine", "serve", "train", "cli", "integrations", "plan"},
-    "train": {"engine", "serve", "cli", "integrations", "plan"},
-    "plan": {"engine", "serve", "cli", "integrations", "train"},
-    "integrations": {"engine", "serve", "cli"},
-    "engine": {"serve", "cli", "train", "plan", "integrations"},
-    "serve": {"cli", "train", "plan", "integrations"},
-}
+def our_imports(path: Path) -> set[str]:
+    """Rooms of ours that a file imports anywhere, functions and types included: ``config``, ``modeling``, ``chat``."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {room for node in nodes for room in rooms_of(node)} - {"__version__"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
 def files_by_room() -> dict[str, list[Path]]:
     rooms: dict[str, list[Path]] = {}
     for path in sorted(SOURCE.rglob("*.py")):
-        relative = path.relative_to(SOURCE)
-        rooms.setdefault(relative.parts[0].removesuffix(".py"), []).append(path)
+        rooms.setdefault(room_of(path), []).append(path)
     return rooms
 
 
+def allowed_arrows() -> dict[str, set[str]]:
+    """The map of the rooms in CONTRIBUTING.md: its first column may import its last."""
+    table: dict[str, set[str]] = {}
+    for line in CONTRIBUTING.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 3 and cells[0].startswith("`"):
+            rooms, targets = (re.findall(r"`([a-z_]+)(?:/|\.py)?`", cells[index]) for index in (0, 2))
+            table |= {room: set(targets) for room in rooms}
+            everything = cells[2] == "every room"
+            table |= {room: {"*"} for room in rooms if everything}
+    return table
+
+
+def arrows() -> set[tuple[str, str, str]]:
+    """All of them, as (file, its room, the room that it imports)."""
+    return {
+        (str(path.relative_to(SOURCE)), room, target)
+        for room, paths in files_by_room().items()
+        for path in paths
+        for target in our_imports(path) - {room}
+    }
+
+
+def test_every_room_is_on_the_map() -> None:
+    table, rooms = allowed_arrows(), files_by_room()
+    assert set(rooms) - {"__init__"} <= set(table), "add the room to the map in CONTRIBUTING.md"
+    assert {target for targets in table.values() for target in targets} - {"*"} <= set(table)
+
+
+def test_arrows_are_those_of_the_map() -> None:
+    table = allowed_arrows() | {"__init__": {"_auto", "config", "pretrained"}}
+    drawn = arrows()
+    assert len(drawn) > 50 and ("plan/bounds.py", "plan", "checkpoint") in drawn
+    wrong = {(file, to) for file, room, to in drawn if to not in table[room] and "*" not in table[room]}
+    assert not wrong - set(EXCEPTIONS), f"not on the map in CONTRIBUTING.md: {sorted(wrong - set(EXCEPTIONS))}"
+
+
 def test_arrows_point_down() -> None:
-    rooms = files_by_room()
-    assert {"config", "modeling"} <= set(rooms) and len(rooms["modeling"]) > 5
-    for room, paths in rooms.items():
-        for path in paths:
-            used = {EXPORTED.get(name, name) for name in our_imports(path)} - {room}
-            if room in MAY_IMPORT:
-                assert used <= MAY_IMPORT[room], f"{path.relative_to(SOURCE)} imports {sorted(used)}"
-            assert not used & NEVER.get(room, set()), f"{path.relative_to(SOURCE)} imports {sorted(used)}"
+    """Following the map from any room never leads back to it."""
+    table = {room: set() if "*" in targets else targets for room, targets in allowed_arrows().items()}
+    order = tuple(TopologicalSorter(table).static_order())  # raises CycleError
+    assert order.index("config") < order.index("modeling") < order.index("generation") < order.index("chat")
+
+
+def test_every_kind_of_import_is_seen(tmp_path: Path) -> None:
+    code = """
+import axk1.kernels.step
+from axk1 import AXK1Config, plan
+from axk1.checkpoint.names import layer_index
+axk1.AXK1ForCausalLM, axk1.__version__
+HOME = "axk1.tasks"
+def late():
+    from axk1.generation import decode
+if TYPE_CHECKING:
+    from axk1.chat import Chat
+"""
+    file = tmp_path / "a.py"
+    file.write_text(code)
+    rooms = {"kernels", "config", "plan", "checkpoint", "pretrained", "tasks", "generation", "chat"}
+    assert our_imports(file) == rooms
 
 
 def test_modeling_uses_config_only_and_does_no_input_or_output() -> None:

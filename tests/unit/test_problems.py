@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from axk1.train.problems import LANGUAGES, TASKS, Problem, answer_language, generate, is_held_out, score
+from axk1.tasks import LANGUAGES, TASKS, Problem, answer_language, generate, is_held_out, score
 
 TRAIN, HELDOUT = 20_000, 10_000
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
@@ -295,5 +295,5 @@ def test_unknown_selection_is_refused(arguments: dict) -> None:
 
 
 def test_import_needs_no_torch() -> None:
-    code = "import sys, axk1.train.problems; sys.exit('torch' in sys.modules or 'reasoning_gym' in sys.modules)"
+    code = "import sys, axk1.tasks; sys.exit('torch' in sys.modules or 'reasoning_gym' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

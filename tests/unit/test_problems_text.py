@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from axk1.train.problems import LANGUAGES, TASKS, answer_language, conversations, dialogues, generate, is_held_out
-from axk1.train.problems.language import join_particles
-from axk1.train.problems.text import INTENTS, PREFIXES, TABLES
-from axk1.train.problems.types import Pool
+from axk1.tasks import LANGUAGES, TASKS, answer_language, conversations, dialogues, generate, is_held_out
+from axk1.tasks.language import join_particles
+from axk1.tasks.text import INTENTS, PREFIXES, TABLES
+from axk1.tasks.types import Pool
 
 
 def pools(language: str) -> Iterator[tuple[str, Pool]]:

@@ -220,3 +220,59 @@ def test_logprobs_without_alternatives():
     assert len(recorded.rows[0]) == 12 and all(token.top == [] for token in recorded.rows[0])
     with pytest.raises(ValueError, match="logprobs is -1"):
         Logprobs(-1)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"temperature": value} for value in (1e-50, 1e39, INF, NAN, "1", True, None, 10**400)),
+        *({"top_p": value} for value in (1e-50, 1 + 1e-7, NAN, "1")),
+        *({"top_k": value} for value in (0.5, 2**63, True, "5", None)),
+        *({"min_p": value} for value in (NAN, "0", 1.5)),
+        *({"repetition_penalty": value} for value in (1e-50, 1e39, NAN, INF)),
+        *({"seed": value} for value in (1.5, "3", True, 2**63)),
+        *({name: value} for name in ("presence_penalty", "frequency_penalty") for value in (1e39, -1e39, NAN, "1")),
+        *({"logit_bias": value} for value in ({5: 1e39}, {5: NAN}, {"5": 1.0}, {5: "1"}, {2**70: 1.0}, [(5, 1.0)])),
+    ],
+)
+def test_options_are_checked_as_what_tensors_hold(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"^{name} is .*it must be"):
+        Sampling(**options)
+
+
+@settings(deadline=None)
+@given(
+    temperature=st.sampled_from([0.0, 1e-30, 0.6, 1e30]),
+    penalty=st.sampled_from([1e-30, 1.0, 1e30]),
+    presence=st.sampled_from([-1e30, 0.0, 1e30]),
+    bias=st.sampled_from([-1e30, 0.0, 1e30]),
+    top_p=st.sampled_from([1e-30, 0.5, 1.0]),
+)
+def test_the_ends_of_the_ranges_choose_a_token_or_say_that_they_cannot(temperature, penalty, presence, bias, top_p):
+    """Never a token by NaN: of two extremes that overflow together the caller hears."""
+    sampling = Sampling(temperature, top_p, 0, 0.0, penalty, 0, presence, presence, {3: bias})
+    scorer = Scorer(sampling)
+    logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(0)) * 20
+    try:
+        scores = scorer(logits, History([1, 2, 3], CPU))
+        noise = None if sampling.greedy else Draws(0, CPU).noise(1, VOCAB)
+        token = int(choose(scores, noise))
+    except ValueError as error:
+        assert "not finite" in str(error)
+    else:
+        assert not scores.isnan().any() and scores[0, token] > -INF
+
+
+@pytest.mark.parametrize("noise", [None, torch.ones(2, 1, 5)])
+@pytest.mark.parametrize("bad", [[NAN], [INF], [NAN, -INF], [-INF] * 5])
+def test_nothing_is_chosen_from_scores_that_are_not_finite(bad, noise):
+    scores = torch.zeros(2, 1, 5)
+    scores[1, 0, : len(bad)] = torch.tensor(bad)
+    with pytest.raises(ValueError, match="not finite"):
+        choose(scores, noise)
+    scores[1, 0] = torch.tensor([-INF, 0.0, -INF, -INF, -INF])  # what penalties and budgets make: one token left
+    assert choose(scores, noise)[1].item() == 1

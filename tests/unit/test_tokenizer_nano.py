@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from axk1.tasks import LANGUAGES, generate
 from axk1.tokenizer.special_tokens import NAMED_TOKENS, NANO_SLOTS
 from axk1.tokenizer.train import TEMPLATE_FILE, chat_template
-from axk1.train.problems import LANGUAGES, generate
 
 FOLDER = Path(__file__).parents[2] / "models" / "nano"
 VOCAB_SIZE = 6144

@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from axk1.checkpoint.compressed import make_plan
 from axk1.checkpoint.convert import STATE, convert_checkpoint
 from axk1.checkpoint.files import INDEX, Stored, load_config, open_checkpoint
-from axk1.checkpoint.names import TensorSpec, detect_layout, expected_tensors, expert_slices, fused_name
-from axk1.checkpoint.write import staged_folder, write_text
+from axk1.checkpoint.names import TensorSpec, detect_layout, expected_tensors, expert_slices
+from axk1.checkpoint.write import staged_folder
 from axk1.config import AXK1Config
+from axk1.files import write_text
 from axk1.folders import user_cache
 from axk1.quantized.plan import Kind
 
@@ -118,7 +119,7 @@ def write_random(
             done += spec.size
             progress(done / total)
 
-    write_checkpoint(config, folder, tensors())
+    write_tensors(config, folder, tensors())
 
 
 def random_tensor(spec: TensorSpec, seed: int) -> torch.Tensor:
@@ -132,7 +133,7 @@ def random_tensor(spec: TensorSpec, seed: int) -> torch.Tensor:
     return torch.empty(spec.shape, dtype=torch.bfloat16).normal_(0, std, generator=generator)
 
 
-def write_checkpoint(config: AXK1Config, folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+def write_tensors(config: AXK1Config, folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Writes a sharded checkpoint from a stream of tensors; nobody ever sees half of it."""
     weight_map: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
@@ -185,7 +186,7 @@ def per_expert(model: Model) -> Path:
     target = model.cache / "per-expert"
     if not target.is_dir():
         config = AXK1Config.from_dict(model.config.to_dict() | {"num_nextn_predict_layers": 0})
-        write_checkpoint(config, target, _per_expert_tensors(model.folder, config))
+        write_tensors(config, target, _per_expert_tensors(model.folder, config))
     return target
 
 
@@ -233,11 +234,6 @@ def stored_bytes(folder: Path, itemsize: int | None = None) -> dict[str, int]:
     widths = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
     tensors = open_checkpoint(folder).tensors
     return {name: tensor.size * (itemsize or widths.get(tensor.dtype, 1)) for name, tensor in tensors.items()}
-
-
-def is_routed(name: str) -> bool:
-    """Whether a tensor belongs to the routed experts, in either layout."""
-    return fused_name(name) is not None or ".mlp.experts." in name
 
 
 def _digest(*parts: Any) -> str:

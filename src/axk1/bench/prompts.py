@@ -28,7 +28,7 @@ def prompts_for(model: Model, count: int) -> Prompts:
         return Prompts([[draw.randrange(3, model.config.vocab_size) for _ in range(LENGTH)] for _ in range(count)], [])
     from transformers import AutoTokenizer, GenerationConfig
 
-    from axk1.train.problems import generate
+    from axk1.tasks import generate
 
     tokenizer = AutoTokenizer.from_pretrained(model.folder, local_files_only=True)
     problems = islice(generate("heldout", 0, tasks=TASKS), count)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 import statistics
+import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from axk1.bench import machine
-from axk1.bench.bounds import decode_bound, latent_bytes, prefill_bound, weight_bytes
+import axk1
 from axk1.bench.models import stored_bytes
 from axk1.bench.run import Case, Entry, Measured
 from axk1.bench.summary import summarise
 from axk1.checkpoint.info import describe
-from axk1.checkpoint.write import write_text
+from axk1.files import write_text
+from axk1.plan.bounds import decode_bound, latent_bytes, prefill_bound, weight_bytes
+from axk1.plan.machine import describe as describe_machine
 
 SCHEMA = 1
 HEAD = """# Results
@@ -40,9 +43,9 @@ def to_dict(measured: Measured) -> dict[str, Any]:
     reference = next((entry for entry in measured.entries if entry.engine.base == "axk1"), measured.entries[0])
     return {
         "schema": SCHEMA,
-        "date": machine.today(),
-        "commit": machine.commit(),
-        "machine": machine.describe(measured.limits.device_name),
+        "date": today(),
+        "commit": commit(),
+        "machine": describe_machine(measured.limits.device_name),
         "settings": asdict(settings),
         "limits": {"bandwidth": measured.limits.bandwidth, "matmul": measured.limits.matmul},
         "model": {
@@ -240,3 +243,19 @@ def write_results(file: Path, data: dict[str, Any]) -> None:
     page = pattern.sub(lambda _: section, page, count=1) if pattern.search(page) else f"{page.rstrip()}\n\n{section}"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, page)
+
+
+def commit() -> str:
+    """The commit that axk1 runs from, marked when files differ from it; its version where there is no repository."""
+    command = ["git", "-C", str(Path(axk1.__file__).parent)]
+    try:
+        head = subprocess.run([*command, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*command, "status", "--porcelain", "."], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return f"axk1 {axk1.__version__}"
+    return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+
+
+def today() -> str:
+    """The date and time, UTC."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from axk1.bench import machine
+from axk1.bench import meter
 from axk1.bench.client import Worker, WorkerError
 from axk1.bench.engines import Engine, start, weights_for
 from axk1.bench.models import Model
 from axk1.bench.prompts import Prompts, prompts_for
 from axk1.bench.summary import rotated
+from axk1.plan.machine import Limits
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is done now, steps done, all steps)."""
@@ -113,7 +114,7 @@ class Measured:
     settings: Settings
     cases: list[Case]
     entries: list[Entry]
-    limits: machine.Limits
+    limits: Limits
 
 
 def run(model: Model, engines: Sequence[Engine], settings: Settings, progress: Progress) -> Measured:
@@ -137,9 +138,9 @@ def run(model: Model, engines: Sequence[Engine], settings: Settings, progress: P
     entries = [Entry(engine) for engine in engines]
     with ExitStack() as stack:
         logs = Path(tempfile.mkdtemp(prefix="axk1-bench-"))
-        meter = stack.enter_context(closing(machine.start_meter(settings.threads, settings.device, logs)))
+        gauge = stack.enter_context(closing(meter.start_meter(settings.threads, settings.device, logs)))
         steps("memory bandwidth and matrix multiplication")
-        limits = machine.measure_limits(meter, settings.threads, settings.device)
+        limits = meter.measure_limits(gauge, settings.threads, settings.device)
         pairs: list[tuple[Entry, Worker]] = []
         for entry in entries:
             entry.weights = weights_for(entry.engine, model)
@@ -151,11 +152,11 @@ def run(model: Model, engines: Sequence[Engine], settings: Settings, progress: P
             raise ValueError(entries[0].error)
         for case in cases:
             taking_part = [pair for pair in pairs if case.kind in pair[0].engine.kinds]
-            _measure(case, taking_part, settings, steps, prompts, partial(machine.measure_bandwidth, meter))
+            _measure(case, taking_part, settings, steps, prompts, partial(meter.measure_bandwidth, gauge))
         for entry, worker in pairs:
             _finish(entry, worker)
         steps("memory bandwidth and matrix multiplication")
-        limits = limits.better(machine.measure_limits(meter, settings.threads, settings.device))
+        limits = limits.better(meter.measure_limits(gauge, settings.threads, settings.device))
     if not any(entry.error for entry in entries):
         shutil.rmtree(logs)
     return Measured(model, settings, cases, entries, limits)

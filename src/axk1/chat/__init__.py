@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axk1.chat.conversation import Conversation
-    from axk1.chat.engine import Chat, ReplyStream
     from axk1.chat.loading import load, resolve_model_path
     from axk1.chat.parser import Delta, Parsed, ReasoningParser, parse
     from axk1.chat.reply import Reply
+    from axk1.chat.session import Chat, ReplyStream
     from axk1.chat.tools import ToolCall, extract_tool_calls
 
 _HOME = {
-    "Chat": "engine",
+    "Chat": "session",
     "Conversation": "conversation",
     "Delta": "parser",
     "Parsed": "parser",
     "ReasoningParser": "parser",
     "Reply": "reply",
-    "ReplyStream": "engine",
+    "ReplyStream": "session",
     "ToolCall": "tools",
     "extract_tool_calls": "tools",
     "load": "loading",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axk1.chat.engine import Chat
 from axk1.chat.messages import Message, check_messages
+from axk1.chat.session import Chat
 from axk1.generation.sampling import Sampling, row_seeds
 
 _HEAD = b'{"id": '  # how each line of ours begins
@@ -61,7 +61,7 @@ def _record(value: Any, index: int, line: int) -> Record:
     if "prompt" in value and not isinstance(value["prompt"], str):
         raise ValueError("'prompt' must be text.")
     messages = value["messages"] if "messages" in value else [{"role": "user", "content": value["prompt"]}]
-    check_messages(messages)
+    messages = check_messages(messages)
     identity, think = value.get("id", index), value.get("think")
     if not isinstance(identity, str | int) or isinstance(identity, bool):
         raise ValueError("'id' must be text or a whole number.")

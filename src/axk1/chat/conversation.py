@@ -7,6 +7,7 @@ from typing import Any
 
 from axk1.chat.messages import ROLES
 from axk1.chat.reply import Reply
+from axk1.files import write_text
 
 
 @dataclass
@@ -39,11 +40,9 @@ class Conversation:
         self.messages.append(turn)
 
     def save(self, path: str | Path) -> None:
-        """Writes the conversation as JSON, beside and then renamed into place."""
+        """Writes the conversation as JSON, for its user's eyes only."""
         path = Path(path).expanduser()
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_text(path, json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n", mode=0o600)
 
     @classmethod
     def load(cls, path: str | Path) -> "Conversation":

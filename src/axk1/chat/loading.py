@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from axk1.chat.engine import Chat
+    from axk1.chat.session import Chat
 
 NANO = Path("models") / "nano"
 
@@ -45,7 +45,7 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     import axk1  # noqa: F401  (registers the model type)
-    from axk1.chat.engine import Chat
+    from axk1.chat.session import Chat
     from axk1.kernels import is_fast
     from axk1.quantized.lossless import pack_weights
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,8 +17,8 @@ from safetensors import safe_open
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import INDEX, PICKLES, SINGLE, Stored, read_headers, read_json
 from axk1.checkpoint.names import detect_prefix, expected_tensors, expert_slices
-from axk1.checkpoint.write import write_text
 from axk1.config import AXK1Config
+from axk1.files import remove_unfinished, replacing, write_text
 
 DTYPES = {
     "BF16": torch.bfloat16,
@@ -167,8 +166,7 @@ def _write_shard(file: Path, jobs: list[Job], read: Reader) -> Iterator[int]:
 
     safetensors' own writer takes whole tensors only, and one fused tensor of K1 is 11 GB.
     """
-    beside = file.with_name(f".{file.name}.tmp")
-    with beside.open("wb") as stream:
+    with replacing(file) as stream:
         places = _write_header(stream, [output for job in jobs for output in job.outputs])
         for job in jobs:
             for piece in job.pieces:
@@ -178,9 +176,6 @@ def _write_shard(file: Path, jobs: list[Job], read: Reader) -> Iterator[int]:
                     written = stream.write(part.view(torch.uint8).numpy().data)
                     places[output.name] += written
                     yield written
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(file)
 
 
 def _write_header(stream: BinaryIO, outputs: list[Output]) -> dict[str, int]:
@@ -213,6 +208,7 @@ def _begin(target: Path, state: dict[str, Any]) -> None:
     """Makes the target folder, or finds the unfinished work on the same source in it."""
     target.mkdir(parents=True, exist_ok=True)
     if (target / STATE).is_file() and read_json(target / STATE) == state:
+        remove_unfinished(target)
         return
     if any(target.iterdir()):
         raise CheckpointError("is not empty and holds no unfinished conversion of this source. Choose another.", target)
@@ -230,9 +226,8 @@ def _copy_side_files(source: Path, target: Path, changes: dict[str, Any]) -> Non
         weights = file.name.endswith((".safetensors", ".safetensors.index.json", ".py", *PICKLES))
         if not file.is_file() or file.name.startswith(".") or weights:
             continue
-        beside = target / f".{file.name}.tmp"
-        shutil.copyfile(file, beside)
-        beside.replace(target / file.name)
+        with file.open("rb") as original, replacing(target / file.name) as copy:
+            shutil.copyfileobj(original, copy)
     config = read_json(target / "config.json")
     if changes or "auto_map" in config:
         config.pop("auto_map", None)

@@ -30,13 +30,6 @@ def staged_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Writes ``file`` beside its place and renames it there."""
-    beside = file.with_name(f".{file.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(file)
-
-
 def _publish(staged: Path, target: Path) -> None:
     files = sorted((path.relative_to(staged) for path in staged.rglob("*") if path.is_file()), key=_is_entry)
     if not files:  # a process of a distributed job that had nothing to write

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from axk1.chat import Chat, Reply
-    from axk1.train.problems import Problem
+    from axk1.tasks import Problem
 
 
 LANGUAGES = {"en": "English", "ko": "한국어", "zh": "中文", "ja": "日本語", "es": "Español"}
@@ -39,7 +39,7 @@ class Answered(NamedTuple):
     @property
     def right(self) -> bool:
         """Whether the answer states the value."""
-        from axk1.train.problems import score
+        from axk1.tasks import score
 
         return self.reply.closed and score(self.problem, self.reply.answer)
 
@@ -70,7 +70,7 @@ def demo(
 def draw_problems(seed: int) -> "list[Problem]":
     """Two problems a language, each of several steps, from the held-out split: training saw other numbers, names and
     wordings."""
-    from axk1.train.problems import generate
+    from axk1.tasks import generate
 
     pairs = [(language, task) for language, tasks in TASKS.items() for task in tasks]
     return [

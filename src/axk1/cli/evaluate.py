@@ -25,27 +25,29 @@ def evaluate(
     from rich.progress import Progress
 
     from axk1.chat import load
-    from axk1.train import evaluate as room
+    from axk1.evaluation import held_out
+    from axk1.evaluation.acceptance import reply_acceptance
+    from axk1.files import write_text
 
     chat = load(model)
-    problems = room.held_out_problems(count, seed)
-    results: list[room.Result] = []
+    problems = held_out.held_out_problems(count, seed)
+    results: list[held_out.Result] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for think in (True, False):
             task = progress.add_task("Think" if think else "Non-Think", total=count)
-            results += room.answer_problems(
+            results += held_out.answer_problems(
                 chat,
                 problems,
                 think,
                 batch_size=batch_size,
                 progress=lambda done, task=task: progress.update(task, completed=done),
             )
-    report = room.summary(results)
+    report = held_out.summary(results)
     if chat.model.config.num_nextn_predict_layers:
-        report["mtp_acceptance"] = round(room.acceptance(chat, results), 4)
+        report["mtp_acceptance"] = round(reply_acceptance(chat, results), 4)
     if details is not None:
         lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
-        details.write_text("".join(lines), encoding="utf-8")
+        write_text(details, "".join(lines))
     print(json.dumps(report, indent=2)) if as_json else _show(report, Console())  # noqa: T201
 
 

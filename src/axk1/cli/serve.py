@@ -52,10 +52,10 @@ def serve(
 ) -> None:
     """Serve an OpenAI-compatible API with vLLM or SGLang. Arguments behind -- go to the engine as they are."""
     from axk1.integrations.launch import explain, run, sglang, vllm
-    from axk1.integrations.launch.choose import Wish, choose
-    from axk1.integrations.launch.hardware import find_hardware
     from axk1.integrations.launch.order import ENGINES, SPARE, Order
+    from axk1.plan.hardware import find_hardware
     from axk1.plan.memory import Step
+    from axk1.plan.placement import Wish, choose
 
     if engine not in ENGINES:
         raise ValueError(f"--engine is {engine!r}; use {' or '.join(ENGINES)}.")

@@ -17,8 +17,9 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from axk1.config import AXK1Config
 from axk1.generation.batch import Batch, Step
-from axk1.generation.draft_head import DraftHead, draft_head
 from axk1.generation.pages import PAGE, Pool, Table
+from axk1.generation.sampling import check_chosen
+from axk1.kernels.draft_head import DraftHead, draft_head
 from axk1.modeling import AXK1ForCausalLM
 from axk1.modeling.cache import LatentLayer
 
@@ -36,7 +37,7 @@ class Executor(Protocol):
 
     def draft(self, batch: Batch, hidden: Tensor) -> Step:
         """The first MTP module over states ``hidden`` ``[N, D]`` (post-norm: the trunk's, or its own) at the batch's
-        positions and ``ids``, the tokens after them; logits by :func:`axk1.generation.draft_head.draft_head` where the
+        positions and ``ids``, the tokens after them; logits by :func:`axk1.kernels.draft_head.draft_head` where the
         model has one."""
         ...
 
@@ -80,13 +81,13 @@ class ModuleExecutor:
 
     def step(self, batch: Batch) -> Step:
         """The trunk over ``batch``."""
-        states = self._run(batch, None)
-        return self._score(batch, states, self._model.lm_head)
+        step = self._score(batch, self._run(batch, None), self._model.lm_head)
+        check_chosen(step.logits.gather(1, step.best[:, None]))
+        return step
 
     def draft(self, batch: Batch, hidden: Tensor) -> Step:
         """The first MTP module over ``hidden`` and ``batch``."""
-        states = self._run(batch, hidden)
-        return self._score(batch, states, self._head or self._model.lm_head)
+        return self._score(batch, self._run(batch, hidden), self._head or self._model.lm_head)
 
     def speculate(self, module: Batch, hidden: Tensor, trunk: Batch, count: int) -> None:
         """Declines: the parts are as fast."""

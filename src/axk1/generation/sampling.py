@@ -3,10 +3,11 @@
 Shapes: T positions, V vocabulary, L tokens of a sequence.
 """
 
-import math
+import ctypes
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Sampling:
     time, as the OpenAI API does; ``logit_bias`` is added to the logits of single token ids, before anything else.
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: for a value that is no number, or outside its range once it is the fp32 or int64 that tensors hold.
     """
 
     temperature: float = 0.6
@@ -48,27 +49,46 @@ class Sampling:
 
     def __post_init__(self) -> None:
         rules = {
-            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "top_k": (self.top_k >= 0, "0 (off) or more"),
-            "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-            "seed": (self.seed is None or 0 <= self.seed < 2**63, "0 or more, and below 2**63"),
-            "presence_penalty": (math.isfinite(self.presence_penalty), "finite"),
-            "frequency_penalty": (math.isfinite(self.frequency_penalty), "finite"),
-            "logit_bias": (
-                all(token >= 0 and math.isfinite(bias) for token, bias in self.logit_bias.items()),
-                "finite numbers for token ids of 0 or more",
-            ),
+            "temperature": (_in_fp32(self.temperature, 1e-30, 1e30, or_zero=True), "0 (greedy), or 1e-30 to 1e30"),
+            "top_p": (_in_fp32(self.top_p, 1e-30, 1), "above 0 (1e-30 or more) and at most 1"),
+            "top_k": (_is_int(self.top_k, 2**63), "a whole number, 0 (off) or more and below 2**63"),
+            "min_p": (_in_fp32(self.min_p, 0, 1), "between 0 and 1"),
+            "repetition_penalty": (_in_fp32(self.repetition_penalty, 1e-30, 1e30), "above 0, from 1e-30 to 1e30"),
+            "seed": (self.seed is None or _is_int(self.seed, 2**63), "a whole number, 0 or more and below 2**63"),
+            "presence_penalty": (_in_fp32(self.presence_penalty, -1e30, 1e30), "finite, at most 1e30 in size"),
+            "frequency_penalty": (_in_fp32(self.frequency_penalty, -1e30, 1e30), "finite, at most 1e30 in size"),
+            "logit_bias": (_are_biases(self.logit_bias), "finite numbers (at most 1e30 in size) by token id"),
         }
         for name, (valid, rule) in rules.items():
             if not valid:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {rule}.")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {rule}.")
 
     @property
     def greedy(self) -> bool:
         """Whether the most probable token is always taken."""
         return self.temperature == 0
+
+
+def _in_fp32(value: object, least: float, most: float, or_zero: bool = False) -> bool:
+    """Whether ``value`` is a number that, once it is fp32, lies between the two."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        number = ctypes.c_float(value).value  # pyright: ignore[reportArgumentType] - whatever has __float__
+    except OverflowError:
+        return False
+    zero = or_zero and value == 0
+    return zero or ctypes.c_float(least).value <= number <= ctypes.c_float(most).value
+
+
+def _is_int(value: object, end: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < end
+
+
+def _are_biases(biases: object) -> bool:
+    if not isinstance(biases, Mapping):
+        return False
+    return all(_is_int(token, 2**31) and _in_fp32(bias, -1e30, 1e30) for token, bias in biases.items())
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -192,8 +212,28 @@ class Draws:
 
 
 def choose(scores: Tensor, noise: Tensor | None) -> Tensor:
-    """Tokens ``[...]`` int64 from scores ``[..., V]``: the best, or with noise ``[..., V]`` a draw."""
-    return scores.argmax(-1) if noise is None else (scores.softmax(-1) / noise).argmax(-1)
+    """Tokens ``[...]`` int64 from scores ``[..., V]``: the best, or with noise ``[..., V]`` a draw.
+
+    Raises:
+        ValueError: where scores are NaN or plus infinity, or leave no token: nothing can be chosen from these.
+    """
+    values = scores if noise is None else scores.softmax(-1)
+    tokens = (values if noise is None else values / noise).argmax(-1)  # of NaN and others, argmax takes the NaN
+    check_chosen(values.expand(*tokens.shape, values.shape[-1]).gather(-1, tokens[..., None]))
+    return tokens
+
+
+def check_chosen(values: Tensor) -> None:
+    """Refuses a choice by ``values`` ``[...]``: the scores or probabilities of the chosen tokens.
+
+    Raises:
+        ValueError: when one of them is not finite.
+    """
+    if not bool(values.isfinite().all()):
+        raise ValueError(
+            "The model's scores for the next token are not finite (NaN or infinity), so none can be chosen: check the "
+            "weights (axk1 verify), compute in float32 or bfloat16, or take off penalties and biases."
+        )
 
 
 def margins(scores: Tensor, noise: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from axk1.config import AXK1Config
-from axk1.generation.draft_head import draft_head
+from axk1.kernels.draft_head import draft_head
 from axk1.modeling.conditions import is_hooked
 from axk1.modeling.moe import AXK1MLP, AXK1Experts, AXK1MoE, AXK1Router
 from axk1.modeling.norm import AXK1RMSNorm

@@ -1,1 +1,1 @@
-"""Memory arithmetic: what a model takes on each GPU of a given machine. Nothing is loaded."""
+"""All arithmetic: what machines are and can do, what a model takes and costs, how it is placed. Nothing is loaded."""

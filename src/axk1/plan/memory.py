@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from axk1.bench.bounds import latent_bytes
 from axk1.checkpoint.compressed import ITEM_BYTES
 from axk1.checkpoint.names import TensorSpec, layer_index
 from axk1.config import AXK1Config
+from axk1.plan.bounds import latent_bytes
 from axk1.plan.weights import Weights
 
 GB = 10**9

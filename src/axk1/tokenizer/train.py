@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from axk1.files import write_text
 from axk1.tokenizer.special_tokens import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, slot_tokens
 
 BYTES = 256
@@ -85,12 +86,6 @@ def train_tokenizer(
     return tokenizer
 
 
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, model_max_length: int = DEFAULT_MAX_LENGTH) -> None:
     """Write tokenizer.json, tokenizer_config.json and the chat template into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +98,6 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, model_max_length: int 
         "clean_up_tokenization_spaces": False,
         "model_max_length": model_max_length,
     }
-    _replace_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    _replace_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-    _replace_text(folder / TEMPLATE_FILE, chat_template())
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+    write_text(folder / TEMPLATE_FILE, chat_template())

@@ -19,6 +19,8 @@ from html.parser import HTMLParser
 from itertools import islice
 from pathlib import Path
 
+from axk1.files import replacing, write_text
+
 LANGUAGES = ("en", "ko", "zh", "ja", "es")
 PARTS = (*LANGUAGES, "code")
 DEFAULT_MAX_BYTES = 6_000_000
@@ -263,19 +265,15 @@ def _read_documents(paths: Iterable[Path], convert: Callable[[str], str]) -> Ite
 def _write_documents(path: Path, documents: Iterable[tuple[str, str]]) -> int:
     """Write (text, source) pairs as JSONL, atomically; the bytes of text."""
     total = 0
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as file:
         for text, source in documents:
             total += len(text.encode())
-            file.write(json.dumps({"text": text, "source": source}, ensure_ascii=False) + "\n")
-    partial.replace(path)
+            file.write((json.dumps({"text": text, "source": source}, ensure_ascii=False) + "\n").encode())
     return total
 
 
 def _write_json(path: Path, value: object) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _extract_package(source: Source, parts: Path) -> None:
@@ -368,6 +366,7 @@ def build(
     """
     if max_bytes < 1:
         raise ValueError(f"corpus build: max_bytes is {max_bytes}, it must be positive.")
+    out = out.expanduser().resolve()  # apt and dpkg run in folders of their own
     parts = out / ".parts"
     parts.mkdir(parents=True, exist_ok=True)
     report = progress or (lambda what, done, total: None)
@@ -395,7 +394,7 @@ def build(
 def write_problems(out: Path, *, count: int, seed: int = 0, replies: bool = False) -> int:
     """Write `count` problems of the training split, or only the `replies` to them, as `{"text", "source"}` rows; the
     bytes of text."""
-    from axk1.train.problems import generate
+    from axk1.tasks import generate
 
     drawn = islice(generate("train", seed), count)
     parts = ((*(() if replies else (p.question,)), p.reasoning, p.answer) for p in drawn)

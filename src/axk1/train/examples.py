@@ -15,7 +15,7 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from axk1.train.problems import dialogues, generate, messages
+from axk1.tasks import dialogues, generate, messages
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from axk1.files import replacing
 from axk1.train.examples import Example
 
 _OPEN_ROWS = 64  # rows filled side by side: first fit among them wastes about one percent
@@ -53,10 +54,8 @@ def pack(examples: Iterable[Example], rows: int, row_tokens: int, pad_id: int, p
     if done < rows:
         raise ValueError(f"The examples ended after {done} full rows of the {rows} that were asked for.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
+    with replacing(path) as file:
         np.save(file, array, allow_pickle=False)
-    beside.replace(path)
 
 
 class _Row:

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, Traine
 from transformers.trainer_utils import get_last_checkpoint
 
 from axk1.config import AXK1Config
+from axk1.files import write_text
 from axk1.pretrained import AXK1ForCausalLM
 from axk1.train.corpus import PARTS
 from axk1.train.examples import Example, problem_examples, text_examples
@@ -247,7 +248,5 @@ def _examples(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) 
 
 
 def _write_log(history: list[dict[str, Any]], stage: Stage, path: Path) -> None:
-    beside = path.with_name(path.name + ".part")
     lines = [{"stage": asdict(stage)}, *history]
-    beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    beside.replace(path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

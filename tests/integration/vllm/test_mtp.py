@@ -10,8 +10,8 @@ from samples import YARN, ours, prompts, save
 from support import NANO
 from transformers import AutoTokenizer
 
-from axk1.generation.mtp import mtp_acceptance
-from axk1.train.evaluate import held_out_problems
+from axk1.evaluation.acceptance import mtp_acceptance
+from axk1.evaluation.held_out import held_out_problems
 
 PLAIN = {"max_tokens": 96}
 DRAFTS = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}}

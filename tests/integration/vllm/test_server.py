@@ -23,9 +23,9 @@ from samples import script_tool_call
 from support import LM_EVAL, NANO, environment
 
 from axk1.chat import load
+from axk1.evaluation.held_out import answer_problems, held_out_problems
 from axk1.integrations.lm_eval import write_task
-from axk1.train.evaluate import answer_problems, held_out_problems
-from axk1.train.problems import score
+from axk1.tasks import score
 
 ASK = [{"role": "user", "content": "What is 17 + 25 - 9?"}]
 THINK = {"chat_template_kwargs": {"enable_thinking": True}}

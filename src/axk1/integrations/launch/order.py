@@ -6,9 +6,9 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
-from axk1.integrations.launch.choose import Choice
-from axk1.integrations.launch.hardware import Hardware
+from axk1.plan.hardware import Hardware
 from axk1.plan.memory import Spare, Step
+from axk1.plan.placement import Choice
 
 Engine = Literal["vllm", "sglang"]
 ENGINES: tuple[Engine, ...] = ("vllm", "sglang")

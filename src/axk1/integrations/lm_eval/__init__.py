@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from axk1.train.evaluate import held_out_problems
-from axk1.train.problems import Problem
+from axk1.evaluation.held_out import held_out_problems
+from axk1.files import replacing, write_text
+from axk1.tasks import Problem
 
 TEMPLATE = Path(__file__).with_name("axk1_problems.yaml")
 ONE_NUMBER = ("arithmetic", "word", "counting")  # lm-eval's own filters take one number from a reply, not a list
@@ -26,10 +27,10 @@ def write_task(folder: Path, count: int = 200, seed: int = 0) -> list[Problem]:
     folder.mkdir(parents=True, exist_ok=True)
     problems = one_number_problems(count, seed)
     rows = folder / "axk1_problems.jsonl"
-    with rows.open("w", encoding="utf-8") as file:
+    with replacing(rows) as file:
         for problem in problems:
             row = {"question": problem.question, "value": problem.value, "task": problem.task}
-            file.write(json.dumps(row | {"language": problem.language}, ensure_ascii=False) + "\n")
+            file.write((json.dumps(row | {"language": problem.language}, ensure_ascii=False) + "\n").encode())
     task = TEMPLATE.read_text(encoding="utf-8").replace("test: PROBLEMS", f"test: {json.dumps(str(rows))}")
-    (folder / TEMPLATE.name).write_text(task, encoding="utf-8")
+    write_text(folder / TEMPLATE.name, task)
     return problems

@@ -1,0 +1,78 @@
+"""From messages to token ids: the template's own markers become control tokens, what anyone wrote becomes text."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from axk1.chat.messages import Message, check_messages, check_tools, texts
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], think: bool = False, tools: Any = None
+) -> list[int]:
+    """The prompt for a reply to ``messages``, ending in ``<think>`` or ``</think>``.
+
+    A marker such as ``<|im_end|>`` inside a message is encoded like any other text: no message can end its own turn.
+
+    Raises:
+        ValueError: for messages or tools that are not right, or that the template refuses.
+    """
+    checked, functions = check_messages(messages), check_tools(tools)
+    markers = _markers(tokenizer)
+    written = [*texts(checked), *texts(functions)]
+    if not any(markers.search(text) for text in written):
+        return tokenizer.encode(_render(tokenizer, checked, functions, think), add_special_tokens=False)
+    joint = _unused(written)
+
+    def broken(text: str) -> str:
+        return markers.sub(lambda found: found[0][0] + joint + found[0][1:], text)
+
+    text = _render(tokenizer, _map(checked, broken), _map(functions, broken), think)
+    return _encode(tokenizer, text, markers, joint)
+
+
+def _render(tokenizer: PreTrainedTokenizerFast, messages: list[Message], tools: Any, think: bool) -> str:
+    try:
+        return tokenizer.apply_chat_template(  # pyright: ignore[reportReturnType]
+            messages, tools=tools, add_generation_prompt=True, enable_thinking=think, tokenize=False
+        )
+    except Exception as error:  # a template is a program: whatever it raises
+        raise ValueError(f"The chat template refuses these messages: {error}") from error
+
+
+def _markers(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
+    """The control tokens as text: the special ones, and those in angle brackets such as ``<think>``."""
+    added = tokenizer.added_tokens_decoder.values()
+    names = [t.content for t in added if t.special or (t.content.startswith("<") and t.content.endswith(">"))]
+    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str, markers: re.Pattern[str], joint: str) -> list[int]:
+    """Ids of a rendered prompt: a whole marker is its control token; a broken one, joined again, is text."""
+    backend = tokenizer.backend_tokenizer
+    plain = Tokenizer(backend.model)  # the same vocabulary, without tokens that are searched for in the text
+    plain.normalizer, plain.pre_tokenizer = backend.normalizer, backend.pre_tokenizer  # pyright: ignore
+    ids, start = [], 0
+    for found in markers.finditer(text):
+        ids += plain.encode(text[start : found.start()].replace(joint, ""), add_special_tokens=False).ids
+        ids.append(tokenizer.convert_tokens_to_ids(found[0]))
+        start = found.end()
+    return ids + plain.encode(text[start:].replace(joint, ""), add_special_tokens=False).ids
+
+
+def _unused(written: Sequence[str]) -> str:
+    """A character of the private use area that is in none of the texts."""
+    used = set().union(*written)
+    return next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
+
+
+def _map(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with ``change`` applied to every text in it."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): _map(item, change) for key, item in value.items()}
+    return [_map(item, change) for item in value] if isinstance(value, list | tuple) else value
