@@ -81,10 +81,12 @@ def _compiled(instructions: InstructionSet) -> Path:
         with (folder / "lock").open("w") as lock:
             _wait_for(lock.fileno())  # processes that start together build once
             if not _is_whole(path):
-                logger.warning("Building the CPU kernels for %s into %s (once, half a minute).", instructions.name, folder)
+                logger.warning("Building the CPU kernels for %s (once, half a minute): %s", instructions.name, folder)
                 _build_into(path, compiler, instructions)
     except OSError as error:
-        raise BuildError(f"The kernels' cache {folder} cannot be used: {error}. XDG_CACHE_HOME names another.") from error
+        raise BuildError(
+            f"The kernels' cache {folder} cannot be used: {error}. XDG_CACHE_HOME names another."
+        ) from error
     return path
 
 

@@ -93,4 +93,6 @@ def chosen() -> InstructionSet | None:
         if each.name == name:
             return each
     have = ", ".join(each.name for each in sets)
-    raise ValueError(f"AXK1_KERNELS={name}: this processor has {have}; 1 takes the first of these, 0 turns kernels off.")
+    raise ValueError(
+        f"AXK1_KERNELS={name}: this processor has {have}; 1 takes the first of these, 0 turns kernels off."
+    )

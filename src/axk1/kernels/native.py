@@ -176,6 +176,8 @@ class Layers:
 
     def __init__(self, **sizes: float) -> None:
         self._held: list[Any] = []
+        self.given: list[tuple[int, str, Tensor, Tensor | None]] = []
+        """Layer, name, weight and what belongs beside it, as set: they are kept alive here."""
         self.sizes = sizes
         self.handle: int | None = _loaded().axk1_new(byref(Shape(**sizes)))
         if not self.handle:
@@ -194,7 +196,7 @@ class Layers:
         """
         # detached: a parameter whose data is replaced later leaves the memory that is read here alone
         weight, side = weight.detach(), None if side is None else side.detach()
-        self._held += [weight, side]
+        self.given.append((layer, name, weight, side))
         _check(_loaded().axk1_set(self.handle, layer, name.encode(), byref(matrix(weight, side))))
 
     def set_head_ids(self, ids: Tensor) -> None:
@@ -202,8 +204,8 @@ class Layers:
         _check(_loaded().axk1_set_head_ids(self.handle, ids.contiguous().data_ptr(), len(ids)))
 
     def set_store(self, layer: int, fetch: Callable[[int, list[int]], Sequence[tuple[Matrix, Matrix]]]) -> None:
-        """Takes the layer's routed experts from ``fetch(layer, experts)``, asked after routing and before computing: for
-        each expert ``matrix`` of gate and up ``[2 F, D]`` and of down ``[D, F]``, readable until the next call."""
+        """Takes the layer's routed experts from ``fetch(layer, experts)``, asked after routing and before computing:
+        for each expert ``matrix`` of gate and up ``[2 F, D]`` and of down ``[D, F]``, readable until the next call."""
 
         def call(_context: Any, number: int, experts: Any, count: int, out: Any) -> int:
             try:
@@ -234,7 +236,7 @@ class Layers:
         _check(_loaded().axk1_run(self.handle, byref(step)))
 
     def speculate(self, module: Layers, waiting: StepFields, step: StepFields, count: int) -> None:
-        """``count`` greedy drafts by an MTP ``module`` after ``waiting``, and the step over them (``axk1_speculate``)."""
+        """``count`` greedy drafts by an MTP ``module`` after ``waiting``, and the step over them."""
         _check(_loaded().axk1_speculate(self.handle, module.handle, byref(waiting), byref(step), count))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from axk1.config import AXK1Config
+from axk1.kernels.draft_head import draft_head
 from axk1.kernels.lossless import PackedExperts, PackedLinear
 from axk1.kernels.native import Layers
 from axk1.modeling.conditions import is_hooked
@@ -34,7 +35,7 @@ class Weight(NamedTuple):
 
 
 class Foreign(Exception):
-    """A module that kernels do not stand in for: adapted, hooked, offloaded, of another class or with other settings."""
+    """A module that kernels do not stand in for: adapted, hooked, offloaded, of another class or setting."""
 
 
 def read_layers(
@@ -58,7 +59,7 @@ def read_model(model: AXK1ForCausalLM, module: AXK1MTPLayer | None = None) -> La
         return None
     if head.weight.dtype != embedding.weight.dtype:
         return None
-    chosen = model.draft_head() if module else None
+    chosen = draft_head(model) if module else None
     try:
         norm = module.shared_head.norm if module else trunk.norm
         read = _read_layers(trunk, cast(Sequence, layers), norm, embedding.weight.dtype)
@@ -89,9 +90,7 @@ def _read_layers(model: AXK1Model, layers: Sequence[AXK1DecoderLayer], norm: nn.
     sizes = _sizes(config, len(layers), dtype == torch.float32)
     turned = model.rotary_emb.attention_scaling
     routed = config.routed_scaling_factor
-    read = Layers(
-        **sizes, softmax_scale=scaling, eps=config.rms_norm_eps, routed_scaling=routed, angle_factor=turned
-    )
+    read = Layers(**sizes, softmax_scale=scaling, eps=config.rms_norm_eps, routed_scaling=routed, angle_factor=turned)
     for number, layer in enumerate(layers):
         if any(is_hooked(module) for module in layer.modules()):
             raise Foreign

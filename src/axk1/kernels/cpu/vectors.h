@@ -108,19 +108,23 @@ inline Lanes silu(Lanes x) {
     return x * (negative ? small : zero + 1.0f) / (small + 1.0f);
 }
 
-// The first place of the largest of `count` values.
+// The first place of the largest of `count` values; -1 where one is not finite.
 inline int64_t place_of_largest(const float* values, int64_t count) {
-    float most = values[0];
+    float most = values[0], wrong = 0.0f;
     int64_t i = 0;
     if (count >= kLanes) {
-        Lanes high = lanes(values);
-        for (i = kLanes; i + kLanes <= count; i += kLanes) high = maximum(high, lanes(values + i));
-        most = largest(high);
+        Lanes high = lanes(values), nothing = high - high;  // zeros, if all are finite
+        for (i = kLanes; i + kLanes <= count; i += kLanes) {
+            const Lanes next = lanes(values + i);
+            high = maximum(high, next), nothing += next - next;
+        }
+        most = largest(high), wrong = sum(nothing);
     }
-    for (; i < count; ++i) most = values[i] > most ? values[i] : most;
+    for (; i < count; ++i) most = values[i] > most ? values[i] : most, wrong += values[i] - values[i];
+    if (!(wrong == 0.0f)) return -1;
     for (int64_t place = 0; place < count; ++place)
         if (values[place] == most) return place;
-    return 0;  // not a number
+    return -1;
 }
 
 // `count` values to bfloat16.
