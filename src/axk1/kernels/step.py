@@ -105,7 +105,7 @@ class _LatentStep:
         buffers = [layer.buffer for layer in held]
         width = part.sizes["latent"] + part.sizes["rope"]
         if any(buffer.shape[0] != batch or buffer.shape[3] != width for buffer in buffers):
-            raise ValueError("The cache is one of another configuration: make it of this model's.")
+            raise ValueError("This is a cache of another configuration: make one of this model's.")
         row, capacity = width * buffers[0].element_size(), buffers[0].shape[2]
         if any(buffer.shape[2] != capacity for buffer in buffers):
             raise ValueError("The layers of the cache have room for different numbers of tokens.")
