@@ -89,7 +89,7 @@ def load_model(
         folder: holds ``config.json`` and safetensors files.
         device: where to run, e.g. ``"cpu"`` or ``"cuda"``; a GPU when there is one.
         dtype: ``"auto"`` for the stored one (float32 on a CPU that is slow in it), its name in torch, or ``"packed"``:
-            bfloat16 in twelve bits without loss, on a CPU (:mod:`axk1.quantized.lossless`).
+            bfloat16 in twelve bits without loss, on a CPU (:mod:`axk1.kernels.lossless`).
         options: of ``from_pretrained``, such as ``experts_implementation`` or ``check_values=True``, which looks for
             NaN and infinity in all weights (``axk1 verify`` does so too).
 
@@ -166,7 +166,7 @@ def _dtype(folder: Path, dtype: str, where: torch.device) -> Any:
 def _load_model(folder: Path, where: torch.device, number: Any, packed: bool, **options: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    from axk1.quantized.lossless import pack_weights
+    from axk1.kernels.lossless import pack_weights
 
     if not options.get("check_values"):
         options.pop("check_values", None)  # transformers' own classes do not know it

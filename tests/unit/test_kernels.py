@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -17,10 +16,9 @@ from torch import nn
 import axk1.kernels
 from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint.quantize import quantize_checkpoint
-from axk1.kernels import CPURunner
+from axk1.kernels import CPURunner, instructions, native
 from axk1.kernels import step as step_module
-from axk1.kernels.step import MOST_ROWS
-from axk1.kernels.weights import STEP_TOKENS
+from axk1.kernels.dispatch import STEP_ROWS, STEP_TOKENS, is_prompt, may_pay
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.moe import AXK1Router
 
@@ -61,7 +59,7 @@ def plain(model: AXK1ForCausalLM, ids: torch.Tensor, mask: torch.Tensor, tokens:
     return outputs.last_hidden_state[:, -tokens:]
 
 
-MOST = MOST_ROWS[torch.float32]
+MOST = 64
 SHAPES: dict[str, dict[str, Any]] = {
     "nano": {},
     "softmax": {"scoring_func": "softmax", "topk_method": "group_limited_greedy"},
@@ -72,9 +70,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 MODELS = {name: make_model(**fields) for name, fields in SHAPES.items()} if axk1.kernels.available() else {}
-
-
-DRAFTERS = {dtype: make_model(num_nextn_predict_layers=1).to(dtype) for dtype in (torch.float32, torch.bfloat16)}  # pyright: ignore[reportArgumentType]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -144,7 +139,7 @@ def test_bf16_is_as_close_to_fp32_as_the_plain_layers_are(kind, tmp_path):
         cache = prefilled(model, ids[:, :78], ones[:, :78])
         singly = [step(model, cache, ids[:, i : i + 1], ones[:, : i + 1]) for i in (78, 79)]
         assert torch.equal(state, torch.cat(singly, dim=1))  # pyright: ignore[reportArgumentType]
-    shape = (MOST_ROWS[torch.bfloat16] // STEP_TOKENS, STEP_TOKENS)  # so many that weights are read in tiles
+    shape = (STEP_ROWS // STEP_TOKENS, STEP_TOKENS)  # so many that weights are read in tiles
     ids = torch.randint(0, model.config.vocab_size, shape, generator=torch.Generator().manual_seed(9))
     ones = torch.ones_like(ids)
     whole, cache = step(model, LatentCache(model.config), ids, ones), LatentCache(model.config)
@@ -189,14 +184,8 @@ def errors_of_a_prompt(
 
 @pytest.fixture
 def reads_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As without AMX, whose products are PyTorch's; and by this path however few tokens are."""
-    model = prompt_model("dense")
-    cache = LatentCache(model.config)
-    step(model, cache, torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1))
-    if not step_module._SEEN[cache][0].reads_prompts():
-        pytest.skip("no instructions for bfloat16 here")
-    take = step_module._is_prompt
-    monkeypatch.setattr(step_module, "_is_prompt", lambda *given: True if given[3] > STEP_TOKENS else take(*given))
+    """Prompts by their own path however few tokens they are and however long what is before them."""
+    monkeypatch.setattr(step_module, "is_prompt", lambda *given: given[2] > STEP_TOKENS or is_prompt(*given))
 
 
 @pytest.mark.usefixtures("reads_prompts")
@@ -261,34 +250,24 @@ def test_a_long_prompt_runs_in_pieces(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert again is not None and torch.equal(again, states)
-    monkeypatch.setattr(step_module, "PROMPT_ROWS", 2 * 60)
+    monkeypatch.setattr(step_module, "PROMPT_TOKENS", 2 * 60)
     pieces = LatentCache(model.config)
     found = step(model, pieces, ids, ones)
-    assert found is not None
-    torch.testing.assert_close(found, states, atol=0.06, rtol=0.02)
-    torch.testing.assert_close(pieces.layers[2].joint, whole.layers[2].joint, atol=0.06, rtol=0.02)
-    decoder = model.step_decoder(LatentCache(model.config))
-    assert decoder is not None
-    assert decoder.step(ids, torch.arange(150)[None], None, 1) is None, "in pieces by whoever asks"
+    assert found is not None and torch.equal(found, states)
+    assert torch.equal(pieces.layers[2].joint, whole.layers[2].joint)
 
 
 def test_where_prompts_are_the_kernels(monkeypatch):
     """By the number of tokens, by the cost of either attention, and not beside AMX."""
-    config, half, part = AXK1Config(), torch.bfloat16, MagicMock()
-
-    def way(batch: int, tokens: int, cached: int, dtype: torch.dtype = half) -> bool | None:
-        return step_module._is_prompt(part, config, batch, tokens, cached, dtype)
-
-    monkeypatch.setattr(torch.ops.axk1, "has_amx", lambda: False)
-    assert way(1, 1, 5000) is way(4, STEP_TOKENS, 5000) is way(128, 1, 1) is False
-    assert way(129, 1, 1) is way(5, STEP_TOKENS, STEP_TOKENS) is None
-    assert way(1, STEP_TOKENS + 1, STEP_TOKENS + 1) is way(1, 129, 100_000) is way(9, 500, 500) is True
-    assert way(1, STEP_TOKENS + 1, 100_000) is False, "absorbed attention is cheaper behind a long context"
-    monkeypatch.setattr(torch.ops.axk1, "has_amx", lambda: True)
-    assert way(1, 128, 128) is True and way(1, 129, 129) is None
-    part.reads_prompts.return_value = False
-    assert way(1, 128, 128) is False and way(1, 129, 129) is None
-    assert way(1, 64, 64, torch.float32) is False and way(1, 65, 65, torch.float32) is None
+    config, half = AXK1Config(), torch.bfloat16
+    assert not any(is_prompt(config, *given) for given in [(1, 1, 5000), (4, STEP_TOKENS, 5000), (128, 1, 1)])
+    assert is_prompt(config, 129, 1, 1) and is_prompt(config, 5, STEP_TOKENS, STEP_TOKENS)
+    assert is_prompt(config, 1, STEP_TOKENS + 1, STEP_TOKENS + 1) and is_prompt(config, 9, 500, 500)
+    assert not is_prompt(config, 1, STEP_TOKENS + 1, 100_000), "absorbed attention is cheaper after a long context"
+    monkeypatch.setattr(instructions, "has_amx", lambda: False)
+    assert may_pay(1, 10_000, half)
+    monkeypatch.setattr(instructions, "has_amx", lambda: True)
+    assert may_pay(1, 128, half) and may_pay(1, 10_000, torch.float32) and not may_pay(1, 129, half)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -320,13 +299,13 @@ def test_linear_in_every_format(rows, outputs, groups, group, kind, odd, exact, 
     else:
         weight = torch.randn(outputs, width, generator=generator).to(getattr(torch, kind))
         dense = weight
-    out = torch.ops.axk1.linear(x, weight, scale, exact)
+    out = native.linear(x, weight, scale, exact)
     scales = (x.abs().double() @ dense.double().abs().T).max()
     rounding = 1e-5 if exact or kind in ("float32", "bfloat16") else 5e-5
     inputs = [x] if exact or kind != "bfloat16" else [x, x.bfloat16()]
     errors = [(out - values.double() @ dense.double().T).abs().max() / scales for values in inputs]
     assert min(errors) <= rounding
-    assert torch.equal(out[:1], torch.ops.axk1.linear(x[:1], weight, scale, exact))
+    assert torch.equal(out[:1], native.linear(x[:1], weight, scale, exact))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
@@ -342,146 +321,6 @@ def test_quantised_layers(kind, tmp_path):
     torch.testing.assert_close(state, plain(model, ids, ones, 3), atol=5e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@torch.no_grad()
-def test_whole_steps_are_those_of_the_layers(dtype):
-    """Embedding, layers, head; and the MTP module, which combines its inputs without rounding what it makes of them."""
-    model = make_model(num_nextn_predict_layers=1).to(dtype)
-    ids = torch.randint(0, model.config.vocab_size, (2, 30), generator=torch.Generator().manual_seed(4))
-    mask = torch.ones(2, 30, dtype=torch.long)
-    mask[1, :7] = 0
-    one, other = (prefilled(model, ids[:, :27], mask[:, :27]) for _ in range(2))
-    positions = torch.arange(27, 30)[None]
-    decoder = model.step_decoder(one)
-    assert decoder is not None
-    found = decoder.step(ids[:, 27:], positions, mask, 2)
-    states = step(model, other, ids[:, 27:], mask)
-    assert found is not None and states is not None
-    assert torch.equal(found.states, states)
-    assert torch.equal(found.logits, model.logits(states, other)[:, -2:].float())
-    assert torch.equal(one.layers[2].joint, other.layers[2].joint)
-    drafted = decoder.draft(states, ids[:, 27:], positions, mask[:, 27:], 1)
-    expected = model.model.draft(states, ids[:, 27:], other, mask[:, 27:], positions)
-    assert drafted is not None and drafted.logits.shape == (2, 1, model.config.vocab_size)
-    atol, rtol = (2e-5, 1e-4) if dtype == torch.float32 else (0.06, 0.02)
-    torch.testing.assert_close(drafted.states, expected, atol=atol, rtol=rtol)
-    with pytest.raises(IndexError, match="Token 10000000 is not in the vocabulary"):
-        decoder.step(torch.full((2, 1), 10_000_000), positions[:, :1], None, 1)
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 20, 60])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@torch.no_grad()
-def test_states_that_nobody_wants_change_nothing(dtype, tokens):
-    """The last layer then caches what it would have cached, and makes the last columns alone: bit for bit in a step."""
-    model: Any = DRAFTERS[dtype]
-    batch = 1 if tokens > STEP_TOKENS else 3
-    ids = torch.randint(0, model.config.vocab_size, (batch, 12 + tokens), generator=torch.Generator().manual_seed(8))
-    mask = torch.ones_like(ids)
-    mask[0, :4] = 0
-    one, other = (prefilled(model, ids[:, :12], mask[:, :12]) for _ in range(2))
-    places, keep = torch.arange(12, 12 + tokens)[None], min(2, tokens)
-    decoders = [model.step_decoder(one), model.step_decoder(other)]
-    whole = decoders[0].step(ids[:, 12:], places, mask, keep)
-    last = decoders[1].step(ids[:, 12:], places, mask, keep, whole=False)
-    drafted = decoders[0].draft(whole.states, ids[:, 12:], places, mask[:, 12:], 1)
-    draft = decoders[1].draft(whole.states, ids[:, 12:], places, mask[:, 12:], 1, whole=False)
-    assert last.states.shape == (batch, keep, model.config.hidden_size) and draft.states.shape[1] == 1
-    same = tokens <= STEP_TOKENS or dtype == torch.float32
-    for mine, expected in ((last.states, whole.states[:, -keep:]), (draft.states, drafted.states[:, -1:]),
-                           (last.logits, whole.logits), (draft.logits, drafted.logits)):  # fmt: skip
-        torch.testing.assert_close(mine, expected, atol=0.0 if same else 0.1, rtol=0.0 if same else 0.05)
-    for mine, expected in zip(one.layers, other.layers, strict=True):
-        assert torch.equal(mine.joint, expected.joint)
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    batch=st.integers(1, 4),
-    waiting=st.integers(1, 9),
-    count=st.integers(1, 5),
-    few=st.booleans(),
-    seed=st.integers(0, 2**16),
-)
-@torch.no_grad()
-def test_a_step_with_drafts_is_its_parts(dtype, batch, waiting, count, few, seed):
-    """The module over what waits, each draft the best token of its logits, the trunk over all: bit for bit, and the
-    module's cache is left without the drafts."""
-    model: Any = DRAFTERS[dtype]
-    generator = torch.Generator().manual_seed(seed)
-    vocabulary = model.config.vocab_size
-    chosen = torch.randperm(vocabulary, generator=generator)[:90].tolist() if few else None
-    model.generation_config.draft_token_ids = chosen
-    ids = torch.randint(0, vocabulary, (batch, 12 + waiting + 1), generator=generator)
-    ones = torch.ones_like(ids)
-    together, parts = (prefilled(model, ids[:, :12], ones[:, :12]) for _ in range(2))
-    newest, positions = ids[:, -1:], torch.arange(12, 12 + waiting)[None]
-    ahead = torch.arange(12 + waiting, 13 + waiting + count)[None]
-    decoders = [model.step_decoder(cache) for cache in (together, parts)]
-    states = [decoder.step(ids[:, 12:-1], positions, None, 1).states for decoder in decoders]
-    found = decoders[0].speculate((states[0], ids[:, 13:], positions), newest, ahead, count)
-    assert found is not None
-
-    draft = decoders[1].draft(states[1], ids[:, 13:], positions, None, 1)
-    module, drafts = parts.layers[model.config.num_hidden_layers], []
-    for made in range(count):
-        if few:
-            assert draft.logits.isfinite().sum() == 90 * batch and draft.logits[..., chosen].isfinite().all()
-        assert torch.equal(draft.best, draft.logits.argmax(-1))
-        drafts.append(draft.best)
-        if made + 1 < count:
-            draft = decoders[1].draft(draft.states[:, -1:], drafts[-1], positions[:, -1:] + made + 1, None, 1)
-    module.crop(1 - count)
-    expected = torch.cat([newest, *drafts], 1)
-    step = decoders[1].step(expected, ahead, None, count + 1)
-    assert torch.equal(found[0], expected)
-    assert torch.equal(step.best, step.logits.argmax(-1))
-    assert all(torch.equal(mine, other) for mine, other in zip(found[1], step, strict=True))
-    for mine, other in zip(together.layers, parts.layers, strict=True):
-        assert torch.equal(mine.joint, other.joint)
-
-
-@torch.no_grad()
-def test_a_short_head_gives_the_whole_ones_logits():
-    """Whether it is the kernels' or PyTorch's; the first of equal logits is the best, as for PyTorch."""
-    model: Any = DRAFTERS[torch.bfloat16]
-    model.lm_head.weight[40:50] = model.lm_head.weight[40]
-    ids = torch.arange(30, 42)[None]
-    for chosen in (None, [45, 44, 300, 7, 41]):
-        model.generation_config.draft_token_ids = chosen
-        decoder = model.step_decoder(LatentCache(model.config))
-        states = decoder.step(ids, ids, None, 1).states
-        draft, head = decoder.draft(states, ids, ids, None, 12), model.draft_head()
-        assert torch.equal(draft.best, draft.logits.argmax(-1))
-        rows = range(model.config.vocab_size) if chosen is None else chosen
-        expected = torch.full_like(draft.logits, -torch.inf)
-        expected[..., list(rows)] = model.lm_head(draft.states)[..., list(rows)].float()
-        torch.testing.assert_close(draft.logits, expected, atol=0.02, rtol=0.01)
-        if head is not None:
-            torch.testing.assert_close(head(draft.states).float(), expected, atol=0.02, rtol=0.01)
-
-
-@torch.no_grad()
-def test_decoders_are_made_of_plain_models_only():
-    def decoder(change: Any) -> Any:
-        model = copy.deepcopy(MODELS["nano"])
-        change(model)
-        return model.step_decoder(LatentCache(model.config))
-
-    assert decoder(lambda m: None) is not None
-    for change in (
-        lambda m: m.train(),
-        lambda m: m.set_attn_implementation("eager"),
-        lambda m: setattr(m.config, "output_hidden_states", True),
-        lambda m: m.model.register_forward_hook(lambda module, inputs, output: None),
-        lambda m: m.lm_head.register_forward_pre_hook(lambda module, inputs: None),
-        lambda m: setattr(m, "lm_head", nn.Linear(m.config.hidden_size, m.config.vocab_size)),
-        lambda m: m.lm_head.half(),
-    ):
-        assert decoder(change) is None
-
-
 def test_what_it_cannot_run_it_declines():
     ids, ones = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1)
     for break_it in (
@@ -495,8 +334,6 @@ def test_what_it_cannot_run_it_declines():
         assert step(model, LatentCache(model.config), ids, ones) is not None
         break_it(model)
         assert step(model, LatentCache(model.config), ids, ones) is None
-    many = torch.zeros(MOST + 1, 1, dtype=torch.long)
-    assert step(MODELS["nano"], LatentCache(MODELS["nano"].config), many, torch.ones_like(many)) is None
 
 
 def test_the_environment_turns_it_off():

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 import axk1.chat
 from axk1 import AXK1Config, AXK1ForCausalLM
+from axk1.generation.pages import Pool
 from axk1.generation.sampling import GREEDY
-from axk1.kernels import CPURunner
-from axk1.modeling.cache import LatentCache
-from axk1.quantized.lossless import (
+from axk1.kernels import available
+from axk1.kernels.dispatch import executor
+from axk1.kernels.lossless import (
     BLOCK,
     Packed,
     PackedExperts,
@@ -24,8 +25,9 @@ from axk1.quantized.lossless import (
     unpack,
     unpack_weights,
 )
+from axk1.modeling.cache import LatentCache
 
-READ = CPURunner().pack(torch.zeros(1, BLOCK, dtype=torch.bfloat16)) is not None
+READ = available()
 kernels = pytest.mark.skipif(not READ, reason="no kernels for packed weights on this machine")
 
 
@@ -112,7 +114,8 @@ def test_a_step_has_the_same_bits() -> None:
     freed = pack_weights(given)
     kinds = [type(module) for module in given.modules()]
     assert PackedExperts in kinds and PackedLinear in kinds and freed > 0
-    assert CPURunner().decoder(given, LatentCache(given.config)) is not None, "packed weights are read by the kernels"
+    pool = Pool(given.config, torch.bfloat16, torch.device("cpu"))
+    assert executor(given, pool) is not None, "packed weights are read by the kernels"
     after = steps(given, lengths)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
@@ -120,7 +123,7 @@ def test_a_step_has_the_same_bits() -> None:
 @torch.no_grad()
 def test_the_plain_path_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("axk1.kernels.step.available", lambda: False)
-    monkeypatch.setattr("axk1.kernels.step.is_fast", lambda dtype: False)
+    monkeypatch.setattr("axk1.kernels.native.available", lambda: False)
     given = model()
     before = {name: weight.clone() for name, weight in given.state_dict().items()}
     linear = given.model.layers[0].self_attn.o_proj

@@ -1,12 +1,19 @@
-"""Faster decode steps, which plug in at ``modeling/runners.py``: compiled operators on the CPU, CUDA graphs on a GPU.
+"""Every faster way: compiled steps on the CPU (``cpu/``), and the choice between them and PyTorch's operators.
 
-One operator for all layers reads every weight once, in the layout the checkpoint has; ``cpu/rows.h`` holds the
-arithmetic. It is built on first use where a C++ compiler is found. Without one, or with ``AXK1_KERNELS=0``, the plain
-PyTorch path of ``modeling`` runs instead: the two are tested equal.
+All layers in one call, every weight read once, in the layout the checkpoint has. The library is compiled for the
+processor's instruction set on first use, or comes built with the wheel. Without one, or with ``AXK1_KERNELS=0``, the
+plain PyTorch path of ``modeling`` runs instead: the two are tested equal.
 """
 
-from axk1.kernels.build import available, is_fast
-from axk1.kernels.graphs import CUDARunner
+import torch
+
+from axk1.kernels import native
+from axk1.kernels.native import available
 from axk1.kernels.step import CPURunner
 
-__all__ = ["CPURunner", "CUDARunner", "available", "is_fast"]
+__all__ = ["CPURunner", "available", "is_fast"]
+
+
+def is_fast(dtype: torch.dtype) -> bool:
+    """Whether kernels compute in ``dtype`` as fast as they read it: bfloat16 is widened in registers where need be."""
+    return available() and dtype in (torch.float32, torch.bfloat16) and native.instructions() != "plain"

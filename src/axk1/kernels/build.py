@@ -1,87 +1,156 @@
-"""Compiles ``cpu/*.cpp`` once for this machine, PyTorch and source, and loads the operators ``torch.ops.axk1.*``."""
+"""The library of CPU kernels: taken built from the package, or compiled once per instruction set and source."""
 
-import fcntl
+from __future__ import annotations
+
+import ctypes
 import hashlib
 import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from axk1.folders import user_cache
+from axk1.kernels.instructions import InstructionSet, chosen
 
 SOURCES = Path(__file__).parent / "cpu"
-FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-Wno-psabi")
+BUILT = Path(__file__).parent / "built"
+"""Libraries that a wheel brings along, ``axk1_NAME.so``."""
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast")
+QUIET = ("-Wno-psabi", "-Wno-unknown-pragmas")
+SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+COMPILE_SECONDS = 600
 logger = logging.getLogger(__name__)
+
+
+class BuildError(Exception):
+    """A library that cannot be compiled, written or loaded."""
 
 
 def are_wanted() -> bool:
     """Whether ``AXK1_KERNELS`` leaves faster steps on; 0 turns them off, on CPUs and GPUs."""
-    return os.environ.get("AXK1_KERNELS", "1") != "0"
+    return chosen() is not None
 
 
 @cache
-def available() -> bool:
-    """Whether the operators are there, after building them if need be (about half a minute, once a machine)."""
-    if not are_wanted():
-        return False
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None or platform.system() != "Linux":
-        logger.info("No C++ compiler for Linux was found: decoding runs on PyTorch's own operators.")
-        return False
+def library() -> ctypes.CDLL | None:
+    """The kernels for this processor (or for the set that ``AXK1_KERNELS`` names), compiled first if need be: about
+    half a minute, once. None where they are turned off or there is no way to have them."""
+    instructions = chosen()
+    if instructions is None:
+        return None
     try:
-        torch.ops.load_library(str(_library(compiler)))
-    except (OSError, subprocess.CalledProcessError) as error:
-        detail = error.stderr[-2000:] if isinstance(error, subprocess.CalledProcessError) else error
-        logger.warning(
-            "The CPU kernels could not be built or loaded; decoding runs on PyTorch's own operators, more slowly. %s",
-            detail,
-        )
+        return load(instructions)
+    except BuildError as error:
+        logger.warning("No CPU kernels; decoding runs on PyTorch's own operators, more slowly. %s", error)
+        return None
+
+
+def load(instructions: InstructionSet) -> ctypes.CDLL:
+    """The library of one instruction set.
+
+    Raises:
+        BuildError: it is not there and cannot be compiled, or does not load.
+    """
+    built = BUILT / f"axk1_{instructions.name}.so"
+    path = built if built.is_file() and not _sanitized() else _compiled(instructions)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BuildError(f"{path} does not load: {error}.") from error
+
+
+def _sanitized() -> bool:
+    return os.environ.get("AXK1_KERNELS_SANITIZE", "0") == "1"
+
+
+def _compiled(instructions: InstructionSet) -> Path:
+    """The library in the cache; compiled where it is missing, cut off or changed."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    if compiler is None or platform.system() not in ("Linux", "Darwin"):
+        raise BuildError("There is no C++ compiler (g++ or clang++; CXX names another).")
+    folder = user_cache("kernels") / _fingerprint(compiler, instructions)
+    path = folder / f"axk1_{instructions.name}.so"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_owner(folder)
+        with (folder / "lock").open("w") as lock:
+            _wait_for(lock.fileno())  # processes that start together build once
+            if not _is_whole(path):
+                logger.warning("Building the CPU kernels for %s (once, half a minute): %s", instructions.name, folder)
+                _build_into(path, compiler, instructions)
+    except OSError as error:
+        raise BuildError(
+            f"The kernels' cache {folder} cannot be used: {error}. XDG_CACHE_HOME names another."
+        ) from error
+    return path
+
+
+def _wait_for(descriptor: int) -> None:
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _check_owner(path: Path) -> None:
+    """What is loaded is code: it has to be this user's (or root's), and nobody else may have written it."""
+    info = path.stat()
+    if info.st_uid not in (os.geteuid(), 0) or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BuildError(f"{path} belongs to another user or is writable by others; remove it, or set XDG_CACHE_HOME.")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the library is there as it was written."""
+    digest = path.with_suffix(".sha256")
+    if not (path.is_file() and digest.is_file()):
         return False
-    return True
+    for each in (path, digest):
+        _check_owner(each)
+    return hashlib.sha256(path.read_bytes()).hexdigest() == digest.read_text(errors="replace").strip()
 
 
-def is_fast(dtype: torch.dtype) -> bool:
-    """Whether the operators are there, with this processor's own instructions for ``dtype``."""
-    return available() and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.axk1.reads_lossless()))
+def _build_into(path: Path, compiler: str, instructions: InstructionSet) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made = compile_library(instructions, Path(scratch) / path.name, compiler)
+        made.chmod(0o700)
+        with made.open("rb") as stream:
+            os.fsync(stream.fileno())
+        digest = Path(scratch) / "digest"
+        digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
+        made.replace(path)
+        digest.replace(path.with_suffix(".sha256"))
 
 
-def _library(compiler: str) -> Path:
-    """The shared library for this source, PyTorch, compiler and processor; compiled if it is not in the cache."""
-    library = user_cache("kernels") / _fingerprint(compiler) / "axk1_cpu.so"
-    if library.is_file():
-        return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with (library.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # processes that start together build once
-        if not library.is_file():
-            logger.warning("Building the CPU kernels into %s (once, about half a minute).", library.parent)
-            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-                _compile(compiler, Path(folder) / library.name).replace(library)
-    return library
-
-
-def _fingerprint(compiler: str) -> str:
-    digest = hashlib.sha256(f"{torch.__version__} {compiler} {FLAGS}".encode())
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.read_bytes())
-    # -march=native: a home folder may be shared by machines with other processors
-    flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))]
-    digest.update("".join(flags[:1]).encode())
+def _fingerprint(compiler: str, instructions: InstructionSet) -> str:
+    flags = (*FLAGS, *instructions.flags, *(SANITIZERS if _sanitized() else ()))
+    digest = hashlib.sha256(f"{compiler} {flags} {platform.machine()}".encode())
+    for path in sorted(SOURCES.rglob("*")):
+        if path.is_file():
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _compile(compiler: str, out: Path) -> Path:
-    torch_folder = Path(torch.__file__).parent
-    includes = [torch_folder / "include", torch_folder / "include/torch/csrc/api/include"]
-    command = [compiler, *FLAGS, str(SOURCES / "library.cpp"), "-o", str(out)]
-    command += [argument for include in includes for argument in ("-isystem", str(include))]
-    command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-    command += [f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def compile_library(instructions: InstructionSet, out: Path, compiler: str = "g++") -> Path:
+    """Compiles the library of one instruction set to ``out``.
+
+    Raises:
+        BuildError: the compiler fails or takes longer than ``COMPILE_SECONDS``.
+    """
+    command = [compiler, *FLAGS, *instructions.flags, *QUIET, *(SANITIZERS if _sanitized() else ())]
+    try:
+        done = subprocess.run(
+            [*command, str(SOURCES / "library.cpp"), "-o", str(out)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMPILE_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{compiler} did not compile the kernels: {error}.") from error
+    if done.returncode:
+        tail = done.stderr.decode(errors="replace")[-2000:]
+        raise BuildError(f"{compiler} did not compile the kernels:\n{tail}")
     return out

@@ -1,4 +1,4 @@
-"""Runs decode steps on the compiled operators: all layers in one call, on the model's own weights."""
+"""Runs steps on the compiled kernels: all layers in one call, on the model's own weights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from axk1.kernels.build import available, is_fast
-from axk1.kernels.weights import FORMATS, STEP_TOKENS, read_layers, read_model
-from axk1.modeling.attention import products
-from axk1.modeling.runners import Step
+from axk1.kernels import native
+from axk1.kernels.dispatch import PROMPT_TOKENS, is_prompt, may_pay
+from axk1.kernels.native import DTYPES, Layers, StepFields, available, numbers
+from axk1.kernels.weights import FORMATS, read_layers, read_model
 
 if TYPE_CHECKING:
-    from axk1.config import AXK1Config
+    from axk1.generation.batch import Batch, Step
+    from axk1.generation.pages import Pool
     from axk1.modeling.cache import LatentCache
     from axk1.modeling.causal_lm import AXK1ForCausalLM
     from axk1.modeling.layer import AXK1DecoderLayer
@@ -25,13 +26,8 @@ if TYPE_CHECKING:
     from axk1.modeling.rope import AXK1RotaryEmbedding
     from axk1.modeling.trunk import AXK1Model
 
-MOST_ROWS = {torch.bfloat16: 128, torch.float32: 64}
-"""Tokens of a step, over all sequences, by the states' dtype: with more, PyTorch's operators are faster. Its rows have
-the same bits whatever runs beside them."""
-PROMPT_ROWS = 4096
-"""Tokens of a prompt that are run at once, over all sequences: what bounds the memory for activations."""
-ABSORBED_COST = 1.5
-"""A multiplication of a step's absorbed attention takes as long as this many of a prompt's expanded one."""
+PAGE = 64
+"""Tokens per page of latents (``kPage`` in ``cpu/tokens.h``)."""
 _SEEN: WeakKeyDictionary[LatentCache, dict[int, Any]] = WeakKeyDictionary()
 _FP32 = torch.empty(0)  # the rotary embedding answers in the dtype of what it is given
 
@@ -49,13 +45,13 @@ class CPURunner:
         attention_mask: Tensor | None,
         cache: LatentCache,
     ) -> Tensor | None:
-        """Runs ``layers`` and ``norm`` over ``[B, T, D]`` new tokens behind ``cache``; None: it cannot.
+        """Runs ``layers`` and ``norm`` over ``[B, T, D]`` new tokens after ``cache``; None: it cannot.
 
         Weights are looked up once for a cache, so that those replaced between generations are seen.
         """
         batch, tokens, _ = hidden_states.shape
         dtype = hidden_states.dtype
-        if not _may_pay(batch, tokens, dtype) or not available():
+        if not may_pay(batch, tokens, dtype) or not available():
             return None
         first, seen = layers[0].self_attn.layer_idx, _SEEN.setdefault(cache, {})  # of the trunk or of an MTP module
         if first not in seen:
@@ -63,148 +59,188 @@ class CPURunner:
         part, past = seen[first], cache.layers[first].get_seq_length()
         if part is None:
             return None
-        prompt = _is_prompt(part, model.config, batch, tokens, past + tokens, dtype)
-        if prompt is None:
-            return None
-        buffers, _ = _space(cache, first, first + len(layers), batch, tokens, dtype)
-        keep, piece, states = _kept(attention_mask), max(PROMPT_ROWS // batch, 1), []
+        prompt = is_prompt(model.config, batch, tokens, past + tokens)
+        held = cache.layers[first : first + len(layers)]
+        if hidden_states.shape[2] != part.sizes["hidden"] or position_ids.shape[1] != tokens:
+            raise ValueError(
+                f"States {list(hidden_states.shape)} at positions {list(position_ids.shape)} do not fit a model of "
+                f"hidden_size {model.config.hidden_size}: give as many positions as states, of that width."
+            )
+        for layer in held:
+            layer.append_space(batch, tokens, dtype, _FP32.device)
+        keep, out = _kept(attention_mask), hidden_states.new_empty(hidden_states.shape)
+        piece = max(PROMPT_TOKENS // batch, 1)
         for start in range(0, tokens, piece):
             stop = min(start + piece, tokens)
-            angles = _angles(model.rotary_emb, position_ids[:, start:stop])
-            states.append(part.run(hidden_states[:, start:stop], buffers, past + stop, *angles, keep, prompt))
-        return states[0] if len(states) == 1 else torch.cat(states, dim=1)
+            positions = position_ids[:, start:stop].expand(batch, -1)
+            states = hidden_states[:, start:stop].contiguous()
+            made = states.new_empty(states.shape)
+            step = _LatentStep(part, model.rotary_emb, held, states, positions, past + start, keep, prompt)
+            step.run(made)
+            out[:, start:stop] = made
+        return out
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor | None:
         """``[..., I]`` times ``[O, I]`` for few rows, summed in fp32, to x's dtype; None: it cannot."""
-        few = x.numel() <= MOST_ROWS.get(x.dtype, 0) * x.shape[-1]
-        usable = few and x.dtype == weight.dtype and weight.dtype in FORMATS
+        usable = x.dtype == weight.dtype and weight.dtype in FORMATS and may_pay(1, x.numel() // x.shape[-1], x.dtype)
         if not usable or not (weight.is_contiguous() and weight.is_cpu and available()):
             return None
-        return torch.ops.axk1.linear(x, weight, None, x.dtype == torch.float32)
-
-    def pack(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
-        """``axk1.quantized.lossless.Packed`` of a bfloat16 weight; None: steps cannot read it."""
-        if not is_fast(torch.bfloat16):
-            return None
-        return torch.ops.axk1.pack_lossless(weight)
-
-    def decoder(self, model: AXK1ForCausalLM, cache: LatentCache) -> CPUDecoder | None:
-        """Whole steps of ``model`` behind ``cache``; None: it cannot."""
-        trunk = read_model(model) if available() else None
-        return None if trunk is None else CPUDecoder(model, cache, trunk)
+        return native.linear(x, weight.detach(), exact=x.dtype == torch.float32)
 
 
-class CPUDecoder:
-    """:class:`axk1.modeling.runners.Decoder` of CPUs; ``trunk`` is what :func:`read_model` made of the model."""
+class _LatentStep:
+    """A step over sequences of equal length whose latents are in one buffer per layer, ``[B, 1, capacity, C + R]``."""
 
-    exact = True
-
-    def __init__(self, model: AXK1ForCausalLM, cache: LatentCache, trunk: Any) -> None:
-        self._model, self._cache, self._trunk = model, cache, trunk
-        self._rotary, self._dtype = model.model.rotary_emb, model.model.embed_tokens.weight.dtype
-        self._depth = model.config.num_hidden_layers
-
-    @cached_property
-    def _module(self) -> Any | None:
-        modules = self._model.model.mtp_layers
-        return read_model(self._model, cast("AXK1MTPLayer", modules[0])) if modules else None
-
-    def step(self, ids: Tensor, positions: Tensor, mask: Tensor | None, keep: int, whole: bool = True) -> Step | None:
-        """The trunk over ids ``[B, T]``, with the logits of the last ``keep`` columns."""
-        return self._run(self._trunk, None, 0, self._depth, ids, positions, mask, keep, whole)
-
-    def draft(
-        self, hidden: Tensor, ids: Tensor, positions: Tensor, mask: Tensor | None, keep: int, whole: bool = True
-    ) -> Step | None:
-        """The first MTP module over the states of ``positions`` and the tokens after them."""
-        return self._run(self._module, hidden, self._depth, self._depth + 1, ids, positions, mask, keep, whole)
-
-    def speculate(
-        self, waiting: tuple[Tensor, Tensor, Tensor], newest: Tensor, positions: Tensor, count: int
-    ) -> tuple[Tensor, Step] | None:
-        """Greedy drafts behind what waits for the module, and the trunk over ``newest`` and the drafts."""
-        hidden, ids, places = waiting
-        batch, tokens = ids.shape
-        if self._module is None or batch * max(tokens, count + 1) > MOST_ROWS[self._dtype]:
-            return None
-        depth = self._depth
-        mine, length = _space(self._cache, depth, depth + 1, batch, tokens + count - 1, self._dtype)
-        self._cache.layers[depth].crop(1 - count)  # drafts leave no trace
-        space = _space(self._cache, 0, depth, batch, count + 1, self._dtype)
-        turns = _angles(self._rotary, positions)
-        module = (self._module, hidden, ids, places, mine, length + 1 - count)
-        drafted, *found = self._trunk.speculate(*module, newest, *space, *turns, count)
-        return drafted, Step(*found)
-
-    def _run(
+    def __init__(
         self,
-        part: Any | None,
-        hidden: Tensor | None,
-        first: int,
-        last: int,
-        ids: Tensor,
+        part: Layers,
+        rotary: AXK1RotaryEmbedding,
+        held: Sequence[Any],
+        states: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
-        keep: int,
-        whole: bool,
-    ) -> Step | None:
-        batch, tokens = ids.shape
-        if part is None or batch * tokens > PROMPT_ROWS:
-            return None
-        cached = self._cache.layers[first].get_seq_length() + tokens
-        prompt = _is_prompt(part, self._model.config, batch, tokens, cached, self._dtype)
-        if prompt is None:
-            return None
-        space = _space(self._cache, first, last, batch, tokens, self._dtype)
-        return Step(
-            *part.decode(
-                ids,
-                hidden,
-                *space,
-                *_angles(self._rotary, positions),
-                _kept(mask),
-                keep,
-                tokens if whole else keep,
-                prompt,
-            )
-        )
+        past: int,
+        keep: Tensor | None,
+        prompt: bool,
+    ) -> None:
+        batch, tokens, _ = states.shape
+        buffers = [layer.buffer for layer in held]
+        width = part.sizes["latent"] + part.sizes["rope"]
+        if any(buffer.shape[0] != batch or buffer.shape[3] != width for buffer in buffers):
+            raise ValueError("This is a cache of another configuration: make one of this model's.")
+        row, capacity = width * buffers[0].element_size(), buffers[0].shape[2]
+        if any(buffer.shape[2] != capacity for buffer in buffers):
+            raise ValueError("The layers of the cache have room for different numbers of tokens.")
+        if keep is not None and keep.shape != (batch, past + tokens):
+            raise ValueError(f"The mask has the shape {list(keep.shape)} for {past + tokens} cached tokens.")
+        count = -(-(past + tokens) // PAGE)
+        pages = torch.arange(batch)[:, None] * (capacity * row) + torch.arange(count) * (PAGE * row)
+        self._part = part
+        self._step = step = StepFields(sequences=batch, prompts=batch if prompt else 0, threads=torch.get_num_threads())
+        every, frequencies = numbers([tokens] * batch), _frequencies(rotary, positions)
+        fields: dict[str, Any] = {
+            "starts": numbers(range(0, batch * tokens + 1, tokens)),
+            "cached": numbers([past] * batch),
+            "positions": positions.contiguous(),
+            "pages": pages,
+            "layers": numbers([buffer.data_ptr() for buffer in buffers]),
+            "frequencies": frequencies,
+            "keep": keep,
+            "hidden": states,
+            "wanted": every,
+            "scored": numbers([0] * batch),
+        }
+        self._held = fields, buffers
+        _point(step, fields, part)
+        step.most_pages, step.keep_stride = count, past + tokens
+        step.cache_format, step.hidden_format = DTYPES[buffers[0].dtype], DTYPES[states.dtype]
+
+    def run(self, out: Tensor) -> None:
+        """Writes the states ``[B, T, D]`` after the norm."""
+        self._step.states, self._step.states_format = out.data_ptr(), DTYPES[out.dtype]
+        self._part.run(self._step)
 
 
-def _may_pay(batch: int, tokens: int, dtype: torch.dtype) -> bool:
-    """What can be said of a step before its weights have been looked up."""
-    return batch * tokens <= MOST_ROWS.get(dtype, 0) or (tokens > STEP_TOKENS and dtype == torch.bfloat16)
+def _point(step: StepFields, fields: dict[str, Any], part: Layers) -> None:
+    """Sets the addresses of ``fields``: tensors and arrays of numbers."""
+    for name, value in fields.items():
+        if isinstance(value, Tensor):
+            setattr(step, name, value.data_ptr())
+        elif value is not None:
+            setattr(step, name, native.ctypes.addressof(value))
+    frequencies = fields.get("frequencies")
+    if frequencies is not None and 2 * frequencies.numel() != part.sizes["rope"]:
+        raise ValueError("There are frequencies for another width than the rotated one (qk_rope_head_dim).")
 
 
-def _is_prompt(part: Any, config: AXK1Config, batch: int, tokens: int, cached: int, dtype: torch.dtype) -> bool | None:
-    """Whether T tokens a sequence, S cached ones with these, are read as a prompt and not as a step; None where
-    PyTorch's operators are faster (beside AMX their products are, four times)."""
-    few = batch * tokens <= MOST_ROWS[dtype]
-    if tokens <= STEP_TOKENS or not part.reads_prompts():
-        return False if few else None
-    if not few:
-        return None if torch.ops.axk1.has_amx() else True
-    expanded, absorbed = products(config, tokens, cached)
-    return expanded < ABSORBED_COST * absorbed
-
-
-def _space(
-    cache: LatentCache, first: int, last: int, batch: int, tokens: int, dtype: torch.dtype
-) -> tuple[list[Tensor], int]:
-    """Appends ``tokens`` columns to some layers of the cache; returns their buffers, and how long they are now."""
-    held = cache.layers[first:last]
-    for layer in held:
-        layer.append_space(batch, tokens, dtype, _FP32.device)
-    return [layer.buffer for layer in held], held[0].length  # pyright: ignore[reportReturnType]
-
-
-def _angles(rotary: AXK1RotaryEmbedding, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """``positions``, and the frequencies ``[R / 2]`` fp32 for them."""
+def _frequencies(rotary: AXK1RotaryEmbedding, positions: Tensor) -> Tensor:
+    """``[R / 2]`` fp32, as they are for ``positions``."""
     if rotary.changes_with_length:
-        rotary(_FP32, positions)
-    frequencies = rotary.inv_freq
-    return positions, frequencies if frequencies.dtype == torch.float32 else frequencies.float()
+        rotary(_FP32, positions.reshape(1, -1))
+    return rotary.inv_freq.float().contiguous()
 
 
 def _kept(mask: Tensor | None) -> Tensor | None:
     """The mask as bool; None where it hides nothing."""
     return None if mask is None or bool(mask.all()) else mask.bool().contiguous()
+
+
+class CPUExecutor:
+    """Steps over paged batches (:mod:`axk1.generation.batch`): a token's bits depend on its own sequence alone.
+
+    Weights and hooks are looked at when it is made.
+    """
+
+    exact = True
+
+    def __init__(self, model: AXK1ForCausalLM, pool: Pool, trunk: Layers) -> None:
+        config = model.config
+        self._model, self._trunk, self._rotary = model, trunk, model.model.rotary_emb
+        self._dtype, self._vocabulary = model.model.embed_tokens.weight.dtype, config.vocab_size
+        self._cache_format = DTYPES[pool.dtype]
+        size = (config.kv_lora_rank + config.qk_rope_head_dim) * pool.dtype.itemsize * PAGE
+        depth = config.num_hidden_layers
+        self._layers, self._module_layers = numbers([i * size for i in range(depth)]), numbers([depth * size])
+        self._fixed = None if self._rotary.changes_with_length else _frequencies(self._rotary, _FP32)
+
+    @cached_property
+    def _module(self) -> Layers | None:
+        modules = self._model.model.mtp_layers
+        return read_model(self._model, cast("AXK1MTPLayer", modules[0])) if modules else None
+
+    def step(self, batch: Batch) -> Step:
+        """The trunk over the batch's tokens."""
+        fields, outputs, _held = self._fields(batch, None)
+        self._trunk.run(fields)
+        return outputs
+
+    def draft(self, batch: Batch, hidden: Tensor) -> Step:
+        """The first MTP module over the states ``[N, D]`` and the tokens after them.
+
+        Raises:
+            ValueError: there is no module, or it is none that kernels stand in for.
+        """
+        if self._module is None:
+            raise ValueError("The model has no MTP module that the kernels can run.")
+        fields, outputs, _held = self._fields(batch, hidden)
+        self._module.run(fields)
+        return outputs
+
+    def speculate(self, waiting: Batch, hidden: Tensor, batch: Batch, count: int) -> tuple[Tensor, Step] | None:
+        """Greedy drafts of the module after ``waiting``, then the trunk over each sequence's newest token, the first of
+        its ``count + 1`` in ``batch``, and its drafts, which are written after it."""
+        if self._module is None:
+            return None
+        mine, _, _held = self._fields(waiting, hidden)
+        step, outputs, _ = self._fields(batch, None)
+        self._trunk.speculate(self._module, mine, step, count)
+        return batch.ids.view(-1, count + 1), outputs
+
+    def _fields(self, batch: Batch, hidden: Tensor | None) -> tuple[StepFields, Step, Any]:
+        """A step of the trunk, or with ``hidden`` of the module; what it returns; and what it points to."""
+        from axk1.generation.batch import Step
+
+        count, scored = sum(batch.states), sum(batch.wanted)
+        states = torch.empty(count, self._trunk.sizes["hidden"], dtype=self._dtype)  # pyright: ignore
+        logits = torch.empty(scored, self._vocabulary)
+        best = torch.empty(scored, dtype=torch.int64)
+        frequencies = self._fixed if self._fixed is not None else _frequencies(self._rotary, batch.positions)
+        fields: dict[str, Any] = {
+            "starts": numbers(batch.starts),
+            "cached": numbers(batch.cached),
+            "positions": batch.positions,
+            "pages": batch.pages,
+            "layers": self._layers if hidden is None else self._module_layers,
+            "frequencies": frequencies,
+            "ids": batch.ids,
+            "hidden": None if hidden is None else hidden.contiguous(),
+            "wanted": numbers(batch.states),
+            "scored": numbers(batch.wanted),
+            "states": states,
+        }
+        if scored:
+            fields |= {"logits": logits, "best": best}
+        step = StepFields(sequences=len(batch.cached), prompts=batch.prompts, threads=torch.get_num_threads())
+        _point(step, fields, self._trunk)
+        step.most_pages, step.cache_format = batch.pages.shape[1], self._cache_format
+        step.states_format = step.hidden_format = DTYPES[self._dtype]
+        return step, Step(states, logits, best), fields

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from axk1.config import AXK1Config
+from axk1.kernels.draft_head import draft_head
+from axk1.kernels.lossless import PackedExperts, PackedLinear
+from axk1.kernels.native import Layers
 from axk1.modeling.conditions import is_hooked
 from axk1.modeling.moe import AXK1MLP, AXK1Experts, AXK1MoE, AXK1Router
 from axk1.modeling.norm import AXK1RMSNorm
-from axk1.quantized.lossless import PackedExperts, PackedLinear
 from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
 
 if TYPE_CHECKING:
-    from axk1.modeling.attention import AXK1Attention
     from axk1.modeling.causal_lm import AXK1ForCausalLM
     from axk1.modeling.layer import AXK1DecoderLayer
     from axk1.modeling.mtp import AXK1MTPLayer
@@ -25,161 +26,191 @@ if TYPE_CHECKING:
 FORMATS = (torch.float32, torch.bfloat16)
 LATENT_EPS = 1e-6
 """Of the norms of latents, whatever the configuration says of the others."""
-STEP_TOKENS = 32
-"""More of one sequence may be read as a prompt, whose rounding depends on their number."""
 
 
 class Weight(NamedTuple):
-    """A tensor the operators read, and its scales if it is quantised."""
+    """A tensor that the kernels read, and what belongs beside it: scales, or the other part of a packed one."""
 
     weight: Tensor
-    scale: Tensor | None = None
+    side: Tensor | None = None
+
+
+class Foreign(Exception):
+    """A module that kernels do not stand in for: adapted, hooked, offloaded, of another class or setting."""
 
 
 def read_layers(
-    model: AXK1Model, layers: Sequence[AXK1DecoderLayer], norm: AXK1RMSNorm, dtype: torch.dtype
-) -> Any | None:
-    """``torch.classes.axk1.Layers`` (``cpu/library.cpp``) of ``layers`` and ``norm``, for states of ``dtype``; None
-    where a part is adapted, hooked or offloaded.
+    model: AXK1Model, layers: Sequence[AXK1DecoderLayer], norm: nn.Module, dtype: torch.dtype
+) -> Layers | None:
+    """``layers`` and ``norm`` for states of ``dtype``; None where a part of them is not ours, or not in memory.
 
     Norms and the router's bias are fp32 copies, all else is the layers' own memory.
     """
-    config = layers[0].self_attn.config
-    if config.hidden_act != "silu" or is_hooked(norm) or dtype not in FORMATS:
+    try:
+        return _finished(_read_layers(model, layers, norm, dtype))
+    except Foreign:
         return None
-    found: list[Weight] = []
-    parts: list[int] = []  # for each layer, how many of its weights belong to the MLP block
-    for layer in layers:
-        if any(is_hooked(module) for module in layer.modules()):
-            return None
-        attention = [_norm(layer.input_layernorm, config.rms_norm_eps), *_attention(layer.self_attn)]
-        mlp = [_norm(layer.post_attention_layernorm, config.rms_norm_eps), *_mlp(layer, config.rms_norm_eps)]
-        if None in attention or None in mlp:
-            return None
-        found += cast(list[Weight], attention + mlp)
-        parts.append(len(mlp))
-    last = _norm(norm, config.rms_norm_eps)
-    if last is None:
-        return None
-    found.append(last)
-    if not _readable(tensor for weight in found for tensor in weight):
-        return None
-    packed = any(weight.scale is not None and weight.scale.dtype == torch.uint8 for weight in found)
-    if packed and (dtype != torch.bfloat16 or not torch.ops.axk1.reads_lossless()):
-        return None
-    # detached: a parameter whose data is replaced later leaves the memory that these read alone
-    tensors, scales = ([None if one is None else one.detach() for one in column] for column in zip(*found, strict=True))
-    settings = _settings(config, layers[0].self_attn.scaling, model.rotary_emb.attention_scaling)
-    return torch.classes.axk1.Layers(tensors, scales, parts, *settings, dtype == torch.float32)
 
 
-def read_model(model: AXK1ForCausalLM, module: AXK1MTPLayer | None = None) -> Any | None:
+def read_model(model: AXK1ForCausalLM, module: AXK1MTPLayer | None = None) -> Layers | None:
     """The same of all layers with embedding and head; or of an MTP module, with what it combines its inputs by."""
     trunk, embedding, head = model.model, model.model.embed_tokens, model.lm_head
     layers = [module] if module else trunk.decoder_layers
-    chosen = model.draft_head() if module else None
-    ends, ids = [embedding.weight, chosen.weight if chosen else head.weight], chosen.ids if chosen else None
-    plain = type(embedding) is nn.Embedding and type(head) is nn.Linear and head.bias is None
-    if not plain or not _readable(ends) or any(end.dtype != embedding.weight.dtype for end in ends):
+    if type(embedding) is not nn.Embedding or type(head) is not nn.Linear or head.bias is not None:
         return None
-    combination = _combination(module) if module else ([], Weight(ends[0]))
-    norm = module.shared_head.norm if module else trunk.norm
-    read = read_layers(trunk, cast(Any, layers), norm, embedding.weight.dtype) if combination else None
-    if read is None or combination is None:
+    if head.weight.dtype != embedding.weight.dtype:
         return None
-    norms, eh_proj = combination
-    read.surround(
-        *(end.detach() for end in ends), ids, norms, eh_proj.weight.detach() if module else None, eh_proj.scale
-    )
+    chosen = draft_head(model) if module else None
+    try:
+        norm = module.shared_head.norm if module else trunk.norm
+        read = _read_layers(trunk, cast(Sequence, layers), norm, embedding.weight.dtype)
+        _set(read, -1, "embed_tokens", Weight(embedding.weight))
+        _set(read, -1, "lm_head", Weight(chosen.weight if chosen else head.weight))
+        if chosen:
+            read.set_head_ids(chosen.ids)
+        if module:
+            eps = model.config.rms_norm_eps
+            _set(read, -1, "hnorm", _norm(module.hnorm, eps))
+            _set(read, -1, "enorm", _norm(module.enorm, eps))
+            _set(read, -1, "eh_proj", _linear(module.eh_proj))
+        return _finished(read)
+    except Foreign:
+        return None
+
+
+def _finished(layers: Layers) -> Layers:
+    layers.finish()
+    return layers
+
+
+def _read_layers(model: AXK1Model, layers: Sequence[AXK1DecoderLayer], norm: nn.Module, dtype: torch.dtype) -> Layers:
+    config = layers[0].self_attn.config
+    if config.hidden_act != "silu" or is_hooked(norm) or dtype not in FORMATS:
+        raise Foreign
+    scaling = layers[0].self_attn.scaling
+    sizes = _sizes(config, len(layers), dtype == torch.float32)
+    turned = model.rotary_emb.attention_scaling
+    routed = config.routed_scaling_factor
+    read = Layers(**sizes, softmax_scale=scaling, eps=config.rms_norm_eps, routed_scaling=routed, angle_factor=turned)
+    for number, layer in enumerate(layers):
+        if any(is_hooked(module) for module in layer.modules()):
+            raise Foreign
+        for name, weight in (*_attention(layer, config), *_mlp(layer, config)):
+            if weight.side is not None and weight.side.dtype == torch.uint8 and dtype != torch.bfloat16:
+                raise Foreign  # packed without loss: products of bfloat16 only
+            _set(read, number, name, weight)
+    _set(read, -1, "norm", _norm(norm, config.rms_norm_eps))
     return read
 
 
-def _combination(module: AXK1MTPLayer) -> tuple[list[Tensor], Weight] | None:
-    """The norms of states and embeddings, and the matrix over both."""
-    found, eh_proj = [_norm(norm, module.hnorm.eps) for norm in (module.hnorm, module.enorm)], _linear(module.eh_proj)
-    norms = [norm.weight for norm in found if norm is not None]
-    readable = eh_proj is not None and len(norms) == 2 and _readable([*norms, *eh_proj])
-    return (norms, eh_proj) if eh_proj is not None and readable else None
+def _set(layers: Layers, number: int, name: str, weight: Weight) -> None:
+    for tensor in weight:
+        if tensor is not None and not (tensor.is_cpu and tensor.is_contiguous()):
+            raise Foreign
+    layers.set(number, name, *weight)
 
 
-def _readable(tensors: Iterable[Tensor | None]) -> bool:
-    return all(tensor is None or (tensor.is_cpu and tensor.is_contiguous()) for tensor in tensors)
+def _sizes(config: AXK1Config, layers: int, exact: bool) -> dict[str, int]:
+    sizes = {
+        "layers": layers,
+        "hidden": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "heads": config.num_attention_heads,
+        "nope": config.qk_nope_head_dim,
+        "rope": config.qk_rope_head_dim,
+        "value": config.v_head_dim,
+        "query_rank": config.q_lora_rank,
+        "latent": config.kv_lora_rank,
+        "interleave": config.rope_interleave,
+        "dense_width": config.intermediate_size,
+        "expert_width": config.moe_intermediate_size,
+        "shared_width": config.moe_intermediate_size * (config.n_shared_experts or 0),
+        "experts": config.n_routed_experts,
+        "groups": config.n_group,
+        "kept_groups": config.topk_group,
+        "group_best": 2 if config.topk_method == "noaux_tc" else 1,
+        "chosen": config.num_experts_per_tok,
+        "sigmoid": config.scoring_func == "sigmoid",
+        "normalise": config.norm_topk_prob,
+        "grouped": config.topk_method != "greedy",
+        "exact": exact,
+    }
+    return {name: int(size) for name, size in sizes.items()}
 
 
-def _settings(config: AXK1Config, scaling: float, turned: float) -> tuple[list[int], list[int], list[float]]:
-    heads = [config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim]
-    shape = [*heads, config.rope_interleave, STEP_TOKENS]
-    groups = [config.n_group, config.topk_group, 2 if config.topk_method == "noaux_tc" else 1]
-    choice = [config.scoring_func == "sigmoid", config.norm_topk_prob, config.topk_method != "greedy"]
-    routing = [*groups, config.num_experts_per_tok, *choice]
-    numbers = [scaling, config.rms_norm_eps, config.routed_scaling_factor, turned]
-    return [int(value) for value in shape], [int(value) for value in routing], [float(value) for value in numbers]
+def _attention(layer: AXK1DecoderLayer, config: AXK1Config) -> Iterator[tuple[str, Weight]]:
+    attention = layer.self_attn
+    yield "input_layernorm", _norm(layer.input_layernorm, config.rms_norm_eps)
+    for name in ("q_a_layernorm", "kv_a_layernorm"):
+        yield f"self_attn.{name}", _norm(getattr(attention, name), LATENT_EPS)
+    for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"):
+        yield f"self_attn.{name}", _linear(getattr(attention, name))
+    kv_b = attention.kv_b_proj
+    if type(kv_b) is QuantizedLinear and kv_b.scheme.kind == "int4":
+        raise Foreign  # it is read in columns too
+    yield "post_attention_layernorm", _norm(layer.post_attention_layernorm, config.rms_norm_eps)
 
 
-def _attention(attention: AXK1Attention) -> list[Weight | None]:
-    kv_b = _linear(attention.kv_b_proj)
-    if type(attention.kv_b_proj) is QuantizedLinear and attention.kv_b_proj.scheme.kind == "int4":
-        return [None]  # it is read in columns too
-    return [
-        _linear(attention.q_a_proj),
-        _norm(attention.q_a_layernorm, LATENT_EPS),
-        _linear(attention.q_b_proj),
-        _linear(attention.kv_a_proj_with_mqa),
-        _norm(attention.kv_a_layernorm, LATENT_EPS),
-        kv_b,
-        _linear(attention.o_proj),
-    ]
-
-
-def _mlp(layer: AXK1DecoderLayer, eps: float) -> list[Weight | None]:
+def _mlp(layer: AXK1DecoderLayer, config: AXK1Config) -> Iterator[tuple[str, Weight]]:
     if type(layer.mlp) is AXK1MLP:
-        return _swiglu(layer.mlp)
+        yield from _swiglu("mlp", layer.mlp)
+        return
     moe = cast(AXK1MoE, layer.mlp)
-    shared = [] if moe.shared_experts is None else _swiglu(moe.shared_experts)
     if type(moe.gate) is not AXK1Router:
-        return [None]
-    router = [Weight(moe.gate.weight), Weight(moe.gate.e_score_correction_bias.float())]
-    return [_norm(layer.post_mlp_layernorm, eps), *router, *_experts(moe.experts), *shared]
+        raise Foreign
+    yield "post_mlp_layernorm", _norm(layer.post_mlp_layernorm, config.rms_norm_eps)
+    yield "mlp.gate", Weight(moe.gate.weight)
+    yield "mlp.gate.e_score_correction_bias", Weight(moe.gate.e_score_correction_bias.float())
+    for name, weight in zip(("gate_up_proj", "down_proj"), _experts(moe.experts), strict=True):
+        yield f"mlp.experts.{name}", weight
+    if moe.shared_experts is not None:
+        yield from _swiglu("mlp.shared_experts", moe.shared_experts)
 
 
-def _swiglu(mlp: AXK1MLP) -> list[Weight | None]:
-    return [_linear(mlp.gate_proj), _linear(mlp.up_proj), _linear(mlp.down_proj)]
+def _swiglu(name: str, mlp: AXK1MLP) -> Iterator[tuple[str, Weight]]:
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        yield f"{name}.{part}", _linear(getattr(mlp, part))
 
 
-def _experts(experts: nn.Module) -> list[Weight | None]:
+def _experts(experts: nn.Module) -> tuple[Weight, Weight]:
     if type(experts) is QuantizedExperts:
         gate_up = _quantized(experts.gate_up_values, experts.gate_up_proj_scale)
-        return [gate_up, _quantized(experts.down_values, experts.down_proj_scale)]
+        return gate_up, _quantized(experts.down_values, experts.down_proj_scale)
     if type(experts) is PackedExperts:
-        return [Weight(*experts.gate_up), Weight(*experts.down)]
+        return Weight(*experts.gate_up), Weight(*experts.down)
     if type(experts) is not AXK1Experts:
-        return [None]
-    return [_floating(cast(Tensor, experts.gate_up_proj)), _floating(cast(Tensor, experts.down_proj))]
+        raise Foreign
+    return _floating(cast(Tensor, experts.gate_up_proj)), _floating(cast(Tensor, experts.down_proj))
 
 
-def _linear(module: nn.Module) -> Weight | None:
+def _linear(module: nn.Module) -> Weight:
     if getattr(module, "bias", None) is not None:
-        return None
+        raise Foreign
     if type(module) is QuantizedLinear:
         return _quantized(module.values, module.weight_scale)
     if type(module) is PackedLinear:
         return Weight(module.values, module.side)
-    return _floating(module.weight) if type(module) is nn.Linear else None
+    if type(module) is not nn.Linear:
+        raise Foreign
+    return _floating(module.weight)
 
 
-def _quantized(values: Tensor, scale: Tensor) -> Weight | None:
-    """int8 a row and int4 a group; fp8 is left to PyTorch."""
+def _quantized(values: Tensor, scale: Tensor) -> Weight:
+    """int8 with a scale per row and int4 per group; fp8 is left to PyTorch."""
     group = 2 * values.shape[-1] // scale.shape[-1]
-    readable = values.dtype == torch.int8 or (values.dtype == torch.uint8 and group % 32 == 0)
-    return Weight(values, scale) if readable else None
+    if values.dtype == torch.int8 or (values.dtype == torch.uint8 and group % 32 == 0):
+        return Weight(values, scale)
+    raise Foreign
 
 
-def _norm(module: nn.Module, eps: float) -> Weight | None:
-    """None where the module is no RMSNorm of ours (an adapter, another class) or has another eps."""
+def _norm(module: nn.Module, eps: float) -> Weight:
+    """Of an RMSNorm that is exactly ours: not of an adapter around it, another class or with another eps."""
     if type(module) is not AXK1RMSNorm or module.eps != eps:
-        return None
+        raise Foreign
     return Weight(module.weight.detach().float())
 
 
-def _floating(weight: Tensor) -> Weight | None:
-    return Weight(weight) if weight.dtype in FORMATS else None
+def _floating(weight: Tensor) -> Weight:
+    if weight.dtype not in FORMATS:
+        raise Foreign
+    return Weight(weight)

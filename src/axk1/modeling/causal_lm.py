@@ -15,12 +15,10 @@ from transformers.utils.generic import can_return_tuple
 from axk1.config import AXK1Config
 from axk1.modeling.cache import LatentCache, check_fits
 from axk1.modeling.compat import CACHE, accepts_both_cache_names
-from axk1.modeling.conditions import is_hooked
 from axk1.modeling.moe import AXK1Router
-from axk1.modeling.mtp import DraftHead
 from axk1.modeling.objectives import attached, balance_loss, targets_at, token_loss, tokens_per_expert, update_biases
 from axk1.modeling.outputs import AXK1CausalLMOutput, AXK1ModelOutput, AXK1MTPOutput
-from axk1.modeling.runners import Decoder, decoder_for, project
+from axk1.modeling.runners import project
 from axk1.modeling.trunk import AXK1Model, AXK1PreTrainedModel
 
 
@@ -38,7 +36,6 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         self.model = AXK1Model(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._draft_head: DraftHead | None = None
         self.post_init()
 
     @accepts_both_cache_names
@@ -140,24 +137,6 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
     def logits(self, states: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         """``[..., vocab]`` of post-norm states; in a decode step by the device's runner, if there is one."""
         return project(self.lm_head, states) if isinstance(cache, LatentCache) else self.lm_head(states)
-
-    def draft_head(self) -> DraftHead | None:
-        """The head for drafts, of the tokens in ``generation_config.draft_token_ids``, which ``axk1 tokenizer
-        draft-tokens`` writes; None where there are none, or where the head is not a plain matrix."""
-        ids, head = getattr(self.generation_config, "draft_token_ids", None), self.lm_head
-        if ids is None or type(head) is not nn.Linear or head.bias is not None or is_hooked(head):
-            return None
-        if self._draft_head is None or not self._draft_head.is_of(head.weight, ids):
-            self._draft_head = DraftHead(head.weight, ids)
-        return self._draft_head
-
-    def step_decoder(self, cache: LatentCache) -> Decoder | None:
-        """The device's compiled steps from token ids to logits behind ``cache``, for one generation: weights and hooks
-        are looked at now. None where the modules have to run."""
-        trunk = self.model
-        if any(is_hooked(module) for module in (self, trunk, trunk.embed_tokens, self.lm_head)):
-            return None
-        return decoder_for(self, cache) if trunk._may_be_compiled() else None
 
     def _balances(self, labelled: bool) -> bool:
         """Whether a step evens out the use of experts, for which the routers' decisions are needed."""

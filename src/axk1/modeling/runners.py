@@ -7,7 +7,7 @@ itself where there is no runner or it declines. Both ways give the same states: 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
@@ -17,67 +17,9 @@ from axk1.modeling.cache import LatentCache
 from axk1.modeling.conditions import is_hooked, is_inference
 
 if TYPE_CHECKING:
-    from axk1.modeling.causal_lm import AXK1ForCausalLM
     from axk1.modeling.layer import AXK1DecoderLayer
     from axk1.modeling.norm import AXK1RMSNorm
     from axk1.modeling.trunk import AXK1Model
-
-
-class Step(NamedTuple):
-    """What T new columns of B rows were made into; logits of the last ``keep`` of them."""
-
-    states: torch.Tensor
-    """``[B, T, hidden]``, after the norm; unless the ``whole`` is wanted, of the last ``keep`` columns only."""
-    logits: torch.Tensor
-    """``[B, keep, V]`` float32, rounded as the states' dtype is."""
-    best: torch.Tensor
-    """``[B, keep]`` int64: the most probable tokens, of equal ones the first."""
-
-
-class Decoder(Protocol):
-    """Whole steps of one generation behind a cache: embedding, layers, norm and head.
-
-    All methods decline a step with None before they have touched the cache; a step that is taken grows it by T. Of
-    columns whose states nobody wants, the last layer makes nothing but what it caches.
-    """
-
-    exact: bool
-    """Whether a row's bits depend neither on its neighbours nor on how many of its tokens are run at once."""
-
-    def step(
-        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int, whole: bool = True
-    ) -> Step | None:
-        """The trunk over ids ``[B, T]`` at positions ``[B or 1, T]``; mask ``[B, S]``, 0 where nothing is attended."""
-        ...
-
-    def draft(
-        self,
-        hidden: torch.Tensor,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        mask: torch.Tensor | None,
-        keep: int,
-        whole: bool = True,
-    ) -> Step | None:
-        """The first MTP module over post-norm states ``[B, T, D]`` at ``positions`` and the tokens after them; logits
-        by the model's ``draft_head`` where it has one."""
-        ...
-
-    def speculate(
-        self,
-        waiting: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        newest: torch.Tensor,
-        positions: torch.Tensor,
-        count: int,
-    ) -> tuple[torch.Tensor, Step] | None:
-        """A greedy step with drafts, where nothing is masked: the MTP module over ``waiting`` (states, ids, positions:
-        as in ``draft``), its ``count`` most probable tokens one behind the other, and the trunk over ``newest``
-        ``[B, 1]`` and these at ``positions`` ``[1 or B, count + 1]``, logits of all.
-
-        Returns:
-            The trunk's ids ``[B, count + 1]``, and what it made of them. The module's cache grows by what waited.
-        """
-        ...
 
 
 class Runner(Protocol):
@@ -115,14 +57,6 @@ class Runner(Protocol):
         """``[..., I]``, a few rows, times the transposed ``[O, I]``, to x's dtype."""
         ...
 
-    def decoder(self, model: AXK1ForCausalLM, cache: LatentCache) -> Decoder | None:
-        """Whole steps of ``model`` behind ``cache``."""
-        ...
-
-    def pack(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The parts of :class:`axk1.quantized.lossless.Packed`, if steps read weights in that form."""
-        ...
-
 
 RUNNERS: dict[str, Runner] = {}
 """By ``torch.device.type``."""
@@ -158,11 +92,3 @@ def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         return linear(x)
     result = runner.linear(x, linear.weight)
     return linear(x) if result is None else result
-
-
-def decoder_for(model: AXK1ForCausalLM, cache: LatentCache) -> Decoder | None:
-    """Whole steps by the device's runner; None where there is none, or the model is being trained or compiled."""
-    runner = RUNNERS.get(model.device.type)
-    if runner is None or model.training or not is_inference():
-        return None
-    return runner.decoder(model, cache)

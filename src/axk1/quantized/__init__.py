@@ -1,5 +1,4 @@
-"""Quantised weights: the number formats, which matrix has which, and the modules that compute with them; and bfloat16
-weights packed without loss, in memory.
+"""Quantised weights: the number formats, which matrix has which, and the modules that compute with them.
 
 Files are compressed-tensors files (``axk1 quantize`` writes them, vLLM reads them); the package of that name is not
 needed. ``docs/quantization.md`` describes both.
@@ -9,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from axk1.quantized.lossless import pack_weights, unpack_weights
     from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
     from axk1.quantized.plan import KINDS, Kind, Plan, Scheme
 
@@ -20,11 +18,9 @@ _HOME = {
     "QuantizedExperts": "modules",
     "QuantizedLinear": "modules",
     "Scheme": "plan",
-    "pack_weights": "lossless",
-    "unpack_weights": "lossless",
 }
 
-__all__ = ["KINDS", "Kind", "Plan", "QuantizedExperts", "QuantizedLinear", "Scheme", "pack_weights", "unpack_weights"]
+__all__ = ["KINDS", "Kind", "Plan", "QuantizedExperts", "QuantizedLinear", "Scheme"]
 
 
 def __getattr__(name: str) -> Any:  # what reads a plan needs no module that computes

@@ -1,4 +1,4 @@
-// One MLP block of a decode step: norm, router, the chosen experts and the shared one, post-MLP norm, residual.
+// One MLP block over single tokens and few: norm, router, the chosen experts and the shared one, post-MLP norm, residual.
 #pragma once
 
 #include <algorithm>
@@ -6,7 +6,8 @@
 #include <numeric>
 #include <vector>
 
-#include "rows.h"
+#include "threads.h"
+#include "tokens.h"
 
 namespace axk1 {
 
@@ -16,13 +17,39 @@ struct RouterRule {
     float scaling = 1.0f;
 };
 
+// A SwiGLU MLP: gate and up [width, hidden], down [hidden, width].
+struct Expert {
+    Matrix gate, up, down;
+};
+
+// Where the routed experts of a layer are. It is asked after routing, once per layer and step, by one thread.
+struct ExpertStore {
+    virtual ~ExpertStore() = default;
+    // `experts` are ascending, each once. What `out` points to stays until the next call.
+    virtual void fetch(const int64_t* experts, int64_t count, Expert* out) = 0;
+};
+
+// All of them in memory: gate_up [E * 2 width, hidden], gate rows first, and down [E * hidden, width].
+struct ResidentExperts : ExpertStore {
+    Matrix gate_up, down;
+    int64_t width = 0, hidden = 0;
+
+    void fetch(const int64_t* experts, int64_t count, Expert* out) override {
+        for (int64_t i = 0; i < count; ++i) {
+            const Matrix gate = gate_up.from(experts[i] * 2 * width);
+            out[i] = {gate, gate.from(width), down.from(experts[i] * hidden)};
+        }
+    }
+};
+
 struct MLPWeights {
-    const float *norm, *post_norm;  // post_norm: null in dense layers
-    Matrix router;                  // [E, D]
-    const float* bias;              // [E]
-    Matrix gate_ups, downs;         // the experts, [E * 2F, D] and [E * D, F]
-    Matrix gate, up, down;          // the shared expert, or the dense MLP; empty: none
-    int64_t expert_width, width;
+    const float *norm = nullptr, *post_norm = nullptr;  // post_norm: null in dense layers
+    Matrix router;                                      // [E, hidden]
+    const float* bias = nullptr;                        // [E]
+    ExpertStore* store = nullptr;
+    int64_t expert_width = 0;
+    Expert shared;  // the shared expert, or a dense layer's MLP
+    int64_t width = 0;
 };
 
 // Scores of one token's experts to the chosen ones and their weights, by ascending expert. `scores` is overwritten.
@@ -36,28 +63,27 @@ inline void choose(const RouterRule& rule, const float* bias, float* scores, int
         for (int64_t e = 0; e < experts; ++e) total += scores[e] = std::exp(scores[e] - largest);
         for (int64_t e = 0; e < experts; ++e) scores[e] /= total;
     }
-    std::vector<float> choice(experts);
+    float* choice = memory<RouterRule, float>(experts);
+    int64_t* order = memory<RouterRule, int64_t>(std::max(experts, rule.groups));
     for (int64_t e = 0; e < experts; ++e) choice[e] = scores[e] + bias[e];
     if (rule.grouped) {
-        std::vector<float> best(rule.groups), members(size);
-        std::vector<int64_t> order(rule.groups);
-        std::iota(order.begin(), order.end(), 0);
+        float* best = memory<ExpertStore, float>(rule.groups + size);
+        float* members = best + rule.groups;
         for (int64_t g = 0; g < rule.groups; ++g) {
-            std::partial_sort_copy(choice.begin() + g * size, choice.begin() + (g + 1) * size, members.begin(),
-                                   members.begin() + rule.group_best, std::greater<float>());
-            best[g] = std::accumulate(members.begin(), members.begin() + rule.group_best, 0.0f);
+            std::partial_sort_copy(choice + g * size, choice + (g + 1) * size, members, members + rule.group_best, std::greater<float>());
+            best[g] = std::accumulate(members, members + rule.group_best, 0.0f);
         }
-        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return best[a] > best[b]; });
+        std::iota(order, order + rule.groups, 0);
+        std::stable_sort(order, order + rule.groups, [&](int64_t a, int64_t b) { return best[a] > best[b]; });
         for (int64_t k = rule.kept_groups; k < rule.groups; ++k)
-            std::fill_n(choice.begin() + order[k] * size, size, -std::numeric_limits<float>::infinity());
+            std::fill_n(choice + order[k] * size, size, -std::numeric_limits<float>::infinity());
     }
-    std::vector<int64_t> order(experts);
-    std::iota(order.begin(), order.end(), 0);
-    std::partial_sort(order.begin(), order.begin() + rule.chosen, order.end(),
+    std::iota(order, order + experts, 0);
+    std::partial_sort(order, order + rule.chosen, order + experts,
                       [&](int64_t a, int64_t b) { return choice[a] > choice[b] || (choice[a] == choice[b] && a < b); });
     float total = 0.0f;
     for (int64_t k = 0; k < rule.chosen; ++k) total += scores[order[k]];
-    std::sort(order.begin(), order.begin() + rule.chosen);
+    std::sort(order, order + rule.chosen);
     const float factor = rule.scaling / (rule.normalise ? total + 1e-20f : 1.0f);
     for (int64_t k = 0; k < rule.chosen; ++k) {
         chosen[k] = order[k];
@@ -65,136 +91,153 @@ inline void choose(const RouterRule& rule, const float* bias, float* scores, int
     }
 }
 
-constexpr int64_t kTile = 64, kResults = 4096;  // rows of a weight that are read in one go at least; results that are near then
-
-class MLPStep {
-    // One expert and the tokens it serves: `inputs` rows of `x`, the hidden values `h` [inputs, width].
-    struct Unit {
-        Matrix gate, up, down;
-        int64_t width, inputs, first;  // first: index into `tokens` and `weights`
-        const float* x;
-        float* h;
+// Which experts a step needs, and the tokens of each.
+class Routing {
+public:
+    struct Unit {  // an expert, and its `inputs` tokens from index `first` of `tokens` and `weights` on
+        Expert expert;
+        int64_t width, inputs, first;
     };
-
-    const MLPWeights& w;
-    const RouterRule& rule;
-    const int64_t rows, hidden, tile;
-    const float eps;
-    float *normed, *logits, *gathered, *inner, *update;
-    std::vector<int64_t> chosen, tokens;
+    std::vector<int64_t> chosen, tokens;  // chosen: [rows, K]
     std::vector<float> chosen_weights, weights;
     std::vector<Unit> units;
 
-public:
-    MLPStep(const MLPWeights& mlp, const RouterRule& routing, int64_t rows_, int64_t hidden_, float eps_, std::vector<float>& memory)
-        : w(mlp), rule(routing), rows(rows_), hidden(hidden_), tile(std::max<int64_t>(kTile, kResults / rows / kTile * kTile)), eps(eps_) {
-        const int64_t slots = rows * rule.chosen;
-        const int64_t sizes[] = {rows * hidden, rows * rule.experts, slots * hidden, slots * w.expert_width + rows * w.width, rows * hidden};
-        float** parts[] = {&normed, &logits, &gathered, &inner, &update};
-        const int64_t total = std::accumulate(std::begin(sizes), std::end(sizes), int64_t(0));
-        if (int64_t(memory.size()) < total) memory.resize(total);
-        float* next = memory.data();
-        for (int i = 0; i < 5; ++i) { *parts[i] = next; next += sizes[i]; }
-        chosen.resize(slots);
-        chosen_weights.resize(slots);
+    void resize(int64_t rows, const RouterRule& rule) {
+        chosen.resize(rows * rule.chosen);
+        chosen_weights.resize(rows * rule.chosen);
     }
 
-    // Called by every thread of a parallel region.
-    void run(float* state, int64_t me, int64_t threads) {
-        for (Share n(rows, me, threads); n.begin < n.end; ++n.begin)
-            rms_norm(state + n.begin * hidden, w.norm, eps, hidden, normed + n.begin * hidden);
-        #pragma omp barrier
+    void choose(const MLPWeights& w, const RouterRule& rule, int64_t row, float* scores) {
+        axk1::choose(rule, w.bias, scores, chosen.data() + row * rule.chosen, chosen_weights.data() + row * rule.chosen);
+    }
+
+    // Lists the experts in ascending order, each with its tokens; the shared one, or a dense MLP, is last.
+    void plan(const MLPWeights& w, const RouterRule& rule, int64_t rows) {
+        tokens.clear(), weights.clear(), units.clear();
         if (rule.experts) {
-            const Share outputs(rule.experts, me, threads);
-            w.router.from(outputs.begin).dot(outputs.end - outputs.begin, normed, hidden, rows, logits + outputs.begin, rule.experts);
-            #pragma omp barrier
+            counts.assign(rule.experts + 1, 0);
+            const int64_t slots = rows * rule.chosen;
+            for (int64_t slot = 0; slot < slots; ++slot) ++counts[chosen[slot] + 1];
+            experts.clear();
+            for (int64_t e = 0; e < rule.experts; ++e) {
+                if (counts[e + 1]) experts.push_back(e), units.push_back({{}, w.expert_width, counts[e + 1], counts[e]});
+                counts[e + 1] += counts[e];
+            }
+            tokens.resize(slots), weights.resize(slots);
+            for (int64_t slot = 0; slot < slots; ++slot) {
+                const int64_t place = counts[chosen[slot]]++;
+                tokens[place] = slot / rule.chosen, weights[place] = chosen_weights[slot];
+            }
+            found.resize(experts.size());
+            w.store->fetch(experts.data(), int64_t(experts.size()), found.data());
+            for (size_t i = 0; i < units.size(); ++i) units[i].expert = found[i];
         }
-        #pragma omp single
-        plan();
-        project_up(me, threads);
-        #pragma omp barrier
-        project_down(me, threads);
-        #pragma omp barrier
-        for (Share n(rows, me, threads); n.begin < n.end; ++n.begin) finish(state, n.begin);
+        if (!w.shared.gate) return;
+        units.push_back({w.shared, w.width, rows, int64_t(tokens.size())});
+        for (int64_t row = 0; row < rows; ++row) tokens.push_back(row), weights.push_back(1.0f);
     }
 
 private:
-    // Routes every token and lists the experts in ascending order, each with its tokens; the shared expert is last.
-    void plan() {
-        const int64_t k = rule.chosen;
-        for (int64_t row = 0; row < rows && rule.experts; ++row)
-            choose(rule, w.bias, logits + row * rule.experts, chosen.data() + row * k, chosen_weights.data() + row * k);
-        std::vector<int64_t> order(rows * k);
-        std::iota(order.begin(), order.end(), 0);
-        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return chosen[a] < chosen[b]; });
+    std::vector<int64_t> counts, experts;
+    std::vector<Expert> found;
+};
+
+constexpr int64_t kTile = 64, kResults = 4096;  // rows of a weight that are read in one go at least; results that are near then
+
+class MLPStep {
+    const int64_t rows, hidden, tile;
+    const float eps;
+    float *normed, *logits, *gathered, *inner, *update;
+    std::vector<float*> inputs, inners;  // per unit: what it reads, and its hidden values [inputs, width]
+    Routing routing;
+
+public:
+    // `chosen`, `experts`: the most of any layer; `widths`: of all experts of a token together.
+    MLPStep(int64_t rows_, int64_t hidden_, float eps_, int64_t experts, int64_t chosen, int64_t widths, Workspace& space)
+        : rows(rows_), hidden(hidden_), tile(std::max<int64_t>(kTile, kResults / rows / kTile * kTile)), eps(eps_) {
+        space.divide([&] {
+            space.take(normed, rows * hidden), space.take(logits, rows * experts), space.take(gathered, rows * chosen * hidden);
+            space.take(inner, rows * widths), space.take(update, rows * hidden);
+        });
+    }
+
+    // Called by every thread of a team.
+    void run(Team& team, const MLPWeights& w, const RouterRule& rule, float* state) {
+        team.each(rows, [&](int64_t row) { rms_norm(state + row * hidden, w.norm, eps, hidden, normed + row * hidden); });
+        team.barrier();
+        if (rule.experts) {
+            const Share outputs = team.share(rule.experts);
+            w.router.from(outputs.begin).dot(outputs.end - outputs.begin, normed, hidden, rows, logits + outputs.begin, rule.experts);
+            team.barrier();
+        }
+        team.attempt([&] { plan(w, rule); }, [&] { routing.units.clear(); });
+        project_up(team);
+        team.barrier();
+        project_down(team);
+        team.barrier();
+        team.each(rows, [&](int64_t row) { finish(w, state, row); });
+        team.barrier();
+    }
+
+private:
+    void plan(const MLPWeights& w, const RouterRule& rule) {
+        routing.resize(rows, rule);
+        for (int64_t row = 0; row < rows && rule.experts; ++row) routing.choose(w, rule, row, logits + row * rule.experts);
+        routing.plan(w, rule, rows);
+        inputs.clear(), inners.clear();
         float* h = inner;
-        for (size_t i = 0; i < order.size();) {
-            const int64_t expert = chosen[order[i]], first = int64_t(i);
-            float* x = gathered + first * hidden;
-            for (; i < order.size() && chosen[order[i]] == expert; ++i) {
-                tokens.push_back(order[i] / k);
-                weights.push_back(chosen_weights[order[i]]);
-                if (rows > 1) std::copy_n(normed + tokens.back() * hidden, hidden, gathered + int64_t(i) * hidden);
-            }
-            const Matrix gate = w.gate_ups.from(expert * 2 * w.expert_width);
-            const int64_t inputs = int64_t(i) - first;
-            units.push_back({gate, gate.from(w.expert_width), w.downs.from(expert * hidden), w.expert_width, inputs, first,
-                             rows > 1 ? x : normed, h});
-            h += inputs * w.expert_width;
+        for (const Routing::Unit& unit : routing.units) {
+            const bool all = unit.inputs == rows;  // then they are in order
+            float* x = gathered + unit.first * hidden;
+            if (!all)
+                for (int64_t t = 0; t < unit.inputs; ++t) std::copy_n(normed + routing.tokens[unit.first + t] * hidden, hidden, x + t * hidden);
+            inputs.push_back(all ? normed : x), inners.push_back(h);
+            h += unit.inputs * unit.width;
         }
-        if (!w.gate) return;
-        const int64_t first = int64_t(tokens.size());
-        for (int64_t row = 0; row < rows; ++row) {
-            tokens.push_back(row);
-            weights.push_back(1.0f);
-        }
-        units.push_back({w.gate, w.up, w.down, w.width, rows, first, normed, h});
     }
 
     // silu(gate) * up of all units, their rows shared evenly between the threads.
-    void project_up(int64_t me, int64_t threads) {
-        int64_t total = 0;
-        for (const Unit& unit : units) total += unit.width;
-        const Share mine(total, me, threads);
-        std::vector<float> pair(2 * tile * rows);
-        int64_t passed = 0;
-        for (const Unit& unit : units) {
+    void project_up(Team& team) {
+        int64_t total = 0, passed = 0;
+        for (const Routing::Unit& unit : routing.units) total += unit.width;
+        const Share mine = team.share(total);
+        float *gate = memory<MLPStep, float>(2 * tile * rows), *up = gate + tile * rows;
+        for (size_t u = 0; u < routing.units.size(); ++u) {
+            const Routing::Unit& unit = routing.units[u];
             const int64_t begin = std::max<int64_t>(mine.begin - passed, 0), end = std::min(mine.end - passed, unit.width);
             for (int64_t f = begin; f < end; f += tile) {
                 const int64_t count = std::min(tile, end - f);
-                float *gate = pair.data(), *up = gate + tile * rows;
-                unit.gate.from(f).dot(count, unit.x, hidden, unit.inputs, gate, tile);
-                unit.up.from(f).dot(count, unit.x, hidden, unit.inputs, up, tile);
-                for (int64_t t = 0; t < unit.inputs; ++t) {  // what lies behind `count` is of no use, and does no harm
-                    for (int64_t i = 0; i < count; i += kLanes) {
-                        Lanes* place = reinterpret_cast<Lanes*>(gate + t * tile + i);
-                        *place = silu(*place) * lanes(up + t * tile + i);
-                    }
-                    std::copy_n(gate + t * tile, count, unit.h + t * unit.width + f);
+                unit.expert.gate.from(f).dot(count, inputs[u], hidden, unit.inputs, gate, tile);
+                unit.expert.up.from(f).dot(count, inputs[u], hidden, unit.inputs, up, tile);
+                for (int64_t t = 0; t < unit.inputs; ++t) {  // what lies after `count` is of no use, and does no harm
+                    for (int64_t i = 0; i < count; i += kLanes)
+                        lanes(gate + t * tile + i) = silu(lanes(gate + t * tile + i)) * lanes(up + t * tile + i);
+                    std::copy_n(gate + t * tile, count, inners[u] + t * unit.width + f);
                 }
             }
             passed += unit.width;
         }
     }
 
-    void project_down(int64_t me, int64_t threads) {
-        const Share mine(hidden, me, threads);
-        std::vector<float> part(tile * rows);
+    void project_down(Team& team) {
+        const Share mine = team.share(hidden);
+        float* part = memory<MLPStep, float>(tile * rows);
         for (int64_t d = mine.begin; d < mine.end; d += tile) {
             const int64_t count = std::min(tile, mine.end - d);
             for (int64_t row = 0; row < rows; ++row) std::fill_n(update + row * hidden + d, count, 0.0f);
-            for (const Unit& unit : units) {
-                unit.down.from(d).dot(count, unit.h, unit.width, unit.inputs, part.data(), tile);
+            for (size_t u = 0; u < routing.units.size(); ++u) {
+                const Routing::Unit& unit = routing.units[u];
+                unit.expert.down.from(d).dot(count, inners[u], unit.width, unit.inputs, part, tile);
                 for (int64_t t = 0; t < unit.inputs; ++t) {
-                    float* out = update + tokens[unit.first + t] * hidden + d;
-                    const float weight = weights[unit.first + t];
+                    float* out = update + routing.tokens[unit.first + t] * hidden + d;
+                    const float weight = routing.weights[unit.first + t];
                     for (int64_t i = 0; i < count; ++i) out[i] += weight * part[t * tile + i];
                 }
             }
         }
     }
 
-    void finish(float* state, int64_t row) {
+    void finish(const MLPWeights& w, float* state, int64_t row) {
         float* out = update + row * hidden;
         if (w.post_norm) rms_norm(out, w.post_norm, eps, hidden, out);
         for (int64_t i = 0; i < hidden; ++i) state[row * hidden + i] += out[i];

@@ -1,10 +1,8 @@
 // The two blocks of a layer over the many tokens of a prompt: what attention.h and mlp.h do, by the products of panel.h.
 //
 // Attention expands the cached latents to keys and values of some heads and attends to these; scores stay in the caches,
-// with a running softmax over blocks of keys (FlashAttention, arXiv 2205.14135).
+// with a running softmax over blocks of keys (FlashAttention, arXiv 2205.14135). P: Singles or Pairs.
 #pragma once
-
-#include <memory>
 
 #include "attention.h"
 #include "mlp.h"
@@ -12,195 +10,189 @@
 
 namespace axk1 {
 
-// One piece of memory in parts, each at the start of a cache line.
-class Workspace {
-    std::unique_ptr<char[]> memory;
-    uintptr_t size = 0, next = 0;
-
-public:
-    template <class T>
-    void take(T*& part, int64_t count) {
-        next = (next + 63) / 64 * 64;
-        part = reinterpret_cast<T*>(next);
-        next += count * sizeof(T);
-    }
-
-    // `parts` takes all there is to take; it is called twice, first to find out how much that is.
-    template <class Parts>
-    void divide(const Parts& parts) {
-        next = 0;
-        parts();
-        if (next + 64 > size) size = next + 64, memory.reset(new char[size]);
-        next = reinterpret_cast<uintptr_t>(memory.get());
-        parts();
-    }
-};
-
-#ifdef AXK1_PACKED
-
-// done(row, first output, how many, sums) for all rows of x and all outputs, shared between the threads of a region, which
-// do not wait for each other behind it.
-template <class Done>
-inline void project(const Matrix& w, int64_t outputs, const Half* x, int64_t x_stride, int64_t rows, const Done& done) {
-    #pragma omp for schedule(dynamic) nowait
-    for (int64_t first = 0; first < outputs; first += kWide) {
-        const int64_t count = std::min(kWide, outputs - first);
-        multiply_rows(w.from(first), count, rows, [&](int64_t row) { return x + row * x_stride; },
-                      [&](int64_t row, const Sums& sums) { done(row, first, count, sums); });
-    }
+// done(token, first output, how many, sums) for all inputs and all outputs, shared between the threads of a team, which
+// do not wait for each other after it.
+template <class P, class Done>
+inline void project(Team& team, const Matrix& w, int64_t outputs, const typename P::Value* x, int64_t x_stride, int64_t rows, const Done& done) {
+    team.dynamic((outputs + kWide - 1) / kWide, [&](int64_t block) {
+        const int64_t first = block * kWide, count = std::min(kWide, outputs - first);
+        multiply_rows<P>(w.from(first), count, rows, [&](int64_t row) { return x + row * x_stride; },
+                         [&](int64_t row, const Sums& sums) { done(row, first, count, sums); });
+    });
 }
 
-inline void rounded_norm(const float* x, const float* weight, float eps, int64_t length, Half* out) {
-    thread_local std::vector<float> normed;
-    normed.resize(length);
-    rms_norm(x, weight, eps, length, normed.data());
-    round_row(normed.data(), length, out);
-}
-
+template <class P>
 class AttentionPrompt {
-    static constexpr int64_t kKeys = 192;             // a block of the running softmax
-    static constexpr float kHidden = -1e30f;          // a score that comes to nothing beside any other
-    static constexpr int64_t kExpanded = 64 << 20;    // bytes of keys and values at a time, or those of one head
+    typedef typename P::Value Value;
+    static constexpr int64_t kKeys = 192;           // a block of the running softmax
+    static constexpr float kHidden = -1e30f;        // a score that comes to nothing beside any other
+    static constexpr int64_t kExpanded = 64 << 20;  // bytes of keys and values at a time, or those of one head
     const AttentionShape& s;
-    const AttentionWeights& w;
-    const int64_t rows, width, joint, down_width, past, positions, group;
-    Half *normed, *latents, *queries, *attended, *keys, *values, *value_rows;
+    const Tokens& tokens;
+    const int64_t rows, width, joint, down_width;
+    int64_t positions = 0, group = 1;  // of the longest sequence, a multiple of kWide; heads that are expanded at a time
+    Value *normed, *latents, *queries, *attended, *keys, *values, *value_rows, *cached;
     float* down;
 
 public:
-    AttentionPrompt(const AttentionShape& shape, const AttentionWeights& weights, Workspace& space)
-        : s(shape), w(weights), rows(s.batch * s.tokens), width(s.nope + s.rope), joint(s.latent + s.rope), down_width(s.query_rank + joint),
-          past(s.cached - s.tokens), positions((s.cached + kWide - 1) / kWide * kWide),
-          group(std::clamp<int64_t>(kExpanded / (positions * (even(width) + s.value) * 2), 1, s.heads)) {
+    AttentionPrompt(const AttentionShape& shape, const Tokens& all, Workspace& space)
+        : s(shape), tokens(all), rows(all.count), width(shape.width()), joint(shape.joint()), down_width(shape.query_rank + joint) {
+        for (const Sequence& sequence : all.sequences) positions = std::max(positions, (sequence.cached + kWide - 1) / kWide * kWide);
+        group = std::clamp<int64_t>(kExpanded / (positions * (P::padded(width) + s.value) * int64_t(sizeof(Value))), 1, s.heads);
         space.divide([&] {
-            space.take(normed, rows * even(s.hidden)), space.take(down, rows * down_width), space.take(latents, rows * even(s.query_rank));
-            space.take(queries, rows * s.heads * width), space.take(attended, rows * even(s.heads * s.value));
-            space.take(keys, group * positions * even(width)), space.take(values, group * s.value * positions);
-            space.take(value_rows, group * s.value * even(s.latent));
+            space.take(normed, rows * P::padded(s.hidden)), space.take(down, rows * down_width), space.take(latents, rows * P::padded(s.query_rank));
+            space.take(queries, rows * s.heads * width), space.take(attended, rows * P::padded(s.heads * s.value));
+            space.take(keys, group * positions * P::padded(width)), space.take(values, group * s.value * positions);
+            space.take(value_rows, group * s.value * P::padded(s.latent)), space.take(cached, positions * P::padded(joint));
         });
     }
 
-    // Called by every thread of a parallel region. `cache_only`: the tokens are cached, and attend to nothing.
-    void run(float* hidden, const float* cos, const float* sin, const Matrix& cache, const bool* keep, bool cache_only) {
-        #pragma omp for
-        for (int64_t row = 0; row < rows; ++row) {
-            rounded_norm(hidden + row * s.hidden, w.input_norm, s.eps, s.hidden, normed + row * even(s.hidden));
-            attended[(row + 1) * even(s.heads * s.value) - 1] = 0;  // behind an odd number of values
-        }
-        const auto keep_down = [&](int64_t offset) {
-            return [=, this](int64_t row, int64_t first, int64_t count, const Sums& sums) {
-                store_sums(sums, count, down + row * down_width + offset + first);
-            };
-        };
-        if (!cache_only) project(w.q_a, s.query_rank, normed, even(s.hidden), rows, keep_down(0));
-        project(w.kv_a, joint, normed, even(s.hidden), rows, keep_down(s.query_rank));
-        #pragma omp barrier
-        #pragma omp for
-        for (int64_t row = 0; row < rows; ++row) {
-            if (!cache_only) rounded_norm(down + row * down_width, w.query_norm, 1e-6f, s.query_rank, latents + row * even(s.query_rank));
-            cache_latent(s, w, row, down + row * down_width + s.query_rank, cos, sin, cache);
-        }
-        if (cache_only) return;
-        project(w.q_b, s.heads * width, latents, even(s.query_rank), rows, [&](int64_t row, int64_t first, int64_t count, const Sums& sums) {
-            store_rounded(sums, count, queries + row * s.heads * width + first);
+    // Called by every thread of a team. `cache_only`: the tokens are cached, and attend to nothing.
+    void run(Team& team, const AttentionWeights& w, const Cache& cache, float* hidden, bool cache_only) {
+        team.each(rows, [&](int64_t row) {
+            norm_row(hidden + row * s.hidden, w.input_norm, s.eps, s.hidden, normed + row * P::padded(s.hidden));
+            attended[(row + 1) * P::padded(s.heads * s.value) - 1] = 0;  // after an odd number of values
         });
-        #pragma omp barrier
-        #pragma omp for
-        for (int64_t row = 0; row < rows; ++row) rotate_queries(row, cos, sin);
-        for (int64_t batch = 0; batch < s.batch; ++batch)
+        team.barrier();
+        const auto store_down = [&](int64_t offset) {
+            return [=, this](int64_t row, int64_t first, int64_t count, const Sums& sums) { store_sums(sums, count, down + row * down_width + offset + first); };
+        };
+        if (!cache_only) project<P>(team, w.q_a, s.query_rank, normed, P::padded(s.hidden), rows, store_down(0));
+        project<P>(team, w.kv_a, joint, normed, P::padded(s.hidden), rows, store_down(s.query_rank));
+        team.barrier();
+        team.each(rows, [&](int64_t row) {
+            if (!cache_only) norm_row(down + row * down_width, w.query_norm, kLatentEps, s.query_rank, latents + row * P::padded(s.query_rank));
+            cache_latent(s, w, tokens, row, down + row * down_width + s.query_rank, cache);
+        });
+        team.barrier();
+        if (cache_only) return;
+        project<P>(team, w.q_b, s.heads * width, latents, P::padded(s.query_rank), rows, [&](int64_t row, int64_t first, int64_t count, const Sums& sums) {
+            store_values<P>(sums, count, queries + row * s.heads * width + first);
+        });
+        team.barrier();
+        team.each(rows, [&](int64_t row) { rotate_queries(row); });
+        for (const Sequence& sequence : tokens.sequences) {
+            read_cached(team, cache, sequence);
             for (int64_t head = 0; head < s.heads; head += group) {
-                const int64_t count = std::min(group, s.heads - head), blocks = (s.tokens + kWide - 1) / kWide;
-                expand(head, count, cache.from(batch * s.sequence_rows));
-                #pragma omp for schedule(dynamic)
-                for (int64_t item = 0; item < count * blocks; ++item)  // the last queries, which see most, first
-                    attend(batch, head, item % count, (blocks - 1 - item / count) * kWide, keep);
+                const int64_t count = std::min(group, s.heads - head), blocks = (sequence.tokens + kWide - 1) / kWide;
+                expand(team, w, cache, sequence, head, count);
+                team.barrier();
+                team.dynamic(count * blocks, [&](int64_t item) {  // the last queries, which see most, first
+                    attend(sequence, head, item % count, (blocks - 1 - item / count) * kWide);
+                });
+                team.barrier();
             }
-        project(w.o, s.hidden, attended, even(s.heads * s.value), rows, [&](int64_t row, int64_t first, int64_t count, const Sums& sums) {
+        }
+        project<P>(team, w.o, s.hidden, attended, P::padded(s.heads * s.value), rows, [&](int64_t row, int64_t first, int64_t count, const Sums& sums) {
             add_sums(sums, count, hidden + row * s.hidden + first);
         });
-        #pragma omp barrier
+        team.barrier();
     }
 
 private:
-    void rotate_queries(int64_t row, const float* cos, const float* sin) {
-        std::vector<float> before(s.rope), after(s.rope);
+    static void norm_row(const float* x, const float* weight, float eps, int64_t length, Value* out) {
+        float* normed_row = memory<AttentionPrompt, float>(length);
+        rms_norm(x, weight, eps, length, normed_row);
+        P::round_row(normed_row, length, out);
+    }
+
+    void rotate_queries(int64_t row) {
+        float *before = memory<AttentionPrompt, float>(2 * s.rope), *after = before + s.rope;
         for (int64_t head = 0; head < s.heads; ++head) {
-            Half* query = queries + (row * s.heads + head) * width + s.nope;
-            for (int64_t i = 0; i < s.rope; ++i) before[i] = to_float(query[i]);
-            rotate(before.data(), cos + row * s.rope / 2, sin + row * s.rope / 2, s.rope, s.interleave, after.data());
-            for (int64_t i = 0; i < s.rope; ++i) query[i] = to_bfloat16(after[i]);
+            Value* query = queries + (row * s.heads + head) * width + s.nope;
+            for (int64_t i = 0; i < s.rope; ++i) before[i] = P::to_float(query[i]);
+            rotate(before, tokens.cos.data() + row * s.rope / 2, tokens.sin.data() + row * s.rope / 2, s.rope, s.interleave, after);
+            for (int64_t i = 0; i < s.rope; ++i) query[i] = P::from_float(after[i]);
         }
+    }
+
+    // A sequence's latents and rotated keys in one piece, as values of products.
+    void read_cached(Team& team, const Cache& cache, const Sequence& sequence) {
+        team.each((sequence.cached + kPage - 1) / kPage, [&](int64_t number) {
+            float* row = memory<AttentionPrompt, float>(joint);
+            for (int64_t column = number * kPage; column < std::min(sequence.cached, (number + 1) * kPage); ++column) {
+                const Matrix given = cache.row(sequence, column);
+                Value* out = cached + column * P::padded(joint);
+                if (cache.kind == P::kKind) {
+                    std::memcpy(out, given.data, joint * sizeof(Value));
+                } else {
+                    given.read(row);
+                    for (int64_t i = 0; i < joint; ++i) out[i] = P::from_float(row[i]);
+                }
+                if (P::padded(joint) > joint) out[joint] = 0;
+            }
+        });
+        team.barrier();
     }
 
     // keys [count, positions, N + R] and, transposed, values [count, V, positions] of `count` heads from `head` on, of the
     // latents of one sequence.
-    void expand(int64_t head, int64_t count, const Matrix& cache) {
-        const int64_t key_parts = (s.nope + kWide - 1) / kWide, each = s.nope + s.value, stride = even(s.latent);
-        #pragma omp for
-        for (int64_t row = 0; row < count * s.value; ++row) {
-            const Matrix weight = w.kv_b.from((head + row / s.value) * each + s.nope + row % s.value).unpacked(1);
-            for (int64_t i = 0; i < s.latent; i += 32)
-                _mm512_mask_storeu_epi16(value_rows + row * stride + i, packed::words(stride - i), rounded_columns(weight, i));
-        }
-        Matrix latent = cache;
-        latent.length = s.latent;  // the rotated key is not expanded
-        #pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < count * key_parts + positions / kWide; ++item) {
-            if (item < count * key_parts) {
-                const int64_t mine = item / key_parts, first = item % key_parts * kWide, wide = std::min(kWide, s.nope - first);
-                Half* out = keys + mine * positions * even(width);
-                multiply_rows(w.kv_b.from((head + mine) * each + first), wide, s.cached,
-                              [&](int64_t position) { return static_cast<const Half*>(cache.from(position).data); },
-                              [&](int64_t position, const Sums& sums) { store_rounded(sums, wide, out + position * even(width) + first); });
-                if (first) continue;
-                for (int64_t position = 0; position < s.cached; ++position) {
-                    Half* key = out + position * even(width) + s.nope;
-                    std::copy_n(static_cast<const Half*>(cache.from(position).data) + s.latent, s.rope, key);
-                    if (width % 2) key[s.rope] = 0;
-                }
-            } else {
-                const int64_t first = (item - count * key_parts) * kWide;
-                multiply_rows(latent.from(first), std::min(kWide, s.cached - first), count * s.value,
-                              [&](int64_t row) { return value_rows + row * stride; },
-                              [&](int64_t row, const Sums& sums) { store_rounded(sums, kWide, values + row * positions + first); });
+    void expand(Team& team, const AttentionWeights& w, const Cache& cache, const Sequence& sequence, int64_t head, int64_t count) {
+        const int64_t key_parts = (s.nope + kWide - 1) / kWide, each = s.nope + s.value, stride = P::padded(s.latent), key_width = P::padded(width);
+        team.each(count * s.value, [&](int64_t row) {
+            const Matrix weight = readable(w.kv_b.from((head + row / s.value) * each + s.nope + row % s.value), 1);
+            for (int64_t i = 0; i < stride; i += kLanes) P::store(widened(weight, i), stride - i, value_rows + row * stride + i);
+        });
+        team.barrier();
+        team.dynamic(count * key_parts + (sequence.cached + kPage - 1) / kPage, [&](int64_t item) {
+            if (item >= count * key_parts) {
+                const int64_t number = item - count * key_parts, first = number * kPage;
+                Matrix page = cache.page(sequence, number);
+                page.length = s.latent;  // the rotated key is not expanded
+                multiply_rows<P>(page, std::min(kPage, sequence.cached - first), count * s.value, [&](int64_t row) { return value_rows + row * stride; },
+                                 [&](int64_t row, const Sums& sums) { store_values<P>(sums, kWide, values + row * positions + first); });
+                return;
             }
-        }
+            const int64_t mine = item / key_parts, first = item % key_parts * kWide, wide = std::min(kWide, s.nope - first);
+            Value* out = keys + mine * positions * key_width;
+            multiply_rows<P>(w.kv_b.from((head + mine) * each + first), wide, sequence.cached, [&](int64_t position) { return cached + position * P::padded(joint); },
+                             [&](int64_t position, const Sums& sums) { store_values<P>(sums, wide, out + position * key_width + first); });
+            if (first) return;
+            for (int64_t position = 0; position < sequence.cached; ++position) {
+                Value* key = out + position * key_width + s.nope;
+                std::copy_n(cached + position * P::padded(joint) + s.latent, s.rope, key);
+                if (key_width > width) key[s.rope] = 0;
+            }
+        });
     }
 
-    // One head over up to 64 queries from token `first` on. Queries are the lanes: of scores [keys, 64], of the weights made
-    // of these, and of the weighted sums of values [V, 64].
-    void attend(int64_t batch, int64_t head, int64_t mine, int64_t first, const bool* keep) {
-        thread_local Panel query, weights;
-        const int64_t count = std::min(kWide, s.tokens - first), last = past + first + count;  // columns that are seen
-        Sums *scores = packed::memory<Sums>((kKeys + s.value) * sizeof(Sums)), *sums = scores + kKeys;
-        std::fill_n(reinterpret_cast<float*>(sums), s.value * kWide, 0.0f);
-        Matrix block{Matrix::kBFloat16, queries + (batch * s.tokens + first) * s.heads * width + (head + mine) * width, width, s.heads * width};
+    // One head over up to 64 queries of a sequence from its token `first` on. Queries are the lanes: of scores [keys, 64], of
+    // the weights computed from these, and of the weighted sums of values [V, 64].
+    void attend(const Sequence& sequence, int64_t head, int64_t mine, int64_t first) {
+        thread_local typename P::Panel query, weights;
+        const int64_t past = sequence.cached - sequence.tokens, key_width = P::padded(width);
+        const int64_t count = std::min(kWide, sequence.tokens - first), last = past + first + count;  // columns that are seen
+        Sums *scores = memory<AttentionPrompt, Sums>(kKeys + s.value), *sums = scores + kKeys;
+        for (int64_t v = 0; v < s.value; ++v)
+            for (Lanes& each : sums[v]) each = Lanes{};
+        Matrix block;
+        block.kind = P::kKind, block.length = width, block.stride = s.heads * width;
+        block.data = queries + (sequence.first + first) * s.heads * width + (head + mine) * width;
         query.resize(width), query.pack(block, count, 0);
         Sums largest, totals = {};
-        for (__m512& lanes : largest) lanes = _mm512_set1_ps(kHidden / 2);
+        for (Lanes& each : largest) each = Lanes{} + kHidden / 2;
         for (int64_t start = 0; start < last; start += kKeys) {
             const int64_t seen = std::min(kKeys, last - start);
-            const Half *key = keys + (mine * positions + start) * even(width), *value = values + mine * s.value * positions + start;
-            query.add_all<true>(seen, width, [&](int64_t k) { return key + k * even(width); }, scores);
-            if (keep || start + seen > past + first) hide(scores, seen, past + first - start, keep ? keep + batch * s.keep_stride + start : nullptr);
+            const Value *key = keys + (mine * positions + start) * key_width, *value = values + mine * s.value * positions + start;
+            add_all<P, true>(query, seen, width, [&](int64_t k) { return key + k * key_width; }, scores);
+            if (sequence.keep || start + seen > past + first) hide(scores, seen, past + first - start, sequence.keep ? sequence.keep + start : nullptr);
             weights.resize(seen);
-            absorb(scores, seen, largest, totals, weights.lines(), sums);
-            weights.add_all<false>(s.value, seen, [&](int64_t v) { return value + v * positions; }, sums);
+            take(scores, seen, largest, totals, weights, sums);
+            add_all<P, false>(weights, s.value, seen, [&](int64_t v) { return value + v * positions; }, sums);
         }
-        store_attended(sums, totals, batch * s.tokens + first, count, head + mine);
+        store_attended(sums, totals, sequence.first + first, count, head + mine);
     }
 
-    // Sums [V, 64] over the totals of their weights, to `count` rows from `row` on.
-    void store_attended(const Sums* sums, const Sums& totals, int64_t row, int64_t count, int64_t head) {
-        for (int64_t g = 0; g * 16 < count; ++g) {
-            const __mmask16 any = _mm512_cmp_ps_mask(totals[g], _mm512_setzero_ps(), _CMP_GT_OQ);
-            const __m512 factor = _mm512_maskz_div_ps(any, _mm512_set1_ps(1.0f), totals[g]);
-            for (int64_t v = 0; v < s.value; v += 16) {
-                __m512i block[16] = {};
-                for (int64_t i = 0; i < std::min<int64_t>(16, s.value - v); ++i) block[i] = __m512i(_mm512_mul_ps(sums[v + i][g], factor));
+    // Sums [V, 64] over the totals of their weights, to `count` tokens from `token` on.
+    void store_attended(const Sums* sums, const Sums& totals, int64_t token, int64_t count, int64_t head) {
+        for (int64_t g = 0; g * kLanes < count; ++g) {
+            const Lanes factor = totals[g] > 0.0f ? 1.0f / totals[g] : Lanes{};
+            for (int64_t v = 0; v < s.value; v += kLanes) {
+                Lanes block[kLanes];
+                for (int64_t i = 0; i < kLanes; ++i) block[i] = v + i < s.value ? sums[v + i][g] * factor : Lanes{};
                 transpose(block);
-                for (int64_t i = 0; i < std::min<int64_t>(16, count - g * 16); ++i)
-                    store_rounded(__m512(block[i]), s.value - v, attended + (row + g * 16 + i) * even(s.heads * s.value) + head * s.value + v);
+                for (int64_t i = 0; i < std::min(kLanes, count - g * kLanes); ++i)
+                    P::store(block[i], s.value - v, attended + (token + g * kLanes + i) * P::padded(s.heads * s.value) + head * s.value + v);
             }
         }
     }
@@ -208,158 +200,124 @@ private:
     // Query i may see `ahead` + i + 1 of these keys, and none that is not kept.
     static void hide(Sums* scores, int64_t seen, int64_t ahead, const bool* keep) {
         for (int64_t k = 0; k < seen; ++k) {
-            const int64_t hidden = keep && !keep[k] ? kWide : k - ahead;  // of the queries
-            for (int64_t g = 0; g * 16 < hidden; ++g) {
-                const __mmask16 mask = 0xffff >> std::max<int64_t>(0, 16 - (hidden - g * 16));
-                scores[k][g] = _mm512_mask_mov_ps(scores[k][g], mask, _mm512_set1_ps(kHidden));
-            }
+            const int64_t hidden = keep && !keep[k] ? kWide : std::min(k - ahead, kWide);  // of the queries
+            int64_t i = 0;
+            for (; i + kLanes <= hidden; i += kLanes) scores[k][i / kLanes] = Lanes{} + kHidden;
+            for (; i < hidden; ++i) reinterpret_cast<float*>(scores[k])[i] = kHidden;
         }
     }
 
-    // 2 ** (factor * (score - largest)) to 4e-6: these are rounded to bfloat16.
-    static __m512 weight(__m512 score, __m512 largest, __m512 factor) {
-        const __m512 power = _mm512_mul_ps(_mm512_sub_ps(score, largest), factor);
-        const __m512 whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        const __m512 rest = _mm512_sub_ps(power, whole);  // 2 ** rest, a polynomial fitted to [-0.5, 0.5]
-        __m512 y = _mm512_set1_ps(9.58285e-3f);
-        for (float next : {5.590643e-2f, 2.4024099e-1f, 6.9312419e-1f, 1.0f}) y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(next));
-        return _mm512_scalef_ps(y, whole);
-    }
-
     // Turns scores into weights relative to the largest so far, in a panel's order, and `sums` along with them.
-    void absorb(const Sums* scores, int64_t seen, Sums& largest, Sums& totals, __m512i* weights, Sums* sums) const {
-        alignas(64) uint16_t order[32];
-        for (int i = 0; i < 32; ++i) order[i] = i / 2 + i % 2 * 16;  // from all first and all second ones to pairs
-        const __m512i pairs = _mm512_load_si512(order);
-        const __m512 factor = _mm512_set1_ps(s.scale * 1.44269504f);
+    void take(const Sums* scores, int64_t seen, Sums& largest, Sums& totals, typename P::Panel& weights, Sums* sums) const {
         for (int64_t g = 0; g < kVectors; ++g) {
-            __m512 most = largest[g], total = _mm512_setzero_ps();
-            for (int64_t k = 0; k < seen; ++k) most = _mm512_max_ps(most, scores[k][g]);
+            Lanes most = largest[g], total = {};
+            for (int64_t k = 0; k < seen; ++k) most = maximum(most, scores[k][g]);
             for (int64_t k = 0; k < seen; k += 2) {
-                const __m512 one = weight(scores[k][g], most, factor), two = k + 1 < seen ? weight(scores[k + 1][g], most, factor) : _mm512_setzero_ps();
-                total = _mm512_add_ps(total, _mm512_add_ps(one, two));
-                weights[k / 2 * kVectors + g] = _mm512_permutexvar_epi16(pairs, __m512i(_mm512_cvtne2ps_pbh(two, one)));
+                const Lanes one = P::weight(scores[k][g], most, s.scale), two = k + 1 < seen ? P::weight(scores[k + 1][g], most, s.scale) : Lanes{};
+                total += one + two;
+                weights.put(k, g, one, two);
             }
-            const __m512 shrunk = weight(largest[g], most, factor);
-            totals[g] = _mm512_fmadd_ps(totals[g], shrunk, total);
-            if (_mm512_cmp_ps_mask(largest[g], most, _CMP_LT_OQ))
-                for (int64_t v = 0; v < s.value; ++v) sums[v][g] = _mm512_mul_ps(sums[v][g], shrunk);
+            const Lanes shrunk = P::weight(largest[g], most, s.scale);
+            totals[g] = totals[g] * shrunk + total;
+            for (int64_t v = 0; v < s.value; ++v) sums[v][g] *= shrunk;
             largest[g] = most;
         }
     }
 };
 
+template <class P>
 class MLPPrompt {
-    static constexpr int64_t kTile = kWide / 2;  // columns of gate and of up in one panel
-    struct Unit {  // an expert and the tokens it serves
-        Matrix gate, up, down;
-        int64_t width, inputs, first;  // first: index into `tokens` and `weights`
-        Half* h;                       // [inputs, width]
-    };
-    const MLPWeights& w;
-    const RouterRule& rule;
+    typedef typename P::Value Value;
+    static constexpr int64_t kHalf = kWide / 2;  // columns of gate and of up in one panel
     const int64_t rows, hidden;
     const float eps;
-    Half *rounded, *inner;
+    Value *rounded, *inner;
     float *normed, *logits, *update;
-    std::vector<int64_t> chosen, tokens;
-    std::vector<float> chosen_weights, weights;
-    std::vector<Unit> units;
+    std::vector<Value*> inners;                      // per unit: its hidden values [inputs, width]
     std::vector<std::pair<int64_t, int64_t>> tiles;  // unit, first column
+    Routing routing;
 
 public:
-    MLPPrompt(const MLPWeights& mlp, const RouterRule& routing, int64_t rows_, int64_t hidden_, float eps_, Workspace& space)
-        : w(mlp), rule(routing), rows(rows_), hidden(hidden_), eps(eps_) {
+    // `experts`: the most of any layer; `widths`: of all experts of a token together.
+    MLPPrompt(int64_t rows_, int64_t hidden_, float eps_, int64_t experts, int64_t widths, Workspace& space) : rows(rows_), hidden(hidden_), eps(eps_) {
         space.divide([&] {
-            space.take(rounded, rows * even(hidden)), space.take(normed, rows * hidden), space.take(logits, rows * rule.experts);
-            space.take(update, rows * hidden), space.take(inner, rows * (rule.chosen * even(w.expert_width) + even(w.width)));
+            space.take(rounded, rows * P::padded(hidden)), space.take(normed, rows * hidden), space.take(logits, rows * experts);
+            space.take(update, rows * hidden), space.take(inner, rows * widths);
         });
-        chosen.resize(rows * rule.chosen);
-        chosen_weights.resize(rows * rule.chosen);
     }
 
-    // Called by every thread of a parallel region.
-    void run(float* state) {
-        #pragma omp for
-        for (int64_t row = 0; row < rows; ++row) {
+    // Called by every thread of a team.
+    void run(Team& team, const MLPWeights& w, const RouterRule& rule, float* state) {
+        team.single([&] { routing.resize(rows, rule); });
+        team.each(rows, [&](int64_t row) {
             rms_norm(state + row * hidden, w.norm, eps, hidden, normed + row * hidden);
-            round_row(normed + row * hidden, hidden, rounded + row * even(hidden));
-        }
+            P::round_row(normed + row * hidden, hidden, rounded + row * P::padded(hidden));
+        });
+        team.barrier();
         if (rule.experts) {
-            #pragma omp for
-            for (int64_t row = 0; row < rows; row += 64) route(row, std::min<int64_t>(64, rows - row));
+            team.dynamic((rows + 63) / 64, [&](int64_t block) { route(w, rule, block * 64, std::min<int64_t>(64, rows - block * 64)); });
+            team.barrier();
         }
-        #pragma omp single
-        plan();
-        #pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < tiles.size(); ++i) project_up(units[tiles[i].first], tiles[i].second);
-        #pragma omp for schedule(dynamic)
-        for (int64_t first = 0; first < hidden; first += kWide) project_down(first, std::min(kWide, hidden - first));
-        #pragma omp for
-        for (int64_t row = 0; row < rows; ++row) {
+        team.attempt([&] { plan(w, rule); }, [&] { routing.units.clear(), tiles.clear(); });
+        team.dynamic(int64_t(tiles.size()), [&](int64_t i) { project_up(tiles[i].first, tiles[i].second); });
+        team.barrier();
+        team.dynamic((hidden + kWide - 1) / kWide, [&](int64_t block) { project_down(block * kWide, std::min(kWide, hidden - block * kWide)); });
+        team.barrier();
+        team.each(rows, [&](int64_t row) {
             float* out = update + row * hidden;
             if (w.post_norm) rms_norm(out, w.post_norm, eps, hidden, out);
             for (int64_t i = 0; i < hidden; ++i) state[row * hidden + i] += out[i];
-        }
+        });
+        team.barrier();
     }
 
 private:
-    void route(int64_t first, int64_t count) {
+    void route(const MLPWeights& w, const RouterRule& rule, int64_t first, int64_t count) {
         w.router.dot(rule.experts, normed + first * hidden, hidden, count, logits + first * rule.experts, rule.experts);
-        for (int64_t row = first; row < first + count; ++row)
-            choose(rule, w.bias, logits + row * rule.experts, chosen.data() + row * rule.chosen, chosen_weights.data() + row * rule.chosen);
+        for (int64_t row = first; row < first + count; ++row) routing.choose(w, rule, row, logits + row * rule.experts);
     }
 
-    // Lists the experts in ascending order, each with its tokens; the shared one, or a dense MLP, is last.
-    void plan() {
-        std::vector<std::vector<int64_t>> slots(rule.experts);
-        for (int64_t slot = 0; slot < rows * rule.chosen; ++slot) slots[chosen[slot]].push_back(slot);
-        Half* h = inner;
-        for (int64_t expert = 0; expert < rule.experts; ++expert) {
-            const int64_t inputs = int64_t(slots[expert].size()), first = int64_t(tokens.size());
-            if (!inputs) continue;
-            for (int64_t slot : slots[expert]) tokens.push_back(slot / rule.chosen), weights.push_back(chosen_weights[slot]);
-            const Matrix gate = w.gate_ups.from(expert * 2 * w.expert_width);
-            units.push_back({gate, gate.from(w.expert_width), w.downs.from(expert * hidden), w.expert_width, inputs, first, h});
-            h += inputs * even(w.expert_width);
+    void plan(const MLPWeights& w, const RouterRule& rule) {
+        routing.plan(w, rule, rows);
+        inners.clear(), tiles.clear();
+        Value* h = inner;
+        for (size_t u = 0; u < routing.units.size(); ++u) {
+            inners.push_back(h), h += routing.units[u].inputs * P::padded(routing.units[u].width);
+            for (int64_t first = 0; first < routing.units[u].width; first += kHalf) tiles.emplace_back(u, first);
         }
-        if (w.gate) {
-            units.push_back({w.gate, w.up, w.down, w.width, rows, int64_t(tokens.size()), h});
-            for (int64_t row = 0; row < rows; ++row) tokens.push_back(row), weights.push_back(1.0f);
-        }
-        for (size_t unit = 0; unit < units.size(); ++unit)
-            for (int64_t first = 0; first < units[unit].width; first += kTile) tiles.emplace_back(unit, first);
     }
 
     // silu(gate) * up of an expert's tokens, 32 columns.
-    void project_up(const Unit& unit, int64_t first) {
-        const int64_t count = std::min(kTile, unit.width - first), stored = std::min(kTile, even(unit.width) - first);
-        const auto pack = [&](Panel& panel, int64_t column) {
-            panel.pack(unit.gate.from(first), count, column, 0, kVectors / 2);
-            panel.pack(unit.up.from(first), count, column, kVectors / 2);
+    void project_up(int64_t u, int64_t first) {
+        const Routing::Unit& unit = routing.units[u];
+        const int64_t count = std::min(kHalf, unit.width - first), stored = std::min(kHalf, P::padded(unit.width) - first);
+        const auto pack = [&](typename P::Panel& panel, int64_t column) {
+            panel.pack(unit.expert.gate.from(first), count, column, 0, kVectors / 2);
+            panel.pack(unit.expert.up.from(first), count, column, kVectors / 2);
         };
-        multiply_panel(hidden, unit.inputs, pack, [&](int64_t t) { return rounded + tokens[unit.first + t] * even(hidden); },
-                       [&](int64_t t, const Sums& sums) {
-                           for (int64_t g = 0; g < kVectors / 2 && g * 16 < stored; ++g)
-                               store_rounded(__m512(silu(Lanes(sums[g])) * Lanes(sums[kVectors / 2 + g])), stored - g * 16,
-                                             unit.h + t * even(unit.width) + first + g * 16);
-                       });
+        multiply_panel<P>(hidden, unit.inputs, pack, [&](int64_t t) { return rounded + routing.tokens[unit.first + t] * P::padded(hidden); },
+                          [&](int64_t t, const Sums& sums) {
+                              Value* out = inners[u] + t * P::padded(unit.width) + first;
+                              for (int64_t g = 0; g < kVectors / 2 && g * kLanes < stored; ++g)
+                                  P::store(silu(sums[g]) * sums[kVectors / 2 + g], stored - g * kLanes, out + g * kLanes);
+                          });
     }
 
     // The weighted sum of all experts' outputs, `count` columns from `first` on.
     void project_down(int64_t first, int64_t count) {
-        Sums* total = packed::memory<Sums>(rows * sizeof(Sums));  // in one piece, whatever the hidden size
-        std::memset(total, 0, rows * sizeof(Sums));
-        for (const Unit& unit : units)
-            multiply_rows(unit.down.from(first), count, unit.inputs, [&](int64_t t) { return unit.h + t * even(unit.width); },
-                          [&](int64_t t, const Sums& sums) {
-                              const __m512 weight = _mm512_set1_ps(weights[unit.first + t]);
-                              Sums& mine = total[tokens[unit.first + t]];
-                              for (int64_t g = 0; g < kVectors; ++g) mine[g] = _mm512_fmadd_ps(weight, sums[g], mine[g]);
-                          });
+        Sums* total = memory<MLPPrompt, Sums>(rows);
+        std::memset(static_cast<void*>(total), 0, rows * sizeof(Sums));
+        for (size_t u = 0; u < routing.units.size(); ++u) {
+            const Routing::Unit& unit = routing.units[u];
+            multiply_rows<P>(unit.expert.down.from(first), count, unit.inputs, [&](int64_t t) { return inners[u] + t * P::padded(unit.width); },
+                             [&](int64_t t, const Sums& sums) {
+                                 const float weight = routing.weights[unit.first + t];
+                                 Sums& mine = total[routing.tokens[unit.first + t]];
+                                 for (int64_t g = 0; g < kVectors; ++g) mine[g] += sums[g] * weight;
+                             });
+        }
         for (int64_t row = 0; row < rows; ++row) store_sums(total[row], count, update + row * hidden + first);
     }
 };
 
-#endif
 }  // namespace axk1

@@ -1,47 +1,42 @@
-// Sixteen values at once, in the compiler's own vector types.
+// Vectors of kLanes float32 values in the compiler's own vector types, as wide as the instruction set that is compiled for.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#include "isa/avx512/vectors.h"
+#elif defined(__AVX2__) && defined(__FMA__)
+#include "isa/avx2/vectors.h"
+#elif defined(__aarch64__)
+#include "isa/neon/vectors.h"
+#else
+#include "isa/plain/vectors.h"
 #endif
 
 namespace axk1 {
 
-constexpr int64_t kLanes = 16;
-typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t LanesU32 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t LanesU16 __attribute__((vector_size(32), aligned(2), may_alias));
-typedef int32_t LanesI32 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int8_t LanesI8 __attribute__((vector_size(16), aligned(1), may_alias));
-typedef uint8_t LanesU8 __attribute__((vector_size(16), aligned(1), may_alias));
+inline const Lanes& lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+inline Lanes& lanes(float* p) { return *reinterpret_cast<Lanes*>(p); }
 
-inline LanesI32 widen(const LanesI8& bytes) {
-#ifdef __AVX512F__
-    return LanesI32(_mm512_cvtepi8_epi32(__m128i(bytes)));
-#else  // in two steps: GCC makes scalar code of one
-    typedef int16_t LanesI16 __attribute__((vector_size(32)));
-    return __builtin_convertvector(__builtin_convertvector(bytes, LanesI16), LanesI32);
-#endif
+// The first `count` values, zero after them.
+inline Lanes lanes(const float* p, int64_t count) {
+    if (count >= kLanes) return lanes(p);
+    float some[kLanes] = {};
+    if (count > 0) std::memcpy(some, p, count * sizeof(float));
+    return lanes(some);
 }
 
-inline Lanes centred(const LanesI32& fours) {  // 0..15 to -8..7
-#ifdef __AVX512F__
-    const Lanes values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-    return __builtin_shuffle(values, fours);
-#else
-    return __builtin_convertvector(fours, Lanes) - 8.0f;
-#endif
+inline void store(const Lanes& v, int64_t count, float* out) {
+    if (count >= kLanes) lanes(out) = v;
+    else if (count > 0) std::memcpy(out, &v, count * sizeof(float));
 }
 
-inline Lanes lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
-
-inline uint16_t to_bfloat16(float value) {  // round to nearest even, as torch does
+inline uint16_t to_bfloat16(float value) {  // round to nearest even, as torch does; not-a-numbers stay such
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 64);
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
@@ -53,15 +48,35 @@ inline float to_float(uint16_t half) {
 }
 
 inline float sum(const Lanes& v) {
-    typedef float Eight __attribute__((vector_size(32)));
+    float values[kLanes];
+    std::memcpy(values, &v, sizeof v);
     typedef float Four __attribute__((vector_size(16)));
-    Eight halves[2];
-    std::memcpy(halves, &v, 64);
-    const Eight eight = halves[0] + halves[1];
-    Four quarters[2];
-    std::memcpy(quarters, &eight, 32);
-    const Four four = quarters[0] + quarters[1];
-    return (four[0] + four[2]) + (four[1] + four[3]);
+    Four fours[kLanes / 4];
+    std::memcpy(fours, values, sizeof v);
+    if constexpr (kLanes == 16) fours[0] = (fours[0] + fours[2]) + (fours[1] + fours[3]);
+    else if constexpr (kLanes == 8) fours[0] = fours[0] + fours[1];
+    return (fours[0][0] + fours[0][2]) + (fours[0][1] + fours[0][3]);
+}
+
+inline Lanes maximum(const Lanes& a, const Lanes& b) { return b > a ? b : a; }
+
+inline float largest(const Lanes& v) {
+    float most = v[0];
+    for (int64_t i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;
+    return most;
+}
+
+// The largest absolute value.
+inline float largest_size(const float* x, int64_t length) {
+    Lanes most = {};
+    int64_t i = 0;
+    for (; i + kLanes <= length; i += kLanes) {
+        const Lanes value = lanes(x + i);
+        most = maximum(most, value < 0.0f ? -value : value);
+    }
+    float result = largest(most);
+    for (; i < length; ++i) result = std::fabs(x[i]) > result ? std::fabs(x[i]) : result;
+    return result;
 }
 
 // exp of values that are at most 0, to 2 units in the last place (Cephes' polynomial).
@@ -93,22 +108,28 @@ inline Lanes silu(Lanes x) {
     return x * (negative ? small : zero + 1.0f) / (small + 1.0f);
 }
 
-// The first place of the largest of `count` values.
+// The first place of the largest of `count` values; -1 where one is not finite.
 inline int64_t place_of_largest(const float* values, int64_t count) {
-    float most = values[0];
+    float most = values[0], wrong = 0.0f;
     int64_t i = 0;
     if (count >= kLanes) {
-        Lanes high = lanes(values);
+        Lanes high = lanes(values), nothing = high - high;  // zeros, if all are finite
         for (i = kLanes; i + kLanes <= count; i += kLanes) {
             const Lanes next = lanes(values + i);
-            high = next > high ? next : high;
+            high = maximum(high, next), nothing += next - next;
         }
-        for (int64_t j = 0; j < kLanes; ++j) most = high[j] > most ? high[j] : most;
+        most = largest(high), wrong = sum(nothing);
     }
-    for (; i < count; ++i) most = values[i] > most ? values[i] : most;
+    for (; i < count; ++i) most = values[i] > most ? values[i] : most, wrong += values[i] - values[i];
+    if (!(wrong == 0.0f)) return -1;
     for (int64_t place = 0; place < count; ++place)
         if (values[place] == most) return place;
-    return 0;  // not a number
+    return -1;
+}
+
+// `count` values to bfloat16.
+inline void round_values(const float* x, int64_t count, uint16_t* out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(x[i]);
 }
 
 }  // namespace axk1

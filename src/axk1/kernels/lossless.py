@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from axk1.kernels import native
 from axk1.modeling.conditions import is_hooked
 from axk1.modeling.moe import AXK1Experts
-from axk1.modeling.runners import RUNNERS
 from axk1.quantized.modules import one_by_one, restore_modules
 
 BLOCK = 64
@@ -51,9 +51,9 @@ def pack(weight: torch.Tensor) -> Packed:
     if not can_pack(weight):
         kind = f"{weight.dtype} {list(weight.shape)} on {weight.device}"
         raise ValueError(f"A weight is {kind}; packed are bfloat16 ones on the CPU whose rows are a multiple of 64.")
-    runner = RUNNERS.get("cpu")
-    found = runner.pack(weight.detach()) if runner else None
-    return Packed(*found) if found else pack_plainly(weight.detach())
+    if native.available():
+        return Packed(*native.pack_lossless(weight.detach()))
+    return pack_plainly(weight.detach())
 
 
 def pack_plainly(weight: torch.Tensor) -> Packed:

@@ -1,0 +1,71 @@
+// Eight values at once: AVX2 with fused multiply-add, what most desktops and laptops have.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace axk1 {
+
+constexpr int64_t kLanes = 8;
+constexpr int kRegisters = 16;
+constexpr const char* kInstructions = "avx2";
+typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t LanesI32 __attribute__((vector_size(32), aligned(4), may_alias));
+
+inline Lanes load_bfloat16(const uint16_t* p) {
+    const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return Lanes(_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)));
+}
+
+// 2 * kLanes values of bfloat16: those of even index, those of odd index.
+inline void load_bfloat16_pairs(const uint16_t* p, Lanes& even, Lanes& odd) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even = Lanes(_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)));
+    odd = Lanes(_mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(int(0xffff0000)))));
+}
+
+// The same of float32 values.
+inline void split_pairs(const float* x, Lanes& even, Lanes& odd) {
+    const __m256 first = _mm256_loadu_ps(x), second = _mm256_loadu_ps(x + 8);
+    const auto ordered = [](__m256 v) { return Lanes(_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8))); };
+    even = ordered(_mm256_shuffle_ps(first, second, 0x88));
+    odd = ordered(_mm256_shuffle_ps(first, second, 0xdd));
+}
+
+inline Lanes load_int8(const int8_t* p) {
+    return Lanes(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+}
+
+// 2 * kLanes values of four bits, stored plus 8, the first of a byte in its lower half.
+inline void load_int4(const uint8_t* p, Lanes& first, Lanes& second) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), lower = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+    const __m128i pairs = _mm_unpacklo_epi8(_mm_and_si128(bytes, lower), _mm_and_si128(_mm_srli_epi16(bytes, 4), lower));
+    const __m128i values = _mm_sub_epi8(pairs, eight);
+    first = Lanes(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(values)));
+    second = Lanes(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(values, 8))));
+}
+
+inline void transpose(Lanes* rows) {
+    __m256 pairs[8], fours[8];
+    #pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_ps(__m256(rows[i]), __m256(rows[i + 1]));
+        pairs[i + 1] = _mm256_unpackhi_ps(__m256(rows[i]), __m256(rows[i + 1]));
+    }
+    #pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 4)
+        #pragma GCC unroll 2
+        for (int k = 0; k < 2; ++k) {
+            fours[i + 2 * k] = _mm256_shuffle_ps(pairs[i + k], pairs[i + 2 + k], 0x44);
+            fours[i + 2 * k + 1] = _mm256_shuffle_ps(pairs[i + k], pairs[i + 2 + k], 0xee);
+        }
+    #pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+        rows[k] = Lanes(_mm256_permute2f128_ps(fours[k], fours[4 + k], 0x20));
+        rows[4 + k] = Lanes(_mm256_permute2f128_ps(fours[k], fours[4 + k], 0x31));
+    }
+}
+
+}  // namespace axk1

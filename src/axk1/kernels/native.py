@@ -1,0 +1,270 @@
+"""The kernels' C interface (``cpu/axk1.h``) in Python: weights by name, steps, and the memory that both need."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_void_p
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from axk1.kernels.build import library
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""Formats of states, caches and plain weights."""
+INT8, INT4, LOSSLESS = 2, 3, 4
+
+
+class Matrix(ctypes.Structure):
+    """``axk1_matrix``."""
+
+    _fields_ = [
+        ("data", c_void_p),
+        ("format", c_int64),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("side", c_void_p),
+        ("side_bytes", c_int64),
+    ]
+
+
+SIZES = (
+    *("layers", "hidden", "vocabulary", "heads", "nope", "rope", "value", "query_rank", "latent", "interleave"),
+    *("dense_width", "expert_width", "shared_width", "experts", "groups", "kept_groups", "group_best", "chosen"),
+    *("sigmoid", "normalise", "grouped", "exact"),
+)
+NUMBERS = ("softmax_scale", "eps", "routed_scaling", "angle_factor")
+
+
+class Shape(ctypes.Structure):
+    """``axk1_shape``."""
+
+    _fields_ = [*((name, c_int64) for name in SIZES), *((name, c_double) for name in NUMBERS)]
+
+
+class ExpertMatrices(ctypes.Structure):
+    """``axk1_expert``."""
+
+    _fields_ = [("gate_up", Matrix), ("down", Matrix)]
+
+
+Fetch = ctypes.CFUNCTYPE(c_int, c_void_p, c_int64, POINTER(c_int64), c_int64, POINTER(ExpertMatrices))
+"""``axk1_fetch``."""
+
+
+class StepFields(ctypes.Structure):
+    """``axk1_step``."""
+
+    _fields_ = [
+        ("sequences", c_int64),
+        ("prompts", c_int64),
+        ("threads", c_int64),
+        ("starts", c_void_p),
+        ("cached", c_void_p),
+        ("positions", c_void_p),
+        ("pages", c_void_p),
+        ("most_pages", c_int64),
+        ("layers", c_void_p),
+        ("cache_format", c_int64),
+        ("frequencies", c_void_p),
+        ("keep", c_void_p),
+        ("keep_stride", c_int64),
+        ("ids", c_void_p),
+        ("hidden", c_void_p),
+        ("hidden_format", c_int64),
+        ("wanted", c_void_p),
+        ("scored", c_void_p),
+        ("states", c_void_p),
+        ("states_format", c_int64),
+        ("logits", c_void_p),
+        ("best", c_void_p),
+    ]
+
+
+@cache
+def _functions() -> ctypes.CDLL | None:
+    """The library, its functions typed; calls release the GIL."""
+    found = library()
+    if found is None:
+        return None
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "axk1_instructions": (c_char_p, []),
+        "axk1_error": (c_char_p, []),
+        "axk1_new": (c_void_p, [POINTER(Shape)]),
+        "axk1_delete": (None, [c_void_p]),
+        "axk1_set": (c_int, [c_void_p, c_int64, c_char_p, POINTER(Matrix)]),
+        "axk1_set_head_ids": (c_int, [c_void_p, c_void_p, c_int64]),
+        "axk1_set_store": (c_int, [c_void_p, c_int64, Fetch, c_void_p]),
+        "axk1_finish": (c_int, [c_void_p]),
+        "axk1_run": (c_int, [c_void_p, POINTER(StepFields)]),
+        "axk1_speculate": (c_int, [c_void_p, c_void_p, POINTER(StepFields), POINTER(StepFields), c_int64]),
+        "axk1_linear": (c_int, [POINTER(Matrix), c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64]),
+        "axk1_lossless_side": (c_int64, [c_void_p, c_int64, c_int64, c_int64]),
+        "axk1_pack_lossless": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int64]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
+    return found
+
+
+def available() -> bool:
+    """Whether there are kernels, after building them if need be."""
+    return _functions() is not None
+
+
+def instructions() -> str | None:
+    """The instruction set of the kernels in use; None where there are none."""
+    found = _functions()
+    return found.axk1_instructions().decode() if found else None
+
+
+def _loaded() -> ctypes.CDLL:
+    found = _functions()
+    assert found is not None, "ask available() first"
+    return found
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise ValueError(_loaded().axk1_error().decode(errors="replace"))
+
+
+def numbers(values: Sequence[int]) -> Any:
+    """int64 numbers as the kernels read them."""
+    return (c_int64 * len(values))(*values)
+
+
+def matrix(weight: Tensor, side: Tensor | None = None) -> Matrix:
+    """A weight ``[..., columns]`` as rows: float32 or bfloat16; int8 with one scale per row; uint8 with two int4 values
+    per byte and scales, or with what ``pack_lossless`` returned beside it.
+
+    Raises:
+        ValueError: another dtype, or memory that is not contiguous or not the CPU's.
+    """
+    for tensor in (weight, side):
+        if tensor is not None and not (tensor.is_contiguous() and tensor.is_cpu):
+            raise ValueError("The kernels read contiguous weights in the CPU's memory.")
+    columns = weight.shape[-1]
+    rows = weight.numel() // columns if columns else 0
+    if side is None and weight.dtype in DTYPES:
+        return Matrix(weight.data_ptr(), DTYPES[weight.dtype], rows, columns, None, 0)
+    floats = side is not None and side.dtype == torch.float32
+    if side is None or not (floats or side.dtype == torch.uint8):
+        raise ValueError(f"The kernels read float32, bfloat16, and scaled int8 and int4 weights, not {weight.dtype}.")
+    beside = (side.data_ptr(), side.nbytes)
+    if weight.dtype == torch.int8 and floats:
+        return Matrix(weight.data_ptr(), INT8, rows, columns, *beside)
+    if weight.dtype == torch.uint8:
+        kind, wide = (INT4, 2 * columns) if floats else (LOSSLESS, columns // 3 * 2)
+        return Matrix(weight.data_ptr(), kind, rows, wide, *beside)
+    raise ValueError(f"The kernels read float32, bfloat16, and scaled int8 and int4 weights, not {weight.dtype}.")
+
+
+class Layers:
+    """Decoder layers whose weights the kernels know. They stay where they are, and are kept alive here.
+
+    Args:
+        sizes: by the names of ``SIZES`` and ``NUMBERS``.
+
+    Raises:
+        ValueError: sizes that cannot be.
+    """
+
+    def __init__(self, **sizes: float) -> None:
+        self._held: list[Any] = []
+        self.given: list[tuple[int, str, Tensor, Tensor | None]] = []
+        """Layer, name, weight and what belongs beside it, as set: they are kept alive here."""
+        self.sizes = sizes
+        self.handle: int | None = _loaded().axk1_new(byref(Shape(**sizes)))
+        if not self.handle:
+            raise ValueError(_loaded().axk1_error().decode(errors="replace"))
+
+    def __del__(self) -> None:
+        handle = getattr(self, "handle", None)
+        if handle:
+            _loaded().axk1_delete(handle)
+
+    def set(self, layer: int, name: str, weight: Tensor, side: Tensor | None = None) -> None:
+        """Gives a weight by its name in checkpoints; ``layer`` -1 for those outside of the layers.
+
+        Raises:
+            ValueError: an unknown name, a shape that does not fit the sizes, a format that is not read.
+        """
+        # detached: a parameter whose data is replaced later leaves the memory that is read here alone
+        weight, side = weight.detach(), None if side is None else side.detach()
+        self.given.append((layer, name, weight, side))
+        _check(_loaded().axk1_set(self.handle, layer, name.encode(), byref(matrix(weight, side))))
+
+    def set_head_ids(self, ids: Tensor) -> None:
+        """``[N]`` int64, the tokens of ``lm_head``'s rows where it has not the whole vocabulary."""
+        _check(_loaded().axk1_set_head_ids(self.handle, ids.contiguous().data_ptr(), len(ids)))
+
+    def set_store(self, layer: int, fetch: Callable[[int, list[int]], Sequence[tuple[Matrix, Matrix]]]) -> None:
+        """Takes the layer's routed experts from ``fetch(layer, experts)``, asked after routing and before computing:
+        for each expert ``matrix`` of gate and up ``[2 F, D]`` and of down ``[D, F]``, readable until the next call."""
+
+        def call(_context: Any, number: int, experts: Any, count: int, out: Any) -> int:
+            try:
+                for at, (gate_up, down) in enumerate(fetch(number, experts[:count])):
+                    out[at].gate_up, out[at].down = gate_up, down
+            except Exception:  # nothing may be raised through C++: the step ends with its own error
+                return 1
+            return 0
+
+        callback = Fetch(call)
+        self._held.append(callback)
+        _check(_loaded().axk1_set_store(self.handle, layer, callback, None))
+
+    def finish(self) -> None:
+        """All weights have been given.
+
+        Raises:
+            ValueError: one is missing.
+        """
+        _check(_loaded().axk1_finish(self.handle))
+
+    def run(self, step: StepFields) -> None:
+        """One step.
+
+        Raises:
+            ValueError: something of it does not fit these layers.
+        """
+        _check(_loaded().axk1_run(self.handle, byref(step)))
+
+    def speculate(self, module: Layers, waiting: StepFields, step: StepFields, count: int) -> None:
+        """``count`` greedy drafts by an MTP ``module`` after ``waiting``, and the step over them."""
+        _check(_loaded().axk1_speculate(self.handle, module.handle, byref(waiting), byref(step), count))
+
+
+def linear(x: Tensor, weight: Tensor, side: Tensor | None = None, exact: bool = False) -> Tensor:
+    """``[..., I]`` times the transposed ``[O, I]``, to x's dtype; ``exact``: in float32 arithmetic.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+    """
+    given = matrix(weight, side)
+    if weight.dim() != 2 or x.dtype not in DTYPES or not x.numel() or x.shape[-1] != given.columns:
+        raise ValueError(f"Inputs {x.dtype} {list(x.shape)} do not fit a weight of shape {list(weight.shape)}.")
+    x = x.contiguous()
+    out = x.new_empty(*x.shape[:-1], given.rows)
+    rows = x.numel() // given.columns
+    arguments = (int(exact), x.data_ptr(), DTYPES[x.dtype], rows, out.data_ptr(), torch.get_num_threads())
+    _check(_loaded().axk1_linear(byref(given), *arguments))
+    return out
+
+
+def pack_lossless(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """bfloat16 ``[..., O, I]``, I a multiple of 64, in twelve bits per value (``axk1.kernels.lossless.Packed``)."""
+    weight = weight.contiguous()
+    columns = weight.shape[-1]
+    rows, threads = weight.numel() // columns, torch.get_num_threads()
+    size = _loaded().axk1_lossless_side(weight.data_ptr(), rows, columns, threads)
+    packed = torch.empty(*weight.shape[:-1], columns // 2 * 3, dtype=torch.uint8)
+    side = torch.empty(size, dtype=torch.uint8)
+    arguments = (weight.data_ptr(), rows, columns, packed.data_ptr(), side.data_ptr(), size, threads)
+    _check(_loaded().axk1_pack_lossless(*arguments))
+    return packed, side
