@@ -62,7 +62,7 @@ def test_recorded_steps_equal_plain_ones(seed: int, batch: int, width: int, padd
     for cache in caches:
         model.model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
     with on_cpu(recorder):
-        decoder = model.decoder(caches[0])
+        decoder = model.step_decoder(caches[0])
     assert decoder is not None
     steps = 0
     for turn in range(12):
@@ -119,7 +119,7 @@ def test_a_step_is_recorded_again_where_its_window_ends_or_the_cache_moves() -> 
     with on_cpu(recorder), torch.inference_mode():
         cache = LatentCache(model.config, capacity=2 * NARROWEST + 1)
         model.model(tokens(2, NARROWEST - 9), past_key_values=cache)
-        decoder = model.decoder(cache)
+        decoder = model.step_decoder(cache)
 
         made: list[Step] = []
 

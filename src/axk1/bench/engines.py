@@ -54,7 +54,7 @@ LLAMA_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 BITS = LLAMA_BITS | {"packed": 97 / 8}
 """A weight's, where the model's own checkpoint does not say it."""
 LLAMA_NOTE = (
-    "llamacpp: cannot express the norm behind each MoE block nor YaRN without a softmax scale; its answers differ"
+    "llamacpp: cannot express the norm after each MoE block nor YaRN without a softmax scale; its answers differ"
 )
 BASE = {
     engine.base: engine

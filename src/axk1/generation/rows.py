@@ -69,7 +69,7 @@ class Rows:
         if isinstance(model, AXK1ForCausalLM):
             self.cache = LatentCache(model.config, capacity=min(reserve, RESERVED_COLUMNS))
             self._trunk = self.cache.layers[: model.config.num_hidden_layers]
-            self.decoder = model.decoder(self.cache)
+            self.decoder = model.step_decoder(self.cache)
         else:
             self.cache = DynamicCache(config=model.config)
             self._trunk = self.cache.layers
