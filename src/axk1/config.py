@@ -370,7 +370,9 @@ class AXK1Config(PreTrainedConfig):
             if not ok:
                 raise ValueError(f"rope_parameters[{key!r}]={_short(rope.get(key))} {rule}.")
 
-        kind, theta, half = rope.get("rope_type"), rope.get("rope_theta"), self.qk_rope_head_dim // 2
+        kind: Any = rope.get("rope_type")
+        theta: Any = rope.get("rope_theta")
+        half = self.qk_rope_head_dim // 2
         require(kind in _ROPE_KEYS, "rope_type", f"must be one of {', '.join(_ROPE_KEYS)}")
         require(_is_number(theta) and 0 < theta <= _LARGEST, "rope_theta", "must be a number above 0")
         require(kind != "yarn" or theta > 1, "rope_theta", "must be above 1 for yarn")

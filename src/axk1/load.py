@@ -173,4 +173,4 @@ def _load_model(folder: Path, where: torch.device, number: Any, packed: bool, **
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, use_safetensors=True, **_LOCAL, **options)
     if packed:
         pack_weights(model)
-    return model.to(where)
+    return model.to(where)  # pyright: ignore[reportArgumentType]

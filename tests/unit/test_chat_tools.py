@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -99,6 +100,7 @@ def whole(answer: str) -> list:
         text += answer[at:opening]
         rest = answer[opening + len(TOOL_OPEN) :]
         body = rest.lstrip()
+        value: Any
         try:
             value, end = DECODER.raw_decode(body)
             after = body[end:].lstrip()

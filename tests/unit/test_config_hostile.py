@@ -42,6 +42,11 @@ ropes = st.dictionaries(st.sampled_from(ROPE), hostile, max_size=8) | hostile
 changes = st.dictionaries(st.sampled_from(FIELDS), hostile, max_size=3)
 
 
+def configured(**fields: Any) -> AXK1Config:
+    """Of values of any type."""
+    return AXK1Config(**fields)
+
+
 def assert_sound(config: AXK1Config) -> None:
     """What is accepted can be computed, in the sizes that were checked."""
     for name, (least, largest) in SIZES.items():
@@ -60,14 +65,16 @@ def assert_sound(config: AXK1Config) -> None:
 def test_hostile_fields_end_in_one_sentence_or_a_sound_configuration(base, wrong, rope):
     fields = {**base, **wrong, **({} if rope is None else {"rope_parameters": rope})}
     try:
-        config = AXK1Config(**fields)
+        config = configured(**fields)
     except ValueError as error:
         assert len(str(error)) < 2_000
         return
     assert_sound(config)
 
 
-@settings(max_examples=400, deadline=2_000, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=400, deadline=2_000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(base=tiny_fields(), wrong=changes, others=st.dictionaries(st.sampled_from(OTHERS), hostile, max_size=2))
 def test_hostile_files_end_in_one_sentence_or_a_sound_configuration(tmp_path_factory, base, wrong, others):
     folder = tmp_path_factory.mktemp("hostile")
@@ -88,14 +95,14 @@ def test_every_size_has_an_end(name):
     for value in (largest + 1, 10**6 * largest, 10**400, least - 1):
         start = time.perf_counter()
         with pytest.raises(ValueError, match=rf"{name}=.* must be a whole number"):
-            AXK1Config(**{name: value})
+            configured(**{name: value})
         assert time.perf_counter() - start < 1
 
 
 def test_layers_times_experts_have_an_end():
     with pytest.raises(ValueError, match="n_routed_experts=1024 is too many for 1024 layers"):
-        AXK1Config(num_hidden_layers=1_024, n_routed_experts=1_024)
-    AXK1Config(num_hidden_layers=256, n_routed_experts=1_024)
+        configured(num_hidden_layers=1_024, n_routed_experts=1_024)
+    configured(num_hidden_layers=256, n_routed_experts=1_024)
 
 
 @pytest.mark.parametrize("rope_type", ["default", "linear", "yarn", "llama3", "longrope", "dynamic"])
@@ -104,14 +111,14 @@ def test_a_part_of_the_rotary_dimensions_is_refused(rope_type, factor):
     rope = {"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64}
     rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     shape: dict[str, Any] = {"max_position_embeddings": 128, "qk_rope_head_dim": 8}
-    assert_sound(AXK1Config(**shape, rope_parameters=rope))
-    assert_sound(AXK1Config(**shape, rope_parameters=rope, partial_rotary_factor=1.0))
+    assert_sound(configured(**shape, rope_parameters=rope))
+    assert_sound(configured(**shape, rope_parameters=rope, partial_rotary_factor=1.0))
     with pytest.raises(ValueError, match="partial_rotary_factor"):
-        AXK1Config(**shape, rope_parameters=rope | {"partial_rotary_factor": factor})
+        configured(**shape, rope_parameters=rope | {"partial_rotary_factor": factor})
     with pytest.raises(ValueError, match="partial_rotary_factor"):
-        AXK1Config(**shape, rope_parameters=rope, partial_rotary_factor=factor)
+        configured(**shape, rope_parameters=rope, partial_rotary_factor=factor)
     with pytest.raises(ValueError, match="partial_rotary_factor"):
-        AXK1Config(**shape, rope_scaling=rope | {"partial_rotary_factor": factor})
+        configured(**shape, rope_scaling=rope | {"partial_rotary_factor": factor})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +137,7 @@ def test_a_part_of_the_rotary_dimensions_is_refused(rope_type, factor):
 )
 def test_rotary_settings_that_are_not_implemented_are_refused(rope, words):
     with pytest.raises(ValueError, match=words):
-        AXK1Config(qk_rope_head_dim=8, max_position_embeddings=128, rope_parameters=rope)
+        configured(qk_rope_head_dim=8, max_position_embeddings=128, rope_parameters=rope)
 
 
 def test_derived_sizes_of_a_file_change_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,8 @@ def test_only_experts_of_our_own_model_are_changed(monkeypatch):
     map_experts(ours)
     map_experts(ours)  # weights may be loaded again
     assert CPUUnquantizedExperts.apply is known
-    changed, kept = (m.quant_method.moe_kernel.fused_experts for m in (ours[0], theirs))  # pyright: ignore
+    modules: list[Any] = [ours[0], theirs]
+    changed, kept = (module.quant_method.moe_kernel.fused_experts for module in modules)
     here, ids = torch.tensor([-1, 0]), torch.tensor([[1, 0]])
     assert changed.apply(torch.ones(1, 2), ids, here).tolist() == [[0, 0]]
     assert kept.apply(torch.ones(1, 2), ids, here) is ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from axk1.bench.models import Model
 
@@ -32,6 +32,11 @@ def prompts_for(model: Model, count: int) -> Prompts:
     tokenizer = load_tokenizer(model.folder)
     problems = islice(generate("heldout", 0, tasks=TASKS), count)
     conversations = [[{"role": "user", "content": problem.question}] for problem in problems]
-    how = {"add_generation_prompt": True, "enable_thinking": True, "tokenize": True, "return_dict": False}
+    how: dict[str, Any] = {
+        "add_generation_prompt": True,
+        "enable_thinking": True,
+        "tokenize": True,
+        "return_dict": False,
+    }
     ids = [tokenizer.apply_chat_template(messages, **how) for messages in conversations]
     return Prompts(ids, stop_ids(model.folder))  # pyright: ignore[reportArgumentType]

@@ -75,7 +75,7 @@ def map_experts(module: nn.Module) -> None:
 
     for part in module.modules():
         kernel = getattr(getattr(part, "quant_method", None), "moe_kernel", None)
-        experts = getattr(kernel, "fused_experts", None)
+        experts: Any = getattr(kernel, "fused_experts", None)
         if isinstance(experts, CPUUnquantizedExperts) and not getattr(experts.apply, "axk1", False):
             experts.apply = with_expert_map(experts.apply)
 
