@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from axk1.cli import chat_options as options
-from axk1.cli import streams
 from axk1.cli.chat_input import PipedReader, Reader, TerminalReader
+from axk1.terminal import sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,7 +97,7 @@ class Session:
                     self.console.print()
                 return
             except (ValueError, OSError) as error:
-                self.console.print(f"error: {streams.sentence(error)}", style="red")
+                self.console.print(f"error: {sentence(error)}", style="red")
                 if isinstance(error, ContextFullError):
                     self.say(FULL)
 

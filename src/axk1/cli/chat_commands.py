@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axk1.cli.streams import printable
+from axk1.terminal import printable
 
 if TYPE_CHECKING:
     from axk1.cli.chat import Session

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from axk1.cli.streams import printable
+from axk1.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

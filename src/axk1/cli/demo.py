@@ -7,6 +7,7 @@ import typer
 
 from axk1.cli import chat_options as options
 from axk1.cli import streams
+from axk1.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,7 +104,7 @@ def _answer(engine: "Chat", console: "Console", problem: "Problem", think: bool)
         if previous == "reasoning" and delta.kind == "answer":
             console.print(f"\n  {'':<11}", end="")
         style = "dim" if delta.kind == "reasoning" else "bold"
-        console.print(streams.printable(delta.text), style=style, end="")
+        console.print(printable(delta.text), style=style, end="")
         previous = delta.kind
     result = Answered(problem, think, stream.reply)
     verdict = "right" if result.right else f"wrong, it is {problem.value}"

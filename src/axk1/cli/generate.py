@@ -9,6 +9,7 @@ import typer
 
 from axk1.cli import chat_options as options
 from axk1.cli import streams
+from axk1.terminal import printable
 
 if TYPE_CHECKING:
     from axk1.chat import Chat
@@ -98,7 +99,7 @@ def _name_unknown(records: "list[Record]") -> None:
     if names:
         first = next(record.line for record in records if record.unknown)
         text = f"Not read, from line {first} on: {', '.join(names)}. Options of a line have the names of the command's."
-        typer.echo(streams.printable(text), err=True)
+        typer.echo(printable(text), err=True)
 
 
 def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None:
@@ -114,9 +115,9 @@ def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None
         if delta.kind == "answer":
             if previous == "reasoning":
                 stderr.print()
-            typer.echo(streams.printable(delta.text) if sys.stdout.isatty() else delta.text, nl=False)
+            typer.echo(printable(delta.text) if sys.stdout.isatty() else delta.text, nl=False)
         else:
-            stderr.print(streams.printable(delta.text), style="dim", end="")
+            stderr.print(printable(delta.text), style="dim", end="")
         previous = delta.kind
     if as_json:
         reply = {"think": how["think"], **stream.reply.record(), "drafts": _drafts(stream.statistics)}

@@ -30,6 +30,7 @@ from axk1.cli import (
     train,
     verify,
 )
+from axk1.terminal import error_line
 
 
 class Group(TyperGroup):
@@ -97,7 +98,7 @@ def common(
 
 def _show_error(error: BaseException) -> None:
     colour = typer.colors.RED if streams.coloured(sys.stderr) else None
-    typer.secho("Error: " + streams.sentence(error), fg=colour, err=True)
+    typer.secho(error_line(error), fg=colour, err=True)
 
 
 def main() -> None:

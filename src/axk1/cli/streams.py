@@ -1,24 +1,15 @@
 """Standard streams that are not what they seem (closed, full, not UTF-8), and what an error looks like on them."""
 
-import errno
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_HINTS = {
-    errno.ENOSPC: "free some space or choose another disk",
-    errno.ENOENT: "check the path; folders are not made",
-    errno.EACCES: "choose a place that you may use, or change its rights",
-    errno.EROFS: "choose a place that can be written",
-    errno.EISDIR: "name a file",
-}
+from axk1.terminal import printable
 
 
 def prepare() -> None:
@@ -45,25 +36,9 @@ def give_up_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def printable(text: str) -> str:
-    """``text`` without control characters, which could steer the terminal; new lines and tabs stay."""
-    return _CONTROL.sub("\ufffd", text)
-
-
 def coloured(stream: Any) -> bool:
     """Whether colours are wanted there: a terminal that knows them, and no ``NO_COLOR``."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def sentence(error: BaseException) -> str:
-    """An error as one line: what, where, and what to do."""
-    if not isinstance(error, OSError) or error.errno is None or error.strerror is None:
-        return printable(" ".join(str(error).split()) or type(error).__name__)
-    if error.errno == errno.EBADF and error.filename is None:
-        return "A standard stream is closed that this command needs."
-    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    hint = _HINTS.get(error.errno)
-    return printable(f"{' -> '.join(names) + ': ' if names else ''}{error.strerror}{f'; {hint}' if hint else ''}.")
 
 
 @contextmanager

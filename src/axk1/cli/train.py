@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -20,15 +21,26 @@ def train(
 ) -> None:
     """Run every stage of a recipe that is not finished yet, resuming the one that was cut off."""
     options.check_threads(threads)
+    typer.echo("Loading PyTorch and transformers.", err=True)
     import torch
 
-    from axk1.train.stages import Recipe, export_model, run
+    from axk1.train.recipe import Recipe
+    from axk1.train.stages import export_model, run
 
     plan = Recipe.load(_shipped(recipe, Path("recipes") / f"{recipe}.toml"))
     plan = replace(plan, tokenizer=str(_shipped(Path(plan.tokenizer), Path(plan.tokenizer))))
     if threads is not None:
         torch.set_num_threads(threads)
-    final = run(plan, out)
+    start = time.monotonic()
+
+    def say(line: str) -> None:
+        typer.echo(f"{time.monotonic() - start:7.1f} s  {line}", err=True)
+
+    try:
+        final = run(plan, out, say)
+    except KeyboardInterrupt:
+        typer.echo("Stopped; the same command goes on.", err=True)
+        raise
     if export is not None:
         export_model(final, Path(plan.tokenizer), export)
     typer.echo(f"Finished: {export or final}")
