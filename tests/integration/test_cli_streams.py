@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from axk1 import terminal
 from axk1.cli.main import main
+from axk1.terminal import sentence as terminal_sentence
 
 AXK1 = [sys.executable, "-m", "axk1"]
 
@@ -157,7 +157,7 @@ def answer_default(monkeypatch, *arguments: str) -> str:
     ],
 )
 def test_errors_are_sentences(error, sentence):
-    assert terminal.sentence(error).startswith(sentence)
+    assert terminal_sentence(error).startswith(sentence)
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from axk1.load import load as load_checkpoint
 TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
 
 
+class ContextFullError(ValueError):
+    """A prompt fills the model's context."""
+
+
 def load(path: str | Path | None = None, *, device: str | None = None, dtype: str = "auto") -> "Chat":
     """A chat with a checkpoint; arguments and errors are those of :func:`axk1.load.load`."""
     return Chat(*load_checkpoint(path, device=device, dtype=dtype))
-
-
-class ContextFullError(ValueError):
-    """A prompt fills the model's context."""
 
 
 class ReplyStream(Iterator[Delta]):

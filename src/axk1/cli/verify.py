@@ -1,11 +1,13 @@
 """`axk1 verify`: whether a checkpoint is complete and sound."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from axk1.cli import streams
 from axk1.terminal import error_line
 
 
@@ -39,7 +41,8 @@ def verify(
         if as_json:
             typer.echo(json.dumps(fault, indent=2))
         else:
-            typer.secho(error_line(error), fg=typer.colors.RED, err=True)
+            colour = typer.colors.RED if streams.coloured(sys.stderr) else None
+            typer.secho(error_line(error), fg=colour, err=True)
         raise typer.Exit(1) from None
     if as_json:
         typer.echo(json.dumps({"ok": True, **report.to_dict()}, indent=2))
