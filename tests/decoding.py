@@ -1,13 +1,19 @@
 """Running the decode loop in tests."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from tiny import PAD
 
+from axk1.generation import loop
+from axk1.generation.batch import Batch, Step
 from axk1.generation.decode import decode
+from axk1.generation.executors import Executor, ModuleExecutor
+from axk1.generation.loop import Loop
+from axk1.generation.pages import Pool
 from axk1.generation.sampling import Sampling
 
 
@@ -35,3 +41,34 @@ def chi_square_fits(counts: torch.Tensor, probabilities: torch.Tensor) -> bool:
     # Wilson and Hilferty: the cube root of chi-square / freedom is close to normal
     spread = 2 / (9 * freedom)
     return ((statistic / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread) < 3.72
+
+
+class Watched:
+    """An executor that tests look at, or change, while it works."""
+
+    def __init__(self, inner: Executor) -> None:
+        self.inner, self.exact = inner, inner.exact
+
+    def step(self, batch: Batch) -> Step:
+        return self.inner.step(batch)
+
+    def draft(self, batch: Batch, hidden: torch.Tensor) -> Step:
+        return self.inner.draft(batch, hidden)
+
+    def speculate(self, *given: Any) -> tuple[torch.Tensor, Step] | None:
+        return self.inner.speculate(*given)
+
+
+def use_executor(patch: pytest.MonkeyPatch, make: Callable[[Any, Pool], Executor]) -> None:
+    """Loops ask ``make`` for their executor."""
+    patch.setattr(loop, "executor_for", make)
+
+
+def use_modules(patch: pytest.MonkeyPatch) -> None:
+    """Loops run the modules themselves, as the reference does."""
+    use_executor(patch, lambda model, pool: ModuleExecutor(model))
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether loops have exact kernels for ``model`` here."""
+    return Loop(model).executor.exact

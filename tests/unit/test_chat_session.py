@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from decoding import use_executor
 from scripted import make_tokenizer, same
 
 import axk1.chat
@@ -154,7 +155,7 @@ def test_error_in_the_model_reaches_the_caller(random, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(random.model, "decoder", fail)
+    use_executor(monkeypatch, fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         random.reply(HELLO)
 

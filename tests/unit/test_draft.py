@@ -6,8 +6,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from tiny import ROPES, build, pad_rows, positions_of, random_fields, small_model, tokens
+from tiny import ROPES, VOCAB, build, pad_rows, positions_of, random_fields, small_model, tokens
 
+from axk1.kernels.draft_head import draft_head
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.runners import RUNNERS
 
@@ -109,3 +110,31 @@ def test_no_such_module() -> None:
     for depth in (0, 2):
         with pytest.raises(ValueError, match="the model has 1 MTP modules"):
             model.model.draft(torch.zeros(1, 1, 32), tokens(1, 1), LatentCache(model.config), depth=depth)
+
+
+@pytest.mark.parametrize("ids", [[], [3, 3], [-1, 2], [VOCAB]])
+def test_draft_tokens_that_are_none(ids: list[int]) -> None:
+    model: Any = small_model(num_nextn_predict_layers=1)
+    model.generation_config.draft_token_ids = ids
+    with pytest.raises(ValueError, match="draft_token_ids must be different ids below the vocabulary's"):
+        draft_head(model)
+
+
+def test_the_draft_head_follows_the_head() -> None:
+    """Made once; again when the head has changed in place, was replaced, or other tokens are asked for."""
+    model: Any = small_model(num_nextn_predict_layers=1)
+    assert draft_head(model) is None
+    model.generation_config.draft_token_ids = [4, 2]
+    first = draft_head(model)
+    assert first is not None and draft_head(model) is first
+    with torch.no_grad():
+        model.lm_head.weight[2] = 7.0
+    second = draft_head(model)
+    assert second is not first and second is not None and (second.weight[0] == 7.0).all()
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, VOCAB, bias=False)
+    third = draft_head(model)
+    assert third is not None and torch.equal(third.weight, model.lm_head.weight[[2, 4]])
+    model.generation_config.draft_token_ids = [4, 2, 9]
+    assert draft_head(model) is not third
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, VOCAB, bias=True)
+    assert draft_head(model) is None

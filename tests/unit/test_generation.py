@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from decoding import Watched, use_executor
 from scripted import make_model, make_scripted_model, make_tokenizer
 
 from axk1.evaluation.acceptance import mtp_acceptance
-from axk1.generation.decode import decode, pad_left
-from axk1.generation.rows import Rows
+from axk1.generation.decode import decode
+from axk1.generation.executors import executor_for
 from axk1.generation.sampling import GREEDY, Sampling
 
 TOKENIZER = make_tokenizer()
@@ -34,12 +35,6 @@ def test_official_defaults():
 def test_sampling_out_of_range(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
         Sampling(**options)
-
-
-def test_pad_left():
-    ids, mask = pad_left([[5], [6, 7, 8]], pad_id=1, device=torch.device("cpu"))
-    assert ids.tolist() == [[1, 1, 5], [6, 7, 8]]
-    assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +86,14 @@ def test_repetition_penalty_breaks_a_loop():
 
 def test_closing_stops_the_model(model, monkeypatch):
     """The model runs only while a step is waited for, so nothing is left to stop."""
-    calls, extend = [], Rows.extend
-    monkeypatch.setattr(Rows, "extend", lambda *args: calls.append(1) or extend(*args))
+    calls = []
+
+    class Counted(Watched):
+        def step(self, batch):
+            calls.append(1)
+            return super().step(batch)
+
+    use_executor(monkeypatch, lambda *given: Counted(executor_for(*given)))
     steps = decode(model, [[1, 2]], Sampling(seed=0), max_new_tokens=4000, stop_ids=STOP, pad_id=257)
     next(steps)
     assert len(calls) == 1

@@ -19,6 +19,7 @@ from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint.quantize import quantize_checkpoint
 from axk1.kernels import CPURunner
 from axk1.kernels import step as step_module
+from axk1.kernels.draft_head import draft_head
 from axk1.kernels.step import MOST_ROWS
 from axk1.kernels.weights import STEP_TOKENS
 from axk1.modeling.cache import LatentCache
@@ -452,7 +453,7 @@ def test_a_short_head_gives_the_whole_ones_logits():
         model.generation_config.draft_token_ids = chosen
         decoder = model.decoder(LatentCache(model.config))
         states = decoder.step(ids, ids, None, 1).states
-        draft, head = decoder.draft(states, ids, ids, None, 12), model.draft_head()
+        draft, head = decoder.draft(states, ids, ids, None, 12), draft_head(model)
         assert torch.equal(draft.best, draft.logits.argmax(-1))
         rows = range(model.config.vocab_size) if chosen is None else chosen
         expected = torch.full_like(draft.logits, -torch.inf)

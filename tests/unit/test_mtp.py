@@ -394,31 +394,3 @@ def test_filled_cache_is_refused(asks: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="no filled past_key_values"):
         model(ids[:, 6:], past_key_values=cache, **asks)
     assert small_model()(ids[:, 6:], past_key_values=cache, **asks).logits.shape == (1, 2, VOCAB), "no module, no limit"
-
-
-@pytest.mark.parametrize("ids", [[], [3, 3], [-1, 2], [VOCAB]])
-def test_draft_tokens_that_are_none(ids: list[int]) -> None:
-    model: Any = small_model(num_nextn_predict_layers=1)
-    model.generation_config.draft_token_ids = ids
-    with pytest.raises(ValueError, match="draft_token_ids must be different ids below the vocabulary's"):
-        model.draft_head()
-
-
-def test_the_draft_head_follows_the_head() -> None:
-    """Made once; again when the head has changed in place, was replaced, or other tokens are asked for."""
-    model: Any = small_model(num_nextn_predict_layers=1)
-    assert model.draft_head() is None
-    model.generation_config.draft_token_ids = [4, 2]
-    first = model.draft_head()
-    assert first is not None and model.draft_head() is first
-    with torch.no_grad():
-        model.lm_head.weight[2] = 7.0
-    second = model.draft_head()
-    assert second is not first and second is not None and (second.weight[0] == 7.0).all()
-    model.lm_head = torch.nn.Linear(model.config.hidden_size, VOCAB, bias=False)
-    third = model.draft_head()
-    assert third is not None and torch.equal(third.weight, model.lm_head.weight[[2, 4]])
-    model.generation_config.draft_token_ids = [4, 2, 9]
-    assert model.draft_head() is not third
-    model.lm_head = torch.nn.Linear(model.config.hidden_size, VOCAB, bias=True)
-    assert model.draft_head() is None

@@ -1,4 +1,4 @@
-"""Scores and draws: the same numbers as transformers' ``generate``, each row by itself."""
+"""Scores and draws: the same numbers as transformers' ``generate``, each sequence by itself."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ ids = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9)
     positions=st.integers(1, 3),
 )
 def test_positions_are_scored_with_their_own_prefix(prompts, written, ahead, positions):
-    """Several ragged rows and positions at once, against one row and position at a time."""
+    """Several positions of a sequence at once, against one at a time."""
     sampling = Sampling(
         temperature=0.8,
         top_k=30,
@@ -95,16 +95,14 @@ def test_positions_are_scored_with_their_own_prefix(prompts, written, ahead, pos
         frequency_penalty=0.3,
         logit_bias={5: 1.5},
     )
-    history = History(prompts, CPU)
-    longest = max(map(len, written))
-    rows = torch.tensor([(row * longest)[:longest] for row in written[: len(prompts)]])
-    history.advance(rows, [len(row) for row in written[: len(prompts)]])
     drafts = tokens(len(prompts), ahead + positions)
-    history.write(drafts)
     processors = [[Forbid(row + 1)] if row % 2 else [] for row in range(len(prompts))]
     logits = torch.randn(len(prompts), positions, VOCAB, generator=torch.Generator().manual_seed(0))
-    found = Scorer(sampling, processors)(logits, history, ahead)
     for row, prompt in enumerate(prompts):
+        history = History(prompt, CPU)
+        history.tokens += written[row]
+        history.drafts = drafts[row].tolist()
+        found = Scorer(sampling, processors[row])(logits[row], history, ahead)
         for t in range(positions):
             reply = written[row] + drafts[row, : ahead + t].tolist()
             expected = logits[row, t].clone()
@@ -117,14 +115,14 @@ def test_positions_are_scored_with_their_own_prefix(prompts, written, ahead, pos
                 expected = processor(torch.tensor([prompt + reply]), expected[None])[0]  # pyright: ignore[reportArgumentType]
             expected = expected / 0.8
             expected[expected < expected.topk(30).values[-1]] = float("-inf")
-            assert torch.allclose(found[row, t], expected, atol=1e-5)
+            assert torch.allclose(found[t], expected, atol=1e-5)
 
 
 def test_presence_and_frequency_leave_the_prompt_alone():
-    history = History([[3, 3, 4]], CPU)
-    history.advance(torch.tensor([[4, 5, 5]]), [3])
-    scores = Scorer(Sampling(temperature=0, presence_penalty=1.0, frequency_penalty=0.25), [()])
-    found = scores(torch.zeros(1, 1, 8), history)[0, 0]
+    history = History([3, 3, 4], CPU)
+    history.tokens += [4, 5, 5]
+    scores = Scorer(Sampling(temperature=0, presence_penalty=1.0, frequency_penalty=0.25))
+    found = scores(torch.zeros(1, 8), history)[0]
     assert found.tolist() == [0, 0, 0, 0, -1.25, -1.5, 0, 0]
 
 
@@ -162,22 +160,20 @@ def test_row_seeds_share_no_rows():
     assert row_seeds(9, 2) == row_seeds(9, 50)[:2]
 
 
-def test_a_rows_noise_depends_on_its_place_in_the_reply_alone():
-    """However many tokens are looked at and taken at a time, and whoever leaves."""
-    singles = [Draws([seed], CPU) for seed in (3, 4)]
-    expected = [[] for _ in singles]
-    for row, draws in enumerate(singles):
-        for _ in range(6):
-            expected[row].append(draws.noise(1, 1, 5)[0, 0])
-            draws.advance([1])
-    both = Draws([3, 4], CPU)
-    assert torch.equal(both.noise(2, 3, 5), both.noise(2, 4, 5)[:, :3])
-    both.advance([3, 1])
-    found = both.noise(2, 2, 5)
-    assert torch.equal(found[0], torch.stack(expected[0][3:5])) and torch.equal(found[1], torch.stack(expected[1][1:3]))
-    both.select([1])
-    both.advance([2])
-    assert torch.equal(both.noise(1, 3, 5)[0], torch.stack(expected[1][3:6]))
+def test_a_tokens_noise_depends_on_its_place_in_the_reply_alone():
+    """However many tokens are looked at and taken at a time, drafted ones too."""
+    single, expected = Draws(3, CPU), []
+    for _ in range(6):
+        expected.append(single.noise(1, 5)[0])
+        single.advance(1)
+    draws = Draws(3, CPU)
+    assert torch.equal(draws.noise(3, 5), draws.noise(4, 5)[:3])
+    assert torch.equal(draws.noise(1, 5, skip=2)[0], expected[2])
+    draws.advance(3)
+    assert torch.equal(draws.noise(2, 5), torch.stack(expected[3:5]))
+    draws.advance(2)
+    assert torch.equal(draws.noise(1, 5)[0], expected[5])
+    assert not torch.equal(Draws(4, CPU).noise(1, 5)[0], expected[0])
 
 
 def test_draws_follow_the_scores_and_leave_the_global_generator_alone():
@@ -185,7 +181,7 @@ def test_draws_follow_the_scores_and_leave_the_global_generator_alone():
 
     scores = torch.tensor([0.0, 1.0, 2.0, float("-inf"), -1.0])
     state = torch.random.get_rng_state()
-    drawn = choose(scores, Draws(list(range(20)), CPU).noise(20, 1000, 5)).flatten()
+    drawn = torch.cat([choose(scores, Draws(seed, CPU).noise(1000, 5)) for seed in range(20)])
     assert torch.equal(torch.random.get_rng_state(), state)
     assert chi_square_fits(drawn.bincount(minlength=5), scores.softmax(-1))
 
@@ -259,16 +255,16 @@ def test_options_are_checked_as_what_tensors_hold(options):
 def test_the_ends_of_the_ranges_choose_a_token_or_say_that_they_cannot(temperature, penalty, presence, bias, top_p):
     """Never a token by NaN: of two extremes that overflow together the caller hears."""
     sampling = Sampling(temperature, top_p, 0, 0.0, penalty, 0, presence, presence, {3: bias})
-    scorer = Scorer(sampling, [[]])
-    logits = torch.randn(1, 1, VOCAB, generator=torch.Generator().manual_seed(0)) * 20
+    scorer = Scorer(sampling)
+    logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(0)) * 20
     try:
-        scores = scorer(logits, History([[1, 2, 3]], CPU))
-        noise = None if sampling.greedy else Draws([0], CPU).noise(1, 1, VOCAB)
+        scores = scorer(logits, History([1, 2, 3], CPU))
+        noise = None if sampling.greedy else Draws(0, CPU).noise(1, VOCAB)
         token = int(choose(scores, noise))
     except ValueError as error:
         assert "not finite" in str(error)
     else:
-        assert not scores.isnan().any() and scores[0, 0, token] > -INF
+        assert not scores.isnan().any() and scores[0, token] > -INF
 
 
 @pytest.mark.parametrize("noise", [None, torch.ones(2, 1, 5)])

@@ -4,19 +4,19 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import chi_square_fits, replies
+from decoding import Watched, chi_square_fits, is_compiled, replies, use_executor, use_modules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import make_scripted_model
 from tiny import PAD, ROPES, VOCAB, build, random_fields, tokens
 
-import axk1.kernels
-from axk1 import AXK1ForCausalLM
-from axk1.generation import rows as rows_module
 from axk1.generation import speculate
+from axk1.generation.batch import Sequence
+from axk1.generation.executors import ModuleExecutor
 from axk1.generation.gate import Gate
-from axk1.generation.rows import Rows
-from axk1.generation.sampling import GREEDY, Sampling
+from axk1.generation.history import History
+from axk1.generation.pages import PAGE
+from axk1.generation.sampling import GREEDY, Sampling, Scorer
 from axk1.generation.speculate import AUTO, Drafter, Drafts, DraftStatistics, accept, agreeing
 from axk1.modeling.cache import LatentCache
 
@@ -38,7 +38,7 @@ def drawn(seed: int, **overrides: Any) -> Any:
 @pytest.mark.parametrize("count", [1, 2, 5, AUTO])
 @pytest.mark.parametrize("seed", range(2))
 def test_drafts_change_no_token(seed, count, sampling):
-    """One row and several, greedy and seeded, with every penalty; rows end by a stop id at different steps."""
+    """One prompt and several, greedy and seeded, with every penalty; replies end by a stop id at different steps."""
     model, drafts = drawn(seed), Drafts(count)
     plain = [
         replies(model, [prompt], sampling, seeds=[own], max_new_tokens=16)[0]
@@ -62,32 +62,25 @@ class Script:
     def __init__(self, model: Any, plain: list[list[int]], pattern: list[bool]):
         self.model, self.plain, self.pattern, self.made = model, plain, pattern, 0
 
-    def draw(self, drafter: Drafter, scores: torch.Tensor, ahead: int) -> torch.Tensor:
-        rows = drafter._rows
+    def draw(self, s: Sequence, ahead: int) -> None:
         if not ahead:
-            self.check(rows)
-        found = []
-        for row, number in enumerate(rows.numbers):
-            place = rows.history.lengths[row] - len(PROMPTS[number]) + ahead
-            right = self.plain[number][place] if place < len(self.plain[number]) else 2
-            self.made += 1
-            found.append(right if self.pattern[self.made % len(self.pattern)] else (right + 1) % VOCAB)
-        return torch.tensor(found)[:, None]
+            self.check(s)
+        number = PROMPTS.index(s.tokens[: s.history.prompt])
+        place = len(s.tokens) - s.history.prompt + ahead
+        right = self.plain[number][place] if place < len(self.plain[number]) else 2
+        self.made += 1
+        s.history.drafts.append(right if self.pattern[self.made % len(self.pattern)] else (right + 1) % VOCAB)
 
-    def check(self, rows: Rows) -> None:
+    def check(self, s: Sequence) -> None:
         count = self.model.config.num_hidden_layers + 1
-        assert isinstance(rows.cache, LatentCache)
-        assert {layer.get_seq_length() for layer in rows.cache.layers[:count]} == {rows.columns}
-        for row in range(len(rows.numbers)):
-            if not rows.history.running[row]:
-                continue
-            ids, fresh = rows.history.row(row), LatentCache(self.model.config)
-            states = self.model.model(ids[:, :-1], past_key_values=fresh, use_cache=True).last_hidden_state
-            self.model.model.draft(states, ids[:, 1:], fresh)
-            mask = rows.mask(rows.columns)
-            valid = slice(None) if mask is None else mask[row].bool()
-            for layer, expected in zip(rows.cache.layers[:count], fresh.layers, strict=True):
-                assert torch.allclose(layer.joint[row][valid], expected.joint[0], atol=1e-4)
+        assert s.module == s.cached == len(s.tokens) - 1 and s.table is not None
+        assert len(s.table.pages) <= -(-s.end // PAGE)
+        ids, fresh = torch.tensor([s.tokens]), LatentCache(self.model.config)
+        states = self.model.model(ids[:, :-1], past_key_values=fresh, use_cache=True).last_hidden_state
+        self.model.model.draft(states, ids[:, 1:], fresh)
+        held = torch.cat(s.table.pages, dim=1)[:, : s.cached]
+        for layer, expected in zip(held, fresh.layers[:count], strict=True):
+            assert torch.allclose(layer, expected.joint[0], atol=1e-4)
 
 
 @settings(deadline=None, max_examples=25)
@@ -96,17 +89,14 @@ class Script:
     count=st.integers(1, 4),
     batch=st.integers(1, 4),
     new=st.integers(1, 14),
-    spare=st.sampled_from([1, 64]),
 )
-def test_any_pattern_of_right_and_wrong_drafts(pattern, count, batch, new, spare):
-    """Rows accept different numbers at a step: columns are dropped, left as holes and closed up; ended rows leave."""
+def test_any_pattern_of_right_and_wrong_drafts(pattern, count, batch, new):
+    """Sequences accept different numbers at a step, each by itself; those that have ended leave."""
     model = drawn(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "SPARE_COLUMNS", spare)
-        patch.setattr(rows_module, "SPARE_SHARE", 0.05)
         plain = replies(model, PROMPTS[:batch], GREEDY, max_new_tokens=new)
         script = Script(model, plain, pattern)
-        patch.setattr(Drafter, "_draw", lambda self, *where: script.draw(self, *where))
+        patch.setattr(Drafter, "_draft", lambda self, s, logits, best, ahead, asked: script.draw(s, ahead))
         patch.setattr(Drafter, "speculate", lambda *_: None)  # compiled steps make their drafts themselves
         stop = {plain[-1][-1]}
         cut = [row[: next((at for at, token in enumerate(row, 1) if token in stop), None)] for row in plain]
@@ -153,22 +143,24 @@ def test_drafts_are_checked_against_the_models_own_draft_by_draft():
         for _ in range(3):
             expected.append(int(model.lm_head(state).argmax()))
             state = model.model.draft(state, torch.tensor([[expected[-1]]]), cache)
-    found = []
-    propose = Drafter.propose
+    found, propose = [], Drafter.propose
+
+    def watched(self: Drafter, sequences: list[Sequence], counts: list[int]) -> Any:
+        asked = propose(self, sequences, counts)
+        found.append((list(sequences[0].history.drafts), asked))
+        return asked
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Drafter, "propose", lambda self, count: found.append(propose(self, count)) or found[-1])
+        patch.setattr(Drafter, "propose", watched)
         patch.setattr(Drafter, "speculate", lambda *_: None)
         replies(model, [prompt], GREEDY, max_new_tokens=8, drafts=Drafts(3))
-    assert found[0][0].tolist() == [expected] and found[0][1] is None
+    assert found[0] == (expected, {})
 
 
 def test_agreeing():
-    ids = torch.tensor([[7, 1, 2, 3], [7, 1, 9, 3], [7, 9, 2, 3]])
-    assert agreeing(ids, torch.tensor([[1, 2, 3, 4]] * 3)) == [3, 1, 0]
-    assert agreeing(ids[:, :1], torch.tensor([[1]] * 3)) == [0, 0, 0]
+    assert [agreeing(drafts, [1, 2, 3, 4]) for drafts in ([1, 2, 3], [1, 9, 3], [9, 2, 3], [])] == [3, 1, 0, 0]
 
 
-@pytest.mark.skipif(not axk1.kernels.available(), reason="no compiled steps here")
 @pytest.mark.parametrize("ids", [None, range(1, VOCAB, 2)])
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("batch", [1, 3])
@@ -176,6 +168,8 @@ def test_compiled_steps_draft_what_their_parts_do(batch, count, ids):
     """A scripted model, half of whose tokens can be drafted or all, and a random one: tokens as without drafts, and as
     many accepted at each place as when the module is run on its own."""
     rises = make_scripted_model({token: token + 1 for token in range(2, 60)} | {60: 2})
+    if not is_compiled(rises):
+        pytest.skip("no compiled steps here")
     model: Any
     for model, start in ((rises, 10), (drawn(2), 3)):
         if ids is not None:
@@ -185,7 +179,7 @@ def test_compiled_steps_draft_what_their_parts_do(batch, count, ids):
         whole, parts = DraftStatistics(), DraftStatistics()
         options: dict[str, Any] = {"max_new_tokens": 20, "drafts": Drafts(count)}
         with pytest.MonkeyPatch.context() as patch:
-            if batch == 1:  # several rows soon have holes, around which compiled steps do not go
+            if batch == 1:  # several may end with different numbers of drafts, which are made in parts
                 patch.setattr(Drafter, "propose", None)
             assert replies(model, prompts, GREEDY, statistics=whole, **options) == plain
         with pytest.MonkeyPatch.context() as patch:
@@ -203,15 +197,20 @@ def test_a_part_of_the_vocabulary_to_draft_from_changes_no_token(sampling, compi
     model, options = drawn(0), {"max_new_tokens": 16, "seeds": SEEDS}
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
-            patch.setattr(AXK1ForCausalLM, "decoder", lambda *_: None)
+            use_modules(patch)
         plain = replies(model, PROMPTS, sampling, **options)
         model.generation_config.draft_token_ids = [5, *range(20, 50)]
         proposed, propose = [], Drafter.propose
-        patch.setattr(Drafter, "propose", lambda *given: proposed.append(propose(*given)) or proposed[-1])
+
+        def watched(self: Drafter, sequences: list[Sequence], counts: list[int]) -> Any:
+            asked = propose(self, sequences, counts)
+            proposed.extend(s.history.drafts for s in sequences)
+            return asked
+
+        patch.setattr(Drafter, "propose", watched)
         for count in (1, 3):
             assert replies(model, PROMPTS, sampling, drafts=Drafts(count), **options) == plain
-    drafts = torch.cat([ids.flatten() for ids, _ in proposed])
-    assert set(drafts.tolist()) <= {5, *range(20, 50)} and len(proposed) > 5
+    assert {token for drafts in proposed for token in drafts} <= {5, *range(20, 50)} and len(proposed) > 5
 
 
 TARGET = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05, 0.0])
@@ -246,40 +245,35 @@ def test_rejection_sampling_keeps_the_distribution(proposal):
 
 def exact_distribution(model: Any, prompt: list[int], sampling: Sampling, length: int, vocabulary: int) -> torch.Tensor:
     """Probability of each reply of ``length`` tokens, ``[vocabulary ** length]``, by enumeration."""
-    from axk1.generation.history import History
-    from axk1.generation.sampling import Scorer
-
     found = torch.ones(1, dtype=torch.float64)
     written: list[list[int]] = [[]]
     for _ in range(length):
-        history = History([prompt] * len(written), torch.device("cpu"))
-        if written[0]:
-            history.advance(torch.tensor(written), [len(written[0])] * len(written))
-        logits = model(torch.tensor([prompt + w for w in written])).logits[:, -1:]
-        scores = Scorer(sampling, [()] * len(written))(logits, history)
-        found = (found[:, None] * scores[:, 0].double().softmax(-1)).flatten()
+        logits, scores = model(torch.tensor([prompt + w for w in written])).logits[:, -1], []
+        for row, reply in zip(logits, written, strict=True):
+            history = History(prompt, torch.device("cpu"))
+            history.tokens += reply
+            scores.append(Scorer(sampling)(row[None], history))
+        found = (found[:, None] * torch.cat(scores).double().softmax(-1)).flatten()
         written = [[*w, token] for w in written for token in range(vocabulary)]
     return found
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3])
+@pytest.mark.parametrize("count", [0, 2])
 @pytest.mark.parametrize("seeded", [False, True])
 @torch.no_grad()
 def test_replies_are_distributed_as_the_model_says(count, seeded):
-    """Four tokens of a vocabulary of six, 1,296 replies: thousands of rows drafted and checked, with penalties."""
+    """Three tokens of a vocabulary of six, 216 replies: many of them drafted and checked, with penalties."""
     model = drawn(0, vocab_size=6, initializer_range=0.3)
     sampling = Sampling(temperature=1.2, top_p=0.93, presence_penalty=0.6, repetition_penalty=1.2)
-    prompt, rows = [2, 3, 5], 6_000 if seeded else 20_000
+    prompt, number = [2, 3, 5], 1_000
     torch.manual_seed(count)
-    statistics, counts = DraftStatistics(), torch.zeros(6**4, dtype=torch.long)
-    for start in range(0, rows, 2_000):
-        found = replies(
-            model, [prompt] * 2_000, sampling, max_new_tokens=4, drafts=Drafts(count), statistics=statistics,
-            seeds=range(start, start + 2_000) if seeded else None,
-        )  # fmt: skip
-        cells = torch.tensor(found) @ torch.tensor([216, 36, 6, 1])
-        counts += cells.bincount(minlength=6**4)
-    assert chi_square_fits(counts, exact_distribution(model, prompt, sampling, 4, 6))
+    statistics = DraftStatistics()
+    found = replies(
+        model, [prompt] * number, sampling, max_new_tokens=3, drafts=Drafts(count), statistics=statistics,
+        seeds=range(number) if seeded else None,
+    )  # fmt: skip
+    counts = (torch.tensor(found) @ torch.tensor([36, 6, 1])).bincount(minlength=6**3)
+    assert chi_square_fits(counts, exact_distribution(model, prompt, sampling, 3, 6))
     assert count == 0 or 0.05 < (statistics.acceptance or 0) < 0.95
 
 
@@ -291,17 +285,16 @@ def unsteady(monkeypatch):
     with torch.no_grad():
         model.lm_head.weight *= 0.02
     generator = torch.Generator().manual_seed(0)
-    extend = Rows.extend
 
-    def shaken(self, ids, positions, keep, whole=True):
-        states, logits, _ = extend(self, ids, positions, keep, whole)
-        self.compiled = False  # whose rows would not depend on each other
-        if ids.shape[1] > 1 and self.columns > len(PROMPTS[0]):
-            logits = logits + 0.004 * (torch.rand(logits.shape, generator=generator) - 0.5)
-        return states, logits, None
+    class Shaken(Watched):
+        def step(self, batch):
+            step = super().step(batch)
+            if batch.prompts or len(batch.ids) == 1:
+                return step
+            logits = step.logits + 0.004 * (torch.rand(step.logits.shape, generator=generator) - 0.5)
+            return step._replace(logits=logits, best=logits.argmax(-1))
 
-    monkeypatch.setattr(Rows, "extend", shaken)
-    monkeypatch.setattr(Drafter, "speculate", lambda *_: None)
+    use_executor(monkeypatch, lambda model, pool: Shaken(ModuleExecutor(model)))
     return model
 
 
@@ -338,7 +331,7 @@ class Clock:
     def __init__(self, monkeypatch, model: Any, token: float, draft: float):
         self.now = 0.0
         forward, drafting = model.model.forward, model.model.draft
-        monkeypatch.setattr(model, "decoder", lambda cache: None)
+        use_modules(monkeypatch)
         monkeypatch.setattr(model.model, "forward", lambda **inputs: self.spend(inputs, token) or forward(**inputs))
         monkeypatch.setattr(model.model, "draft", lambda *args, **more: self.pass_(draft) or drafting(*args, **more))
 
@@ -370,18 +363,19 @@ def test_automatic_drafts_are_made_while_they_pay(monkeypatch, token, draft, mos
 
 def test_the_module_catches_up_or_gives_up(monkeypatch):
     """Some steps without drafts are made up for; after too many the call goes on without the module."""
-    monkeypatch.setattr(speculate, "WAITING_COLUMNS", 6)
+    monkeypatch.setattr(speculate, "WAITING_STEPS", 6)
     model = drawn(1)
     (plain,) = replies(model, PROMPTS[:1], GREEDY, max_new_tokens=30)
     chosen = iter([2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 2] + [0] * 8 + [2] * 99)
-    monkeypatch.setattr(Gate, "choose", lambda self, rows: next(chosen))
+    monkeypatch.setattr(Gate, "choose", lambda self, sequences: next(chosen))
     script, waiting = Script(model, [plain], [True]), []
-    monkeypatch.setattr(Drafter, "_draw", lambda self, *where: script.draw(self, *where))
+    monkeypatch.setattr(Drafter, "_draft", lambda self, s, logits, best, ahead, asked: script.draw(s, ahead))
+    monkeypatch.setattr(Drafter, "speculate", lambda *_: None)
     follow = Drafter.follow
 
-    def watched(self, *new):
-        follow(self, *new)
-        waiting.append((len(self._waiting), self.usable))
+    def watched(self: Drafter, s: Sequence, states: torch.Tensor) -> None:
+        follow(self, s, states)
+        waiting.append((len(s.waiting), s.drafting))
 
     monkeypatch.setattr(Drafter, "follow", watched)
     found = replies(model, PROMPTS[:1], GREEDY, max_new_tokens=30, drafts=Drafts(AUTO))
@@ -408,7 +402,7 @@ def test_two_modules_draft_with_the_first():
 
 
 def test_padding_tokens_may_be_generated_too():
-    """PAD in the reply is a token as any other; only columns are masked."""
+    """PAD in the reply is a token as any other."""
     scripted = make_scripted_model({5: PAD, PAD: 6, 6: 5})
     assert (
         replies(scripted, [[5], [9, 9, 5]], GREEDY, drafts=Drafts(2), max_new_tokens=7)

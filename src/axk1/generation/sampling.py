@@ -1,6 +1,6 @@
 """How the next token is chosen: options with the official defaults, the scores they make, the draws from them.
 
-Shapes: B rows, T positions, V vocabulary, L length of a row's tokens.
+Shapes: T positions, V vocabulary, L tokens of a sequence.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -95,25 +95,24 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Scorer:
-    """Turns logits into the scores that a token is taken from, in the order of transformers' ``generate``.
+    """Turns a sequence's logits into the scores that a token is taken from, in the order of transformers' ``generate``.
 
-    Logit bias, repetition penalty, presence and frequency penalty, each row's own processors; then, unless greedy,
-    temperature, top-k, top-p, min-p. Each position is scored with the tokens before it in its own row, no padding.
+    Logit bias, repetition penalty, presence and frequency penalty, the sequence's own processors; then, unless greedy,
+    temperature, top-k, top-p, min-p. Each position is scored with the tokens before it.
 
     Args:
         sampling: the options.
-        processors: for each row, what is applied to it alone, called with ``[1, L]`` ids and ``[1, V]`` scores. They
-            must depend on these only: a position can be scored again, or never become part of the reply.
+        processors: called with ``[1, L]`` ids and ``[1, V]`` scores. They must depend on these only: a position can be
+            scored again, or never become part of the reply.
     """
 
-    def __init__(self, sampling: Sampling, processors: Sequence[Sequence[LogitsProcessor]]) -> None:
-        self._sampling = sampling
-        self._processors = [list(row) for row in processors]
+    def __init__(self, sampling: Sampling, processors: Sequence[LogitsProcessor] = ()) -> None:
+        self._sampling, self._processors = sampling, list(processors)
         biases: Any = {(token,): float(bias) for token, bias in sampling.logit_bias.items()}
         self._bias = SequenceBiasLogitsProcessor(biases) if biases else None
         penalty = float(sampling.repetition_penalty)
         self._repetition = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
-        self._warpers = LogitsProcessorList()
+        self._warpers: list[Any] = []
         if not sampling.greedy:
             if sampling.temperature != 1:
                 self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
@@ -123,59 +122,52 @@ class Scorer:
                 self._warpers.append(TopPLogitsWarper(sampling.top_p))
             if sampling.min_p:
                 self._warpers.append(MinPLogitsWarper(sampling.min_p))
-
         penalties = sampling.presence_penalty or sampling.frequency_penalty or self._repetition or self._bias
-        self.plain = not (penalties or self._warpers or any(self._processors))
+        self.plain = not (penalties or self._warpers or self._processors)
         """Whether the scores are the logits."""
 
     def __call__(self, logits: Tensor, history: History, ahead: int = 0) -> Tensor:
-        """Scores ``[B, T, V]`` fp32 of ``logits`` ``[B, T, V]``.
+        """Scores ``[T, V]`` fp32 of ``logits`` ``[T, V]``.
 
-        The logits at position t follow ``history.lengths + ahead + t`` tokens, which ``history`` holds.
+        The logits at t follow the tokens of ``history`` and its first ``ahead + t`` drafts.
         """
+        scores: Any = logits.float()
         if self.plain:
-            return logits if logits.dtype == torch.float32 else logits.float()
-        shape = logits.shape
-        scores = logits.float().reshape(-1, shape[-1])
+            return scores
         sampling = self._sampling
         if self._bias is not None:
-            scores = self._bias(history.ids, scores)  # pyright: ignore[reportArgumentType]
+            scores = self._bias(history.prefix().expand(len(scores), -1), scores)  # pyright: ignore
         if self._repetition is not None:
-            ids, _ = history.prefixes(shape[1], ahead)
+            ids, _ = history.prefixes(len(scores), ahead)
             scores = self._repetition(ids, scores)  # pyright: ignore[reportArgumentType]
         if sampling.presence_penalty or sampling.frequency_penalty:
-            ids, generated = history.prefixes(shape[1], ahead)
+            ids, generated = history.prefixes(len(scores), ahead)
             counts = torch.zeros_like(scores).scatter_add_(1, ids, generated.to(scores.dtype))
             scores = scores - counts * sampling.frequency_penalty - (counts > 0) * sampling.presence_penalty
-        if any(self._processors):
-            scores = self._process_rows(scores.view(shape), history, ahead).view(scores.shape)
-        return self._warpers(history.ids, scores).view(shape)  # pyright: ignore[reportArgumentType]
-
-    def _process_rows(self, scores: Tensor, history: History, ahead: int) -> Tensor:
-        scores = scores.clone()
-        for row, processors in enumerate(self._processors):
-            for position in range(scores.shape[1] if processors and history.running[row] else 0):
-                ids = history.row(row, ahead + position)
-                for processor in processors:
-                    scores[row, position] = processor(ids, scores[row, position][None])[0]  # pyright: ignore
+        if self._processors:
+            scores = torch.cat([self._process(scores[t : t + 1], history, ahead + t) for t in range(len(scores))])
+        for warper in self._warpers:
+            scores = warper(None, scores)
         return scores
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keeps ``rows``, in their order."""
-        self._processors = [self._processors[row] for row in rows]
+    def _process(self, scores: Any, history: History, ahead: int) -> Tensor:
+        ids: Any = history.prefix(ahead)
+        for processor in self._processors:
+            scores = processor(ids, scores)
+        return scores
 
 
 def row_seeds(seed: int, count: int) -> list[int]:
-    """A seed for each of ``count`` rows: the first row's is ``seed`` itself, the others' are mixed from both numbers,
-    so that neighbouring seeds have no rows in common."""
-    return [seed, *(_mixed(seed, row) for row in range(1, count))]
+    """A seed for each of ``count`` sequences: the first one's is ``seed`` itself, the others' are mixed from both
+    numbers, so that neighbouring seeds have no sequences in common."""
+    return [seed, *(_mixed(seed, number) for number in range(1, count))]
 
 
-def _mixed(seed: int, row: int) -> int:
+def _mixed(seed: int, number: int) -> int:
     """Splitmix64 of both numbers, below 2**63."""
     mask = (1 << 64) - 1
     value = seed
-    for part in (0, row):
+    for part in (0, number):
         value = (value + part + 0x9E3779B97F4A7C15) & mask
         value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
         value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
@@ -184,46 +176,39 @@ def _mixed(seed: int, row: int) -> int:
 
 
 class Draws:
-    """The randomness of a batch: exponential noise ``[V]`` for each token of each row.
+    """The randomness of a sequence: exponential noise ``[V]`` for each of its tokens.
 
-    A token is the largest of probability / noise, which is how ``torch.multinomial`` draws one. With seeds each row has
-    a generator of its own and its n-th token always meets its n-th noise, however many tokens a step yields and whoever
-    its neighbours are. Without, the noise comes from torch's global generator.
+    A token is the largest of probability / noise, which is how ``torch.multinomial`` draws one. With a seed the
+    sequence has a generator of its own and its n-th token always meets its n-th noise, however many tokens a step
+    yields and whoever its neighbours are. Without, the noise comes from torch's global generator.
     """
 
-    def __init__(self, seeds: Sequence[int] | None, device: torch.device) -> None:
+    def __init__(self, seed: int | None, device: torch.device) -> None:
         self._device = device
-        self._generators = None
-        if seeds is not None:
-            self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self._ahead: list[deque[Tensor]] = [deque() for _ in seeds or ()]
+        self._generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        self._ahead: deque[Tensor] = deque()
 
     @property
     def seeded(self) -> bool:
         """Whether a token's noise is fixed beforehand."""
-        return self._generators is not None
+        return self._generator is not None
 
-    def noise(self, batch: int, count: int, vocabulary: int) -> Tensor:
-        """``[batch, count, vocabulary]`` fp32 for each row's next ``count`` tokens; seeded, the same until
+    def noise(self, count: int, vocabulary: int, skip: int = 0) -> Tensor:
+        """``[count, vocabulary]`` fp32 for the next ``count`` tokens after ``skip``; seeded, the same until
         ``advance``."""
-        if self._generators is None:
-            return torch.empty(batch, count, vocabulary, device=self._device).exponential_()
-        for generator, ahead in zip(self._generators, self._ahead, strict=True):
-            while len(ahead) < count:
-                ahead.append(torch.empty(vocabulary, device=self._device).exponential_(generator=generator))
-        return torch.stack([ahead[i] for ahead in self._ahead for i in range(count)]).view(batch, count, vocabulary)
+        if self._generator is None:
+            return torch.empty(count, vocabulary, device=self._device).exponential_()
+        while len(self._ahead) < skip + count:
+            new = torch.empty(vocabulary, device=self._device).exponential_(generator=self._generator)
+            self._ahead.append(new)
+        if count == 1:
+            return self._ahead[skip][None]
+        return torch.stack([self._ahead[skip + i] for i in range(count)])
 
-    def advance(self, counts: Sequence[int]) -> None:
-        """Each row has taken this many tokens."""
-        for ahead, count in zip(self._ahead, counts, strict=False):
-            for _ in range(count):
-                ahead.popleft()
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Keeps ``rows``, in their order."""
-        if self._generators is not None:
-            self._generators = [self._generators[row] for row in rows]
-            self._ahead = [self._ahead[row] for row in rows]
+    def advance(self, count: int) -> None:
+        """The sequence has taken this many tokens."""
+        for _ in range(count if self._ahead else 0):
+            self._ahead.popleft()
 
 
 def choose(scores: Tensor, noise: Tensor | None) -> Tensor:
@@ -266,6 +251,21 @@ class TokenLogprobs:
     top: list[tuple[int, float]]
 
 
+def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprobs]:
+    """Of ``tokens``, which were taken at the first positions of ``logits`` ``[T, V]``."""
+    if not tokens:
+        return []
+    logprobs = logits[: len(tokens)].float().log_softmax(-1)
+    chosen = torch.tensor(tokens, device=logits.device)
+    values = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
+    best = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
+    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        TokenLogprobs(token, value, list(zip(*pair, strict=True)))
+        for token, value, pair in zip(tokens, values, tops, strict=True)
+    ]
+
+
 class Logprobs:
     """Collects log-probabilities while :func:`axk1.generation.decode.decode` runs: ``rows[i]`` are those of prompt i.
 
@@ -283,17 +283,3 @@ class Logprobs:
             raise ValueError(f"logprobs is {top}; it must be 0 or more.")
         self.top = top
         self.rows: list[list[TokenLogprobs]] = []
-
-    def record(self, numbers: Sequence[int], logits: Tensor, tokens: Sequence[Sequence[int]]) -> None:
-        """Adds ``tokens[row]``, taken at the first positions of ``logits`` ``[B, T, V]``, to ``rows[numbers[row]]``."""
-        places = [(row, t) for row, new in enumerate(tokens) for t in range(len(new))]
-        if not places:
-            return
-        row, position = torch.tensor(places, device=logits.device).unbind(1)
-        chosen = torch.tensor([token for new in tokens for token in new], device=logits.device)
-        logprobs = logits[row, position].float().log_softmax(-1)
-        values = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
-        best = logprobs.topk(min(self.top, logprobs.shape[-1]), dim=-1)
-        tops = [list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-        for (row, t), value, top in zip(places, values, tops, strict=True):
-            self.rows[numbers[row]].append(TokenLogprobs(tokens[row][t], value, top))

@@ -2,34 +2,33 @@
 
 A draft is made by the MTP module from the trunk's last state and the newest token; further ones by applying the module
 again to its own state and its own draft. The trunk then runs over the newest token and the drafts at once, and tokens
-are taken as they would have been one by one. With the drafts' columns that were wrong forgotten, both caches hold what
-plain decoding would have left there: the module's columns are made from the trunk's states, never from guessed ones.
+are taken as they would have been one by one. Each sequence keeps as many as held. What was written for the others is
+written again by what comes next, so the pages hold what plain decoding would have left there: the module's layer is
+computed from the trunk's states, never from guessed ones.
 
-Shapes: B rows, k drafts, T columns, D hidden, V vocabulary.
+Shapes: B sequences, k drafts, N tokens, D hidden, V vocabulary.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor
 
+from axk1.generation.batch import Assembler, Batch, Sequence, Step
+from axk1.generation.executors import Executor
 from axk1.generation.gate import Gate
-from axk1.generation.rows import Columns, Rows
-from axk1.generation.sampling import Draws, Sampling, Scorer, choose
+from axk1.generation.pages import Table
+from axk1.generation.sampling import choose
 from axk1.modeling import AXK1ForCausalLM
-from axk1.modeling.cache import LatentCache
-from axk1.modeling.mtp import DraftHead
 
 AUTO = -1
-DRAFT_LIMIT = 15  # with the newest token 16 columns: compiled kernels take them at once, with a few neighbours
+DRAFT_LIMIT = 15  # with the newest token 16: compiled kernels take them at once, with a few neighbours
 TIE_GAPS = {torch.float32: 2e-4, torch.bfloat16: 0.5, torch.float16: 0.06}
 """The stated gap, in logits: what checking several tokens at once, or a batch, may move the difference of two by."""
-WAITING_COLUMNS = 256
-"""Columns decoded without drafts that the module can catch up on; after more, this call goes on without it."""
+WAITING_STEPS = 256
+"""Steps without drafts that the module can catch up on; after more, the sequence goes on without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,8 @@ class Drafts:
         count: drafts a step, 0 for none, ``AUTO`` for as many as measurably pay (none, if none do).
         exact: with one prompt, greedy or seeded: decide every near-tie as plain decoding does, by computing it again
             as plain decoding would. Compiled kernels need no second look: they give the same bits however many tokens
-            they check at once. Otherwise (``fast``) the output may differ where the best two are that close.
+            they check at once, and whoever the neighbours are. Otherwise the output may differ where the best two are
+            that close.
         tie_gap: what is near, in logits; ``TIE_GAPS`` of the model's dtype if None.
         gate: the measurements ``AUTO`` goes by and adds to; the call's own if None.
         clock: seconds, for these measurements.
@@ -65,7 +65,7 @@ NO_DRAFTS = Drafts(0)
 
 @dataclass(slots=True)
 class DraftStatistics:
-    """What a call did, filled in while it runs. Drafts are counted in rows that had not ended."""
+    """What a call did, filled in while it runs. Steps that read prompts are left out."""
 
     steps: int = 0
     drafted: int = 0
@@ -98,20 +98,21 @@ class DraftStatistics:
         without, drafting = (n / s if s else None for n, s in zip(self.tokens, self.seconds, strict=True))
         return without, drafting
 
-    def record(self, drafts: int, accepted: Sequence[int], tokens: int, seconds: float) -> None:
-        """A step: ``drafts`` made in each running row, ``accepted`` of them in each, ``tokens`` yielded in all."""
+    def record(self, drafted: list[int], accepted: list[int], tokens: int, seconds: float) -> None:
+        """A step: drafts made in each running sequence, how many of them were accepted, ``tokens`` yielded in all."""
         self.steps += 1
-        self.drafts = drafts
-        self.drafted += drafts * len(accepted)
-        self.accepted += sum(accepted)
-        for at in range(drafts):
-            if at == len(self.drafted_at):
-                self.drafted_at.append(0)
-                self.accepted_at.append(0)
-            self.drafted_at[at] += len(accepted)
-            self.accepted_at[at] += sum(n > at for n in accepted)
-        self.tokens[drafts > 0] += tokens
-        self.seconds[drafts > 0] += seconds
+        self.drafts = most = max(drafted)
+        if most:
+            self.drafted += sum(drafted)
+            self.accepted += sum(accepted)
+            for at in range(most):
+                if at == len(self.drafted_at):
+                    self.drafted_at.append(0)
+                    self.accepted_at.append(0)
+                self.drafted_at[at] += sum(n > at for n in drafted)
+                self.accepted_at[at] += sum(n > at for n in accepted)
+        self.tokens[most > 0] += tokens
+        self.seconds[most > 0] += seconds
 
 
 def can_draft(model: object) -> bool:
@@ -125,132 +126,126 @@ def tie_gap(drafts: Drafts, dtype: torch.dtype) -> float:
 
 
 class Drafter:
-    """Makes drafts for a batch, and keeps the MTP module's cache at the trunk's columns.
+    """Makes drafts for the sequences of a loop, and keeps the MTP module's layer of their pages at the trunk's tokens.
 
-    What the trunk has computed since the module last ran waits here until the next drafts, and is run through the
-    module at once then.
+    What the trunk has computed since the module last ran waits in the sequence until its next drafts, and is run
+    through the module at once then.
     """
 
-    def __init__(self, rows: Rows, sampling: Sampling, scorer: Scorer, draws: Draws) -> None:
-        assert can_draft(rows.model)
-        self._rows, self._scorer, self._draws, self._greedy = rows, scorer, draws, sampling.greedy
-        self._model = cast(AXK1ForCausalLM, rows.model)
-        self._cache = cast(LatentCache, rows.cache)
-        self._layer = self._cache.layers[self._model.config.num_hidden_layers]
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._waited = 0
-        self.usable = True
-        """False once too much has waited."""
+    def __init__(self, executor: Executor, assembler: Assembler) -> None:
+        self._executor, self._assembler = executor, assembler
 
-    def follow(self, states: Tensor, following: Tensor, positions: Tensor) -> None:
-        """The trunk has new columns: its post-norm states ``[B, T, D]``; the tokens after them and their positions,
-        both ``[B, T]``."""
-        if not self.usable:
+    def follow(self, sequence: Sequence, states: Tensor) -> None:
+        """The trunk has states ``[n, D]`` of n new tokens of ``sequence``."""
+        sequence.waiting.append(states)
+        if len(sequence.waiting) > WAITING_STEPS:
+            sequence.drafting = False
+            sequence.waiting.clear()
+
+    def read(self, sequences: list[Sequence]) -> None:
+        """Runs the module over the pieces of prompts that the trunk has just read, but for the last token of a whole
+        prompt: the first drafts are made there."""
+        parts = [s for s in sequences if s.drafting]
+        counts = [s.cached - s.module - (not s.reading) for s in parts]
+        parts = [s for s, count in zip(parts, counts, strict=True) if count]
+        counts = [count for count in counts if count]
+        if not parts:
             return
-        self._waiting.append((states, following, positions))
-        if states.shape[1] == 1:
-            self._waited += 1
-        if self._waited > WAITING_COLUMNS:
-            self._waiting.clear()
-            self._layer.reset()
-            self.usable = False
+        states = [_joined(s.waiting) for s in parts]
+        hidden = [some[:count] for some, count in zip(states, counts, strict=True)]
+        batch = self._module_batch(parts, counts, [0] * len(parts), len(parts))
+        self._executor.draft(batch, _joined(hidden))
+        for s, some, count in zip(parts, states, counts, strict=True):
+            s.module += count
+            s.waiting[:] = [some[count:].clone()] if count < len(some) else []  # a view would keep the whole piece
 
-    def _take_waiting(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What waits, in one piece."""
-        states, following, positions = (
-            self._waiting[0]
-            if len(self._waiting) == 1
-            else (torch.cat(parts, 1) for parts in zip(*self._waiting, strict=True))
-        )
-        self._waiting.clear()
-        self._waited = 0
-        return states, following, positions
-
-    def catch_up(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs the module over what waits; returns its states ``[B, T, D]``, or the last ones where nothing is masked,
-        the last one's logits ``[B, 1, V]``, and the positions ``[B, T]``."""
-        states, following, positions = self._take_waiting()
-        return *self._run(states, following, positions), positions
-
-    def _run(self, states: Tensor, following: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The module over the trunk's states, or its own, and the tokens after them: states, and the last's logits."""
-        rows = self._rows
-        mask = rows.mask(self._layer.get_seq_length() + states.shape[1])
-        found = None
-        if rows.decoder is not None:
-            found = rows.decoder.draft(states, following, positions, mask, 1, rows.masked)
-        if found is not None:
-            return found.states, found.logits
-        where = {"attention_mask": mask, "position_ids": cast(torch.LongTensor, positions)}
-        drafted = self._model.model.draft(states, following, self._cache, **where)
-        return drafted, self._logits(drafted[:, -1:])
-
-    @cached_property
-    def _head(self) -> DraftHead | None:
-        return self._model.draft_head()
-
-    def _logits(self, states: Tensor) -> Tensor:
-        """``[B, T, V]`` of the module's states ``[B, T, D]``."""
-        logits = self._head(states) if self._head else self._model.logits(states, self._cache)
-        return logits.to(self._rows.device)
-
-    def speculate(self, positions: Tensor, count: int) -> tuple[Tensor, Columns] | None:
-        """:meth:`Rows.speculate` behind what waits here; None where the step has to be taken in parts."""
-        if not self._greedy or not self._scorer.plain:
+    def speculate(self, sequences: list[Sequence], counts: list[int]) -> tuple[list[list[int]], Batch, Step] | None:
+        """Drafts and the trunk's step over them in one, where all sequences have as many and take the most probable
+        tokens: what came of it, and the trunk's ids of each sequence. Else None."""
+        count = counts[0]
+        if not all(s.plain and other == count for s, other in zip(sequences, counts, strict=True)):
             return None
-        waiting = self._take_waiting()
-        found = self._rows.speculate(waiting, positions, count)
+        module, hidden = self._waiting(sequences)
+        ids = [[s.tokens[-1]] + [0] * count for s in sequences]
+        cached, wanted = [s.cached for s in sequences], [count + 1] * len(ids)
+        trunk = self._assembler.batch([_table(s) for s in sequences], ids, cached, wanted)
+        found = self._executor.speculate(module, hidden, trunk, count)
         if found is None:
-            self._waiting.append(waiting)
-        else:
-            self._rows.history.write(found[0][:, 1:])
-        return found
+            return None
+        for s in sequences:
+            self._caught_up(s)
+        return found[0].tolist(), trunk, found[1]
 
-    def propose(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """Drafts ``[B, count]``, written behind each row's tokens; and for ``accept`` the probabilities
-        ``[B, count, V]`` they were drawn by, where they were."""
-        rows = self._rows
-        states, logits, positions = self.catch_up()
-        state, logits = states[:, -1:], logits[:, -1:]
-        if rows.masked:
-            # a row's newest column is the last at its highest position: holes before it may have had the same
-            here = (positions == rows.history.counts[:, None] - 2).int()
-            newest = (here * torch.arange(1, here.shape[1] + 1, device=here.device)).argmax(1)
-            state = states[torch.arange(len(newest), device=newest.device), newest][:, None]
-            logits = self._logits(state)
-            rows.close_up([self._layer])
-        drafts, probabilities = [], []
-        for ahead in range(count):
+    def propose(self, sequences: list[Sequence], counts: list[int]) -> dict[Sequence, Tensor]:
+        """Puts so many drafts after the tokens of each sequence.
+
+        Returns:
+            For ``accept``: the probabilities ``[k, V]`` that those of sequences without a seed were drawn by.
+        """
+        drafting = [(s, count) for s, count in zip(sequences, counts, strict=True) if count]
+        asked: dict[Sequence, list[Tensor]] = {s: [] for s, _ in drafting if not (s.sampling.greedy or s.seeded)}
+        module, hidden = self._waiting([s for s, _ in drafting])
+        step = self._executor.draft(module, hidden)
+        for s, _ in drafting:
+            self._caught_up(s)
+        for ahead in range(max(counts)):
             if ahead:
-                where = rows.history.counts[:, None] + (ahead - 2)
-                state, logits = self._run(state, drafts[-1], where)
-            scores = self._scorer(logits, rows.history, ahead)
-            drafts.append(self._draw(scores, ahead))
-            rows.history.write(drafts[-1], ahead)
-            if not self._greedy and not self._draws.seeded:
-                probabilities.append(scores.softmax(-1))
-        self._layer.crop(1 - count)
-        return torch.cat(drafts, 1), torch.cat(probabilities, 1) if probabilities else None
+                rows = [at for at, (_, count) in enumerate(drafting) if count > ahead]
+                drafting = [drafting[at] for at in rows]
+                step = self._repeat([s for s, _ in drafting], ahead, step.states[rows])
+            best = step.best.tolist()
+            for at, (s, _) in enumerate(drafting):
+                self._draft(s, step.logits[at : at + 1], best[at], ahead, asked.get(s))
+        return {s: torch.cat(some) for s, some in asked.items()}
 
-    def _draw(self, scores: Tensor, ahead: int) -> Tensor:
-        """A token ``[B, 1]`` of ``scores`` ``[B, 1, V]``; seeded, with the very noise the trunk's token will meet."""
-        if self._greedy:
-            return choose(scores, None)
-        noise = self._draws.noise(scores.shape[0], ahead + 1 if self._draws.seeded else 1, scores.shape[-1])
-        return choose(scores, noise[:, -1:])
+    def _draft(self, s: Sequence, logits: Tensor, best: int, ahead: int, asked: list[Tensor] | None) -> None:
+        """Adds a draft of logits ``[1, V]``; seeded, with the very noise that the trunk's token will meet."""
+        if s.plain:
+            s.history.drafts.append(best)
+            return
+        scores = s.scorer(logits, s.history, ahead)
+        noise = None if s.draws is None else s.draws.noise(1, scores.shape[-1], ahead)
+        s.history.drafts.append(int(choose(scores, noise)))
+        if asked is not None:
+            asked.append(scores.softmax(-1))
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keeps ``rows``, in their order; their cache is the batch's."""
-        index = torch.tensor(rows, device=self._rows.device)
-        self._waiting = [(a[index], b[index], c[index]) for a, b, c in self._waiting]
+    def _repeat(self, sequences: list[Sequence], ahead: int, states: Tensor) -> Step:
+        """The module over its own states ``[B, D]`` and the drafts made of them. They leave no trace: what waits next
+        is written in their place."""
+        cached = [s.module + ahead - 1 for s in sequences]
+        ids = [[s.history.drafts[-1]] for s in sequences]
+        batch = self._assembler.batch([_table(s) for s in sequences], ids, cached, [1] * len(ids))
+        return self._executor.draft(batch, states)
+
+    def _waiting(self, sequences: list[Sequence]) -> tuple[Batch, Tensor]:
+        """What waits in ``sequences``, as the module reads it."""
+        counts = [s.cached - s.module for s in sequences]
+        hidden = [state for s in sequences for state in s.waiting]
+        return self._module_batch(sequences, counts, [1] * len(counts), 0), _joined(hidden)
+
+    def _module_batch(self, sequences: list[Sequence], counts: list[int], wanted: list[int], prompts: int) -> Batch:
+        """The next ``counts`` tokens that the module has not run: it reads the token after each."""
+        cached = [s.module for s in sequences]
+        ids = [s.tokens[s.module + 1 : s.module + count + 1] for s, count in zip(sequences, counts, strict=True)]
+        return self._assembler.batch([_table(s) for s in sequences], ids, cached, wanted, prompts=prompts)
+
+    def _caught_up(self, s: Sequence) -> None:
+        s.module = s.cached
+        s.waiting.clear()
 
 
-def agreeing(ids: Tensor, tokens: Tensor) -> list[int]:
-    """For each row, how many drafts, ``ids`` ``[B, k + 1]`` but the first, equal the trunk's own ``tokens``
-    ``[B, k + 1]`` before the first that does not."""
-    count = ids.shape[1] - 1
-    pairs = zip(ids.tolist(), tokens.tolist(), strict=True)  # a few numbers are quicker compared here
-    return [next((at for at in range(count) if mine[at + 1] != own[at]), count) for mine, own in pairs]
+def _joined(states: list[Tensor]) -> Tensor:
+    return states[0] if len(states) == 1 else torch.cat(states)
+
+
+def _table(sequence: Sequence) -> Table:
+    assert sequence.table is not None, "not admitted"
+    return sequence.table
+
+
+def agreeing(drafts: list[int], tokens: list[int]) -> int:
+    """How many of ``drafts`` equal the trunk's own ``tokens`` before the first that does not."""
+    return next((at for at, draft in enumerate(drafts) if draft != tokens[at]), len(drafts))
 
 
 def accept(scores: Tensor, drafts: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:

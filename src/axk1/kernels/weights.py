@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from axk1.config import AXK1Config
+from axk1.kernels.draft_head import draft_head
 from axk1.modeling.conditions import is_hooked
 from axk1.modeling.moe import AXK1MLP, AXK1Experts, AXK1MoE, AXK1Router
 from axk1.modeling.norm import AXK1RMSNorm
@@ -76,7 +77,7 @@ def read_model(model: AXK1ForCausalLM, module: AXK1MTPLayer | None = None) -> An
     """The same of all layers with embedding and head; or of an MTP module, with what it combines its inputs by."""
     trunk, embedding, head = model.model, model.model.embed_tokens, model.lm_head
     layers = [module] if module else trunk.decoder_layers
-    chosen = model.draft_head() if module else None
+    chosen = draft_head(model) if module else None
     ends, ids = [embedding.weight, chosen.weight if chosen else head.weight], chosen.ids if chosen else None
     plain = type(embedding) is nn.Embedding and type(head) is nn.Linear and head.bias is None
     if not plain or not _readable(ends) or any(end.dtype != embedding.weight.dtype for end in ends):

@@ -25,7 +25,7 @@ from axk1.modeling.context import attention_context, next_positions, repeated_co
 from axk1.modeling.layer import AXK1DecoderLayer
 from axk1.modeling.losses import sequence_balance_loss, shifted_labels, token_loss, tokens_per_expert
 from axk1.modeling.moe import AXK1Experts, AXK1Router
-from axk1.modeling.mtp import AXK1MTPLayer, DraftHead
+from axk1.modeling.mtp import AXK1MTPLayer
 from axk1.modeling.norm import AXK1RMSNorm
 from axk1.modeling.rope import AXK1RotaryEmbedding
 from axk1.modeling.runners import Decoder, decoder_for, project, run_compiled
@@ -311,7 +311,6 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         self.model = AXK1Model(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._draft_head: DraftHead | None = None
         self.post_init()
 
     @can_return_tuple
@@ -398,16 +397,6 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
     def logits(self, states: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         """``[..., vocab]`` of post-norm states; in a decode step by the device's runner, if there is one."""
         return project(self.lm_head, states) if isinstance(cache, LatentCache) else self.lm_head(states)
-
-    def draft_head(self) -> DraftHead | None:
-        """The head for drafts, of the tokens in ``generation_config.draft_token_ids``, which ``axk1 tokenizer
-        draft-tokens`` writes; None where there are none, or where the head is not a plain matrix."""
-        ids, head = getattr(self.generation_config, "draft_token_ids", None), self.lm_head
-        if ids is None or type(head) is not nn.Linear or head.bias is not None or is_hooked(head):
-            return None
-        if self._draft_head is None or not self._draft_head.is_of(head.weight, ids):
-            self._draft_head = DraftHead(head.weight, ids)
-        return self._draft_head
 
     def decoder(self, cache: LatentCache) -> Decoder | None:
         """The device's compiled steps from token ids to logits behind ``cache``, for one generation: weights and hooks

@@ -59,7 +59,7 @@ class Decoder(Protocol):
         whole: bool = True,
     ) -> Step | None:
         """The first MTP module over post-norm states ``[B, T, D]`` at ``positions`` and the tokens after them; logits
-        by the model's ``draft_head`` where it has one."""
+        by :func:`axk1.kernels.draft_head.draft_head` where there is one."""
         ...
 
     def speculate(

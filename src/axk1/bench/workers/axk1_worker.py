@@ -26,11 +26,12 @@ class AXK1Engine(TorchEngine):
         return {"seconds": self.now() - start}
 
     def decode(self, context: int, tokens: int, batch: int = 1) -> dict[str, Any]:
-        """Seconds for ``tokens`` steps, from the step in which all rows got their first token."""
+        """Seconds for ``tokens`` steps, from the step in which all sequences got their first token."""
         if context > COMPUTED:
             return super().decode(context, tokens, batch)
         self.forget()
-        steps = self.loop(self.prompt(batch, context, seed=1).tolist(), tokens + 1)
+        how = {"prefill_tokens": batch * context} if batch > 1 else {}  # all begin to reply in the same step
+        steps = self.loop(self.prompt(batch, context, seed=1).tolist(), tokens + 1, **how)
         while not any(next(steps)):  # a long prompt takes several steps
             pass
         start = self.now()

@@ -1,0 +1,296 @@
+"""Generation as it runs: sequences join, each gets its next tokens, and leave, one step of the model at a time."""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from axk1.generation.batch import Assembler, Batch, Sequence, Step
+from axk1.generation.executors import Executor, executor_for
+from axk1.generation.gate import Gate
+from axk1.generation.pages import Pool, PoolFull, Table, pages_of
+from axk1.generation.sampling import choose, margins
+from axk1.generation.speculate import (
+    AUTO,
+    NO_DRAFTS,
+    Drafter,
+    Drafts,
+    DraftStatistics,
+    accept,
+    agreeing,
+    can_draft,
+    tie_gap,
+)
+from axk1.modeling import AXK1ForCausalLM
+
+PREFILL_TOKENS = 4_096
+"""Tokens of prompts run in a step, over all sequences: what bounds the memory of a long prompt's activations."""
+
+
+class Loop:
+    """Sequences being continued by one model.
+
+    A step reads pieces of prompts, beside single tokens of the sequences that reply already; or where none is read, it
+    makes one token of each reply, or several with drafts. Where a prompt is cut depends on itself alone.
+
+    Args:
+        model: a causal language model in eval mode; anything but ``AXK1ForCausalLM`` is run whole.
+        drafts: MTP speculation; none by default. ``exact`` counts while a sequence is the only one.
+        prefill_tokens: tokens of prompts in a step at most.
+        pages: in the pool, at most; None: as many as memory holds. A sequence waits until its prompt and its longest
+            reply have room.
+        statistics: filled in, all sequences together. Steps that read prompts do not count.
+
+    Raises:
+        ValueError: drafts from a model that has no MTP module.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        drafts: Drafts = NO_DRAFTS,
+        *,
+        prefill_tokens: int = PREFILL_TOKENS,
+        pages: int | None = None,
+        statistics: DraftStatistics | None = None,
+    ) -> None:
+        self._model, self.drafts, self._piece = model, drafts, max(1, prefill_tokens)
+        self._ours = isinstance(model, AXK1ForCausalLM)
+        if drafts.count > 0 and not can_draft(model):
+            raise ValueError("The model has no MTP module to draft with; drafts must be 0 or auto.")
+        self.pool: Pool | None = None
+        if isinstance(model, AXK1ForCausalLM):
+            self.pool = Pool(model.config, model.model.embed_tokens.weight.dtype, model.device, pages)
+        with torch.no_grad():
+            self.executor: Executor = executor_for(model, self.pool)
+        self.gate = drafts.gate or Gate()
+        self.statistics = statistics if statistics is not None else DraftStatistics()
+        self._assembler = Assembler(model.device)
+        self._drafter = Drafter(self.executor, self._assembler) if drafts.count and can_draft(model) else None
+        self._gap = tie_gap(drafts, model.dtype) if drafts.exact and not self.executor.exact else 0.0
+        self._reading: deque[Sequence] = deque()
+        self._replying: list[Sequence] = []
+
+    def __len__(self) -> int:
+        """Sequences that have joined and not left."""
+        return len(self._reading) + len(self._replying)
+
+    def add(self, sequence: Sequence) -> None:
+        """Lets ``sequence`` join; its prompt is read after those that joined before.
+
+        Raises:
+            ValueError: the pool could never hold it.
+        """
+        limit = None if self.pool is None else self.pool.limit
+        if limit is not None and pages_of(sequence.end) > limit:
+            raise ValueError(
+                f"A prompt and reply of {sequence.end} tokens need {pages_of(sequence.end)} pages, and the pool has "
+                f"{limit}; shorten one of them, or raise the limit."
+            )
+        self._reading.append(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Takes ``sequence`` out at once, with its pages; nothing happens where it has left already."""
+        sequence.running = False
+        if sequence in self._reading:
+            self._reading.remove(sequence)
+        if sequence in self._replying:
+            self._replying.remove(sequence)
+        self._free(sequence)
+
+    @torch.no_grad()
+    def step(self) -> dict[Sequence, list[int]]:
+        """One step of the model.
+
+        Returns:
+            The new tokens of each sequence that has any. Those whose ``running`` is then False have left.
+        """
+        pieces = self._next_pieces()
+        if pieces:
+            return self._read(pieces)
+        if not self._replying:
+            return {}
+        clock = self.drafts.clock
+        start, running, number = clock(), len(self._replying), self._next_drafts()
+        counts = [min(number, s.left - 1) if s.drafting else 0 for s in self._replying] if number else [0] * running
+        found = self._reply(self._replying, counts)
+        seconds, made = clock() - start, sum(map(len, found.values()))
+        self.gate.record(running, number, made, seconds)
+        self.statistics.record(counts, [len(new) - 1 for new in found.values()], made, seconds)
+        self._leave()
+        return found
+
+    def _next_pieces(self) -> list[tuple[Sequence, int]]:
+        """The sequences that read next, and how many tokens of their prompts."""
+        pieces, budget = [], self._piece
+        for sequence in self._reading:
+            size = min(self._piece, sequence.history.prompt - sequence.cached)
+            if size > budget or (sequence.table is None and not self._admit(sequence)):
+                break
+            pieces.append((sequence, size))
+            budget -= size
+        return pieces
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Opens its pages, if there is room for all that it may need."""
+        try:
+            sequence.table = Table() if self.pool is None else self.pool.open(sequence.end)
+        except PoolFull:
+            return False
+        wanted = self.gate.may_draft(len(self)) if self.drafts.count == AUTO else self.drafts.count
+        sequence.drafting = self._drafter is not None and wanted > 0
+        return True
+
+    def _read(self, pieces: list[tuple[Sequence, int]]) -> dict[Sequence, list[int]]:
+        """Pieces of prompts, and a token of each reply."""
+        reading, replying = [sequence for sequence, _ in pieces], list(self._replying)
+        ids = [s.tokens[s.cached : s.cached + size] for s, size in pieces]
+        last = [s.cached + size == s.history.prompt for s, size in pieces]
+        held = [size if s.drafting else int(whole) for (s, size), whole in zip(pieces, last, strict=True)]
+        step, batch = self._run(
+            [*reading, *replying],
+            [*ids, *([s.tokens[-1]] for s in replying)],
+            [*map(int, last), *(1 for _ in replying)],
+            [*held, *(1 for _ in replying)],
+            len(pieces),
+        )
+        for s, size in pieces:
+            s.cached += size
+        found = self._take(batch, step, [*reading, *replying], {})
+        for s, whole in zip(reading, last, strict=True):
+            if whole:
+                s.clean = s.cached
+                self._reading.remove(s)
+                self._replying.append(s)
+        if self._drafter is not None:
+            self._drafter.read([s for s in reading if s.running])
+        self._leave()
+        return found
+
+    def _reply(self, sequences: list[Sequence], counts: list[int]) -> dict[Sequence, list[int]]:
+        """A token of each reply, and so many drafts after it."""
+        asked: dict[Sequence, Tensor] = {}
+        if any(counts):
+            assert self._drafter is not None
+            self._grow(sequences, counts)
+            together = self._drafter.speculate(sequences, counts)
+            if together is not None:
+                ids, batch, step = together
+                for s, some in zip(sequences, ids, strict=True):
+                    s.history.drafts = some[1:]
+                return self._take(batch, step, sequences, {})
+            asked = self._drafter.propose(sequences, counts)
+        ids = [[s.tokens[-1], *s.history.drafts] for s in sequences]
+        step, batch = self._run(sequences, ids, [len(some) for some in ids])
+        return self._take(batch, step, sequences, asked)
+
+    def _run(
+        self,
+        sequences: list[Sequence],
+        ids: list[list[int]],
+        wanted: list[int],
+        states: list[int] | None = None,
+        prompts: int = 0,
+    ) -> tuple[Step, Batch]:
+        """The trunk over ``ids`` after what each sequence has cached."""
+        self._grow(sequences, [len(new) - 1 for new in ids])
+        tables: list = [s.table for s in sequences]
+        batch = self._assembler.batch(tables, ids, [s.cached for s in sequences], wanted, states, prompts)
+        return self.executor.step(batch), batch
+
+    def _grow(self, sequences: list[Sequence], counts: list[int]) -> None:
+        """Pages for one new token of each sequence and so many more."""
+        if self.pool is not None:
+            for s, count in zip(sequences, counts, strict=True):
+                assert s.table is not None
+                self.pool.grow(s.table, s.cached + count + 1)
+
+    def _next_drafts(self) -> int:
+        """How many drafts the next step makes: no more than may still be yielded."""
+        if not any(s.drafting for s in self._replying):
+            return 0
+        wanted = self.gate.choose(len(self._replying)) if self.drafts.count == AUTO else self.drafts.count
+        return min(wanted, max(s.left for s in self._replying if s.drafting) - 1)
+
+    def _take(
+        self, batch: Batch, step: Step, sequences: list[Sequence], asked: dict[Sequence, Tensor]
+    ) -> dict[Sequence, list[int]]:
+        """Each sequence's new tokens, of what the trunk made; and its state brought up to them."""
+        found: dict[Sequence, list[int]] = {}
+        best = step.best.tolist() if any(s.plain for s in sequences) else []
+        alone, scored, stated = len(sequences) == 1, 0, 0
+        for at, (s, wanted, held) in enumerate(zip(sequences, batch.wanted, batch.states, strict=True)):
+            logits = step.logits if alone else step.logits[scored : scored + wanted]
+            states = step.states if alone else step.states[stated : stated + held]
+            if wanted:
+                found[s] = self._continue(s, logits, best[scored : scored + wanted], asked.get(s))
+                states = states if at < batch.prompts else states[: len(found[s])]
+            if s.drafting and s.running and self._drafter is not None:
+                self._drafter.follow(s, states)
+            scored, stated = scored + wanted, stated + held
+        return found
+
+    def _continue(self, s: Sequence, logits: Tensor, best: list[int], asked: Tensor | None) -> list[int]:
+        """Takes the tokens of one sequence, at logits ``[k + 1, V]`` after its newest token and its k drafts."""
+        drafts, scores, noise = s.history.drafts, logits, None
+        if s.plain:
+            tokens = best
+        else:
+            scores = s.scorer(logits, s.history)
+            if asked is None and s.draws is not None:
+                noise = s.draws.noise(*scores.shape)
+            tokens = [] if asked is not None else choose(scores, noise).tolist()
+        if asked is not None:
+            drawn, kept = accept(scores[None], torch.tensor([drafts], device=scores.device), asked[None])
+            tokens, accepted = drawn[0].tolist(), int(kept)
+        else:
+            accepted = agreeing(drafts, tokens) if drafts else 0
+        clean = s.clean == s.cached and not drafts
+        if self._gap and not clean and (at := self._near_tie(s, scores, noise, accepted)) is not None:
+            tokens, accepted, logits = self._replay(s, at, tokens, logits)
+        s.drafted, s.history.drafts = s.drafted + len(drafts), []
+        new = s.take(tokens[: accepted + 1], logits)
+        s.accepted += len(new) - 1
+        s.cached = len(s.tokens) - 1
+        if clean and len(self) == 1:
+            s.clean = s.cached
+        return new
+
+    def _near_tie(self, s: Sequence, scores: Tensor, noise: Tensor | None, accepted: int) -> int | None:
+        """The first position whose token another was so near to that plain decoding might have taken that."""
+        if (s.draws is not None and not s.seeded) or len(self) > 1:
+            return None
+        gap = self._gap / (s.sampling.temperature or 1.0)
+        near = (margins(scores, noise) < gap).tolist()
+        return next((at for at in range(accepted + 1) if near[at]), None)
+
+    def _replay(self, s: Sequence, at: int, tokens: list[int], logits: Tensor) -> tuple[list[int], int, Tensor]:
+        """Decides position ``at`` of the step as plain decoding does: runs again, one by one, every token since the
+        pages last held its bits."""
+        ids = s.tokens + s.history.drafts[:at]
+        for place in range(s.clean, len(ids)):
+            s.cached = place
+            step, _ = self._run([s], [ids[place : place + 1]], [1])
+        s.clean = len(ids)
+        self.statistics.replays += 1
+        scores = s.scorer(step.logits, s.history, at)
+        noise = None if s.draws is None else s.draws.noise(1, scores.shape[-1], at)
+        return [*tokens[:at], int(choose(scores, noise))], at, torch.cat([logits[:at], step.logits])
+
+    def _leave(self) -> None:
+        """Lets the sequences go whose replies have ended."""
+        if all(s.running for s in self._replying):
+            return
+        for s in self._replying:
+            if not s.running:
+                self._free(s)
+        self._replying = [s for s in self._replying if s.running]
+
+    def _free(self, sequence: Sequence) -> None:
+        """Takes back the pages of ``sequence``."""
+        if sequence.table is not None and self.pool is not None:
+            self.pool.close(sequence.table)
+        sequence.table = None
+        sequence.drafting = False
+        sequence.waiting.clear()
