@@ -55,8 +55,10 @@ class Watched:
     def draft(self, batch: Batch, hidden: torch.Tensor) -> Step:
         return self.inner.draft(batch, hidden)
 
-    def speculate(self, *given: Any) -> tuple[torch.Tensor, Step] | None:
-        return self.inner.speculate(*given)
+    def speculate(
+        self, module: Batch, hidden: torch.Tensor, trunk: Batch, count: int
+    ) -> tuple[torch.Tensor, Step] | None:
+        return self.inner.speculate(module, hidden, trunk, count)
 
 
 def use_executor(patch: pytest.MonkeyPatch, make: Callable[[Any, Pool], Executor]) -> None:

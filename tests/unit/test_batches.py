@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import Watched, is_compiled, use_executor, use_modules
+from decoding import Watched, is_compiled, replies, use_executor, use_modules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sampling import Forbid
 from tiny import VOCAB, build, draw_fields, small_model, tokens
+from transformers import LogitsProcessor
 from transformers.cache_utils import DynamicCache
 
 from axk1.generation.batch import Assembler, Sequence
@@ -288,6 +289,66 @@ def test_a_pool_with_a_limit() -> None:
     pool.free(one)
     pool.close(table)
     assert (pool.in_use, pool.reserved, pool.nbytes, one, table.pages) == (0, 0, 0, [], [])
+
+
+def test_a_parked_sequence_goes_on_where_it_was() -> None:
+    """While its prompt is read and while it replies; its pages stay meanwhile."""
+    model, prompt = small_model(num_nextn_predict_layers=1), tokens(1, 100)[0].tolist()
+    whole = alone(model, Request(0, None, lambda: Sequence(prompt, GREEDY, max_new_tokens=9)), Drafts(0), 16)
+    loop = Loop(model, Drafts(2), prefill_tokens=16)
+    parked, other = (Sequence(prompt, GREEDY, max_new_tokens=9) for _ in range(2))
+    loop.add(parked)
+    loop.step()
+    loop.park(parked)
+    loop.add(other)
+    loop.step()
+    assert loop.pool is not None and parked.cached == 16 and loop.pool.in_use == 2
+    loop.resume(parked)
+    while len(parked.reply) < 3:
+        loop.step()
+    loop.park(parked)
+    while len(loop):
+        loop.step()
+    assert loop.pool.in_use == len(parked.table.pages if parked.table else ()) > 0
+    loop.resume(parked)
+    while len(loop):
+        loop.step()
+    assert parked.reply == other.reply == whole.reply and loop.pool.in_use == 0
+
+
+class Fails(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        raise KeyError("no such state")
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_an_error_of_one_sequence_is_its_own(drafts) -> None:
+    """The others go on; ``decode`` raises it."""
+    model = small_model(num_nextn_predict_layers=1)
+    loop, good = Loop(model, Drafts(drafts)), Sequence([3, 4], GREEDY, max_new_tokens=9)
+    bad = Sequence([5], GREEDY, max_new_tokens=9, processors=[Fails()])
+    for sequence in (bad, good):
+        loop.add(sequence)
+    found = loop.step()
+    assert found[bad] == [] and isinstance(bad.error, KeyError) and not bad.running and len(loop) == 1
+    while len(loop):
+        loop.step()
+    assert good.reply == replies(model, [[3, 4]], GREEDY, max_new_tokens=9)[0] and good.error is None
+    assert loop.pool is not None and loop.pool.nbytes == 0
+    with pytest.raises(KeyError, match="no such state"):
+        replies(model, [[3, 4], [5]], GREEDY, processors=[[], [Fails()]], drafts=Drafts(drafts))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[:3])
+def test_scores_that_are_not_finite_end_a_reply(sampling) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = float("nan")
+    loop, sequences = Loop(model), [Sequence(prompt, sampling, max_new_tokens=3) for prompt in ([3, 7, 4], [3, 4])]
+    for sequence in sequences:
+        loop.add(sequence)
+    loop.step()
+    assert "not finite" in str(sequences[0].error) and sequences[1].error is None and len(sequences[1].reply) == 1
 
 
 def test_a_model_without_a_module_makes_no_drafts() -> None:

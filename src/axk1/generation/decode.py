@@ -84,6 +84,9 @@ def decode(
     try:
         while len(loop):
             new = loop.step()
+            for sequence in new:
+                if sequence.error is not None:
+                    raise sequence.error
             yield [new.get(sequence, []) for sequence in sequences]
     finally:
         for sequence in sequences:

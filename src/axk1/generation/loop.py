@@ -10,7 +10,7 @@ from axk1.generation.batch import Assembler, Batch, Sequence, Step
 from axk1.generation.executors import Executor, executor_for
 from axk1.generation.gate import Gate
 from axk1.generation.pages import Pool, PoolFull, Table, pages_of
-from axk1.generation.sampling import choose, margins
+from axk1.generation.sampling import check_chosen, choose, margins
 from axk1.generation.speculate import (
     AUTO,
     NO_DRAFTS,
@@ -73,7 +73,7 @@ class Loop:
         self._replying: list[Sequence] = []
 
     def __len__(self) -> int:
-        """Sequences that have joined and not left."""
+        """Sequences that have joined and neither left nor been parked."""
         return len(self._reading) + len(self._replying)
 
     def add(self, sequence: Sequence) -> None:
@@ -99,12 +99,27 @@ class Loop:
             self._replying.remove(sequence)
         self._free(sequence)
 
+    def park(self, sequence: Sequence) -> None:
+        """Takes ``sequence`` out of the steps; it keeps its pages, and can resume."""
+        if sequence in self._reading:
+            self._reading.remove(sequence)
+        else:
+            self._replying.remove(sequence)
+
+    def resume(self, sequence: Sequence) -> None:
+        """Lets a parked ``sequence`` go on."""
+        if sequence.reading:
+            self._reading.append(sequence)
+        else:
+            self._replying.append(sequence)
+
     @torch.no_grad()
     def step(self) -> dict[Sequence, list[int]]:
         """One step of the model.
 
         Returns:
-            The new tokens of each sequence that has any. Those whose ``running`` is then False have left.
+            The new tokens of each sequence that has any. Those whose ``running`` is then False have left; one whose
+            tokens could not be chosen has none, and an ``error``.
         """
         pieces = self._next_pieces()
         if pieces:
@@ -117,7 +132,7 @@ class Loop:
         found = self._reply(self._replying, counts)
         seconds, made = clock() - start, sum(map(len, found.values()))
         self.gate.record(running, number, made, seconds)
-        self.statistics.record(counts, [len(new) - 1 for new in found.values()], made, seconds)
+        self.statistics.record(counts, [max(len(new) - 1, 0) for new in found.values()], made, seconds)
         self._leave()
         return found
 
@@ -170,6 +185,8 @@ class Loop:
 
     def _reply(self, sequences: list[Sequence], counts: list[int]) -> dict[Sequence, list[int]]:
         """A token of each reply, and so many drafts after it."""
+        for s in sequences:
+            s.history.drafts = []
         asked: dict[Sequence, Tensor] = {}
         if any(counts):
             assert self._drafter is not None
@@ -224,7 +241,10 @@ class Loop:
             logits = step.logits if alone else step.logits[scored : scored + wanted]
             states = step.states if alone else step.states[stated : stated + held]
             if wanted:
-                found[s] = self._continue(s, logits, best[scored : scored + wanted], asked.get(s))
+                try:
+                    found[s] = self._continue(s, logits, best[scored : scored + wanted], asked.get(s))
+                except Exception as error:  # of its processors or scores: no matter of the others
+                    found[s], s.error, s.running = [], error, False
                 states = states if at < batch.prompts else states[: len(found[s])]
             if s.drafting and s.running and self._drafter is not None:
                 self._drafter.follow(s, states)
@@ -235,6 +255,7 @@ class Loop:
         """Takes the tokens of one sequence, at logits ``[k + 1, V]`` after its newest token and its k drafts."""
         drafts, scores, noise = s.history.drafts, logits, None
         if s.plain:
+            check_chosen(logits[0, best[0]])
             tokens = best
         else:
             scores = s.scorer(logits, s.history)
