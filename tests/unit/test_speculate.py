@@ -309,6 +309,17 @@ def test_near_ties_are_decided_as_plain_decoding_does(unsteady, sampling):
         assert statistics.replays > 0 or sampling is not GREEDY
 
 
+def test_a_near_tie_after_the_prompt_reads_it_no_second_time(unsteady):
+    statistics = DraftStatistics()
+    drafts = Drafts(2, tie_gap=1e9)  # every token is near to another
+    plain = replies(unsteady, PROMPTS[:1], GREEDY, max_new_tokens=1)
+    assert replies(unsteady, PROMPTS[:1], GREEDY, max_new_tokens=1, drafts=drafts, statistics=statistics) == plain
+    assert statistics.replays == 0
+    plain = replies(unsteady, PROMPTS[:1], GREEDY, max_new_tokens=9)
+    assert replies(unsteady, PROMPTS[:1], GREEDY, max_new_tokens=9, drafts=drafts, statistics=statistics) == plain
+    assert statistics.replays == statistics.steps - 1 == 7  # the last makes no drafts
+
+
 def test_fast_drafts_differ_only_where_two_tokens_are_near(unsteady):
     """Up to the first difference; from there on it is another text."""
     (plain,) = replies(unsteady, PROMPTS[:1], GREEDY, max_new_tokens=150)

@@ -172,10 +172,10 @@ class Loop:
         )
         for s, size in pieces:
             s.cached += size
+            s.clean = s.cached
         found = self._take(batch, step, [*reading, *replying], {})
         for s, whole in zip(reading, last, strict=True):
             if whole:
-                s.clean = s.cached
                 self._reading.remove(s)
                 self._replying.append(s)
         if self._drafter is not None:
