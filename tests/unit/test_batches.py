@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import Watched, is_compiled, replies, use_executor, use_modules
+from decoding import OneByOne, Watched, is_compiled, replies, use_executor, use_modules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sampling import Forbid
@@ -30,7 +30,7 @@ SAMPLINGS = [
     Sampling(temperature=0.8, top_p=0.9, presence_penalty=0.5),
     Sampling(temperature=1.3, top_k=20, min_p=0.02, logit_bias={7: 2.0}),
 ]
-DRAWN = ["modules", "compiled"]
+EXECUTORS = ["modules", "one by one", "compiled"]
 
 
 @dataclass
@@ -100,7 +100,7 @@ def cut(request: Request, whole: Sequence, found: Sequence) -> int:
     return len(found.reply) if request.leaves is not None else len(whole.reply)
 
 
-@pytest.mark.parametrize("executor", DRAWN)
+@pytest.mark.parametrize("executor", EXECUTORS)
 @settings(deadline=None, max_examples=8)
 @given(
     seed=st.integers(0, 10**6),
@@ -121,17 +121,42 @@ def test_sequences_that_join_and_leave_are_what_they_are_alone(executor, seed, c
         if executor == "modules":
             use_modules(patch)
             model = model.float()
+        elif executor == "one by one":
+            use_executor(patch, lambda model, pool: OneByOne(model))
         elif not is_compiled(model):
             pytest.skip("no exact kernels here")
         whole = [alone(model, r, Drafts(0), piece) for r in requests]
         found = together(model, requests, Drafts(drafts), piece, **how)
     for r, expected, sequence in zip(requests, whole, found, strict=True):
         length = cut(r, expected, sequence)
-        if executor == "compiled":
+        if executor != "modules":
             assert sequence.reply == expected.reply[:length]
             assert sequence.logprobs == expected.logprobs[:length]
         else:
             assert_close(sequence, expected, length)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sixteen_sequences_of_a_hundred_to_two_thousand_tokens(dtype):
+    """Different sampling, joining and leaving at random: every token and log-probability to the bit."""
+    chance, model = random.Random(0), small_model(num_nextn_predict_layers=1, max_position_embeddings=4_096).to(dtype)
+    if not is_compiled(model):
+        pytest.skip("no exact kernels here")
+
+    def one(number: int) -> Request:
+        prompt = tokens(1, chance.randrange(100, 2_000), number)[0].tolist()
+        sampling, new = SAMPLINGS[number % len(SAMPLINGS)], chance.randrange(1, 200)
+        made = lambda: Sequence(prompt, sampling, max_new_tokens=new, seed=number, top_logprobs=2)  # noqa: E731
+        return Request(chance.randrange(60), chance.choice([None, None, chance.randrange(60, 200)]), made)
+
+    requests = [one(number) for number in range(16)]
+    for drafts in (Drafts(0), Drafts(2)):
+        found = together(model, requests, drafts, 512)
+        for r, sequence in zip(requests, found, strict=True):
+            expected = alone(model, r, Drafts(0), 512)
+            length = cut(r, expected, sequence)
+            assert sequence.reply == expected.reply[:length] and sequence.logprobs == expected.logprobs[:length]
 
 
 def assert_close(found: Sequence, expected: Sequence, length: int) -> None:
