@@ -108,20 +108,20 @@ class ModuleExecutor:
     def _run_group(self, batch: Batch, group: list[int], hidden: Tensor | None) -> Tensor:
         """``[G, T, D]`` of sequences with T new tokens each."""
 
-        def rows(flat: Tensor) -> Tensor:
+        def stacked(flat: Tensor) -> Tensor:
             return torch.stack([flat[batch.starts[b] : batch.starts[b + 1]] for b in group])
 
         cached = [batch.cached[b] for b in group]
         view = PageView(self._config, [batch.tables[b] for b in group], cached)
-        ids = rows(batch.ids)
+        ids = stacked(batch.ids)
         where: dict[str, Any] = {
             "past_key_values": view,
-            "position_ids": rows(batch.positions),
+            "position_ids": stacked(batch.positions),
             "attention_mask": _mask(cached, ids),
         }
         if hidden is None:
             return self._model.model(input_ids=ids, use_cache=True, **where).last_hidden_state
-        return self._model.model.draft(rows(hidden), ids, **where)
+        return self._model.model.draft(stacked(hidden), ids, **where)
 
     def _score(self, batch: Batch, states: list[Tensor], head: Any) -> Step:
         held = states[0] if len(states) == 1 else torch.cat(states)
@@ -193,7 +193,7 @@ class PageLayer(LatentLayer):
 
 
 class WholeExecutor:
-    """Models that are not ours: each sequence by itself, behind transformers' own cache. They have no MTP module."""
+    """Models that are not ours: each sequence by itself, with transformers' own cache. They have no MTP module."""
 
     exact = False
 
