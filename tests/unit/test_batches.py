@@ -4,6 +4,7 @@ import gc
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -362,6 +363,45 @@ def test_an_error_of_one_sequence_is_its_own(drafts) -> None:
     assert loop.pool is not None and loop.pool.nbytes == 0
     with pytest.raises(KeyError, match="no such state"):
         replies(model, [[3, 4], [5]], GREEDY, processors=[[], [Fails()]], drafts=Drafts(drafts))
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_a_step_that_failed_can_be_tried_again(monkeypatch, drafts) -> None:
+    model, prompts = small_model(num_nextn_predict_layers=1), [[3, 4, 5], [6]]
+    expected = replies(model, prompts, GREEDY, max_new_tokens=9)
+    calls = []
+
+    class Interrupted(Watched):
+        def step(self, batch):
+            calls.append(1)
+            if len(calls) in (1, 3, 4):
+                raise RuntimeError("out of memory")
+            return super().step(batch)
+
+    use_executor(monkeypatch, lambda model, pool: Interrupted(ModuleExecutor(model)))
+    loop, sequences = Loop(model, Drafts(drafts)), [Sequence(p, GREEDY, max_new_tokens=9) for p in prompts]
+    for sequence in sequences:
+        loop.add(sequence)
+    failed = 0
+    while len(loop):
+        try:
+            loop.step()
+        except RuntimeError:
+            failed += 1
+    assert failed == 3 and [s.reply for s in sequences] == expected
+
+
+def test_the_documentations_example(capsys) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "decoding.md").read_text(encoding="utf-8")
+    example = text[text.index("```python\nfrom axk1.generation.batch") :].split("```")[1].removeprefix("python\n")
+    exec(example, {"model": small_model()})
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[0].startswith("False [")
+        and lines[1].startswith("True [")
+        and lines[-1].endswith("False")
+        and len(lines) >= 19
+    )
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS[:3])

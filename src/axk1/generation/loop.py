@@ -119,7 +119,8 @@ class Loop:
 
         Returns:
             The new tokens of each sequence that has any. Those whose ``running`` is then False have left; one whose
-            tokens could not be chosen has none, and an ``error``.
+            tokens could not be chosen has none, and an ``error``. Where the model raises, all sequences stay what they
+            were, and the step can be tried again.
         """
         pieces = self._next_pieces()
         if pieces:
@@ -129,7 +130,13 @@ class Loop:
         clock = self.drafts.clock
         start, running, number = clock(), len(self._replying), self._next_drafts()
         counts = [min(number, s.left - 1) if s.drafting else 0 for s in self._replying] if number else [0] * running
-        found = self._reply(self._replying, counts)
+        try:
+            found = self._reply(self._replying, counts)
+        except BaseException:  # of the model; what the next drafts would be computed from may be lost
+            for s in self._replying:
+                s.drafting = False
+                s.waiting.clear()
+            raise
         seconds, made = clock() - start, sum(map(len, found.values()))
         self.gate.record(running, number, made, seconds)
         self.statistics.record(counts, [max(len(new) - 1, 0) for new in found.values()], made, seconds)
