@@ -1,6 +1,7 @@
 """Generation as it runs: sequences join, each gets its next tokens, and leave, one step of the model at a time."""
 
 from collections import deque
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -260,30 +261,35 @@ class Loop:
 
     def _continue(self, s: Sequence, logits: Tensor, best: list[int], asked: Tensor | None) -> list[int]:
         """Takes the tokens of one sequence, at logits ``[k + 1, V]`` after its newest token and its k drafts."""
-        drafts, scores, noise = s.history.drafts, logits, None
-        if s.plain:
-            check_chosen(logits[0, best[0]])
-            tokens = best
-        else:
-            scores = s.scorer(logits, s.history)
-            if asked is None and s.draws is not None:
-                noise = s.draws.noise(*scores.shape)
-            tokens = [] if asked is not None else choose(scores, noise).tolist()
-        if asked is not None:
-            drawn, kept = accept(scores[None], torch.tensor([drafts], device=scores.device), asked[None])
-            tokens, accepted = drawn[0].tolist(), int(kept)
-        else:
-            accepted = agreeing(drafts, tokens) if drafts else 0
-        clean = s.clean == s.cached and not drafts
+        made = len(s.history.drafts)
+        tokens, accepted, scores, noise = self._choose(s, logits, best, asked)
+        clean = s.clean == s.cached and not made
         if self._gap and not clean and (at := self._near_tie(s, scores, noise, accepted)) is not None:
             tokens, accepted, logits = self._replay(s, at, tokens, logits)
-        s.drafted, s.history.drafts = s.drafted + len(drafts), []
+        s.drafted, s.history.drafts = s.drafted + made, []
         new = s.take(tokens[: accepted + 1], logits)
         s.accepted += len(new) - 1
         s.cached = len(s.tokens) - 1
         if clean and len(self) == 1:
             s.clean = s.cached
         return new
+
+    def _choose(
+        self, s: Sequence, logits: Tensor, best: list[int], asked: Tensor | None
+    ) -> tuple[list[int], int, Tensor, Tensor | None]:
+        """A token at each of the logits, the number of drafts that hold, and the scores and noise of the choice."""
+        drafts = s.history.drafts
+        if s.plain:
+            if not isfinite(logits[0, best[0]]):
+                check_chosen(logits[0, best[0]])
+            return best, agreeing(drafts, best), logits, None
+        scores = s.scorer(logits, s.history)
+        if asked is not None:
+            tokens, kept = accept(scores[None], torch.tensor([drafts], device=scores.device), asked[None])
+            return tokens[0].tolist(), int(kept), scores, None
+        noise = None if s.draws is None else s.draws.noise(*scores.shape)
+        chosen = choose(scores, noise).tolist()
+        return chosen, agreeing(drafts, chosen), scores, noise
 
     def _near_tie(self, s: Sequence, scores: Tensor, noise: Tensor | None, accepted: int) -> int | None:
         """The first position whose token another was so near to that plain decoding might have taken that."""
