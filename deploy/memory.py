@@ -65,9 +65,9 @@ def written(file: Path) -> str:
 
 
 def table() -> str:
-    """The machines of the Slurm scripts as a Markdown table, in GB of 10^9 bytes a GPU."""
+    """The machines of the Slurm scripts as a Markdown table, in GB of 10^9 bytes per GPU."""
     titles = ["machine, weights, engine", "tensor x pipeline", "weights", "activations", "reserve", "latents"]
-    titles += ["bytes a token", "tokens"]
+    titles += ["bytes per token", "tokens"]
     rows = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for file in sorted(HERE.glob("slurm/*.sbatch")):
         order = make_order(file)

@@ -12,7 +12,7 @@ from axk1.quantized import KINDS
 
 PAGE = Path(__file__).with_suffix(".md")
 BEGIN, END = "<!-- sizes -->\n", "<!-- end of sizes -->"
-HEADER = "| model | weights | size | of bfloat16 | read a token |\n|---|---|---|---|---|\n"
+HEADER = "| model | weights | size | of bfloat16 | read per token |\n|---|---|---|---|---|\n"
 
 
 def size_table() -> str:

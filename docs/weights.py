@@ -111,7 +111,8 @@ the head are the trunk's.
 | no MTP layer although `num_nextn_predict_layers` asks for some | a warning; it becomes 0 |
 | a trunk alone (no `model.` prefix, no head) | the head is new, transformers warns |
 | `score.*` | the classification head; a missing one is new, transformers warns |
-| anything else missing, surplus, misshapen, not a float, NaN, infinite, truncated | an error names file and tensor |
+| anything else missing, surplus, misshapen, not a float, truncated | an error names file and tensor |
+| NaN, infinity | the same error, of `axk1 verify` and of `from_pretrained(..., check_values=True)` |
 """
 
 if __name__ == "__main__":

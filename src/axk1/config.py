@@ -7,11 +7,11 @@ DeepSeek-style spellings are read and normalised here, so that no other file nee
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # YaRN from 32,768 to 131,072 tokens. cos/sin are scaled by 1.138629, the softmax scale stays qk_head_dim ** -0.5.
 K1_ROPE: dict[str, Any] = {
@@ -31,25 +31,43 @@ RELEASED_TOKEN_IDS: dict[str, Any] = {
     "eos_token_id": [163_704, 163_691],  # <|im_end|>, <|endoftext|>
 }
 
-_POSITIVE = [
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "moe_intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "n_group",
-    "topk_group",
-    "kv_lora_rank",
-    "q_lora_rank",
-    "qk_rope_head_dim",
-    "qk_nope_head_dim",
-    "v_head_dim",
-    "max_position_embeddings",
-]
-_COUNTS = ("num_nextn_predict_layers", "n_shared_experts")
+# Least and largest: far above what anyone has built, and low enough that a hostile file costs no time and no memory.
+_SIZES = {
+    "vocab_size": (1, 2**24),
+    "hidden_size": (1, 2**17),
+    "intermediate_size": (1, 2**20),
+    "moe_intermediate_size": (1, 2**18),
+    "num_hidden_layers": (1, 1_024),
+    "num_attention_heads": (1, 1_024),
+    "n_routed_experts": (1, 2**14),
+    "num_experts_per_tok": (1, 2**14),
+    "n_group": (1, 2**14),
+    "topk_group": (1, 2**14),
+    "kv_lora_rank": (1, 2**14),
+    "q_lora_rank": (1, 2**16),
+    "qk_rope_head_dim": (1, 1_024),
+    "qk_nope_head_dim": (1, 4_096),
+    "v_head_dim": (1, 4_096),
+    "max_position_embeddings": (1, 2**26),
+    "num_nextn_predict_layers": (0, 64),
+    "n_shared_experts": (0, 256),
+}
+_ALL_EXPERTS = 2**18
+"""Routed experts of all layers together (released: 11,520)."""
+_ROPE_KEYS = {
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "longrope": {"factor", "short_factor", "long_factor", "attention_factor", "original_max_position_embeddings"},
+    "yarn": {"factor", "original_max_position_embeddings", "attention_factor", "truncate"}
+    | {"beta_fast", "beta_slow", "mscale", "mscale_all_dim"},
+}
+"""What a rotary embedding reads, by its type, beside ``rope_theta``."""
+_ROPE_KNOWN = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}.union(*_ROPE_KEYS.values())
+_LARGEST = 1e12
+"""No rotary setting is larger."""
+_ROPE_OPTIONAL = {"attention_factor", "truncate", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
 _NOT_NEGATIVE = [
     "mtp_loss_weight",
     "router_aux_loss_coef",
@@ -64,6 +82,9 @@ _CHOICES = {
     "topk_method": ("noaux_tc", "group_limited_greedy", "greedy"),
     "rope_interleave": (True, False),
     "norm_topk_prob": (True, False),
+    "attention_bias": (True, False),
+    "tie_word_embeddings": (True, False),
+    "output_router_logits": (True, False),
     "hidden_act": tuple(ACT2FN),
 }
 
@@ -160,7 +181,9 @@ class AXK1Config(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("model_type", None)  # "AXK1" in older files
+        for derived in ("model_type", "head_dim", "qk_head_dim"):  # "AXK1" in older files; the others follow from sizes
+            kwargs.pop(derived, None)
+        self._check_unknown(kwargs)
         self._read_mtp_alias(kwargs)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -173,9 +196,9 @@ class AXK1Config(PreTrainedConfig):
             plain = "rope_theta" in kwargs or self.max_position_embeddings != AXK1Config.max_position_embeddings
             self.rope_parameters = {"rope_type": "default"} if plain else dict(K1_ROPE)
         elif self.rope_parameters is not None:
-            self.rope_parameters = dict(self.rope_parameters)
+            self.rope_parameters = _given_rope(self.rope_parameters)
         if kwargs.get("rope_scaling"):
-            kwargs["rope_scaling"] = dict(kwargs["rope_scaling"])  # the caller's own dictionary stays as it is
+            kwargs["rope_scaling"] = _given_rope(kwargs["rope_scaling"])  # the caller's own dictionary stays as it is
         super().__post_init__(**kwargs)
         self._check_rules()
 
@@ -190,14 +213,29 @@ class AXK1Config(PreTrainedConfig):
         """Whether layer ``layer_idx`` has experts; MTP layers (index >= ``num_hidden_layers``) always have."""
         return layer_idx >= self.num_hidden_layers or cast(list, self.mlp_layer_types)[layer_idx] == "sparse"
 
+    @classmethod
+    def _check_unknown(cls, kwargs: dict[str, Any]) -> None:
+        """Refuses further values that would change how the model or this class works."""
+        for name, value in kwargs.items():
+            if callable(getattr(cls, name, None)):
+                raise ValueError(f"{name}={_short(value)} is no field of a configuration.")
+        if kwargs.get("per_layer_config") is not None:
+            raise ValueError("per_layer_config is not supported: all layers have the same sizes.")
+        if kwargs.get("partial_rotary_factor") not in (None, 1):
+            raise ValueError(
+                f"partial_rotary_factor={_short(kwargs['partial_rotary_factor'])} is not supported: all of "
+                "qk_rope_head_dim is rotated."
+            )
+
     def _read_mtp_alias(self, kwargs: dict[str, Any]) -> None:
         if "num_mtp_layers" not in kwargs:
             return
         depth = kwargs.pop("num_mtp_layers")
         if self.num_nextn_predict_layers not in (AXK1Config.num_nextn_predict_layers, depth):
+            other = _short(self.num_nextn_predict_layers)
             raise ValueError(
-                f"num_mtp_layers={depth!r} contradicts num_nextn_predict_layers={self.num_nextn_predict_layers!r}: "
-                "they are two names of one field, give one."
+                f"num_mtp_layers={_short(depth)} contradicts num_nextn_predict_layers={other}: they are two names of "
+                "one field, give one."
             )
         self.num_nextn_predict_layers = depth
 
@@ -212,20 +250,23 @@ class AXK1Config(PreTrainedConfig):
             value = getattr(self, name)
             for token in value if isinstance(value, list) else [value]:
                 if token is not None and not (_is_whole(token) and 0 <= token < self.vocab_size):
-                    raise ValueError(f"{name}={value!r} must lie within the vocabulary (vocab_size={self.vocab_size}).")
+                    raise ValueError(
+                        f"{name}={_short(value)} must lie within the vocabulary (vocab_size={self.vocab_size})."
+                    )
 
     def _check_sizes(self) -> None:
-        for names, least in ((_POSITIVE, 1), (_COUNTS, 0)):
-            for name in names:
-                if not _is_whole(value := getattr(self, name)) or value < least:
-                    raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+        for name, (least, largest) in _SIZES.items():
+            if not _is_whole(value := getattr(self, name)) or not least <= value <= largest:
+                raise ValueError(
+                    f"{name}={_short(value)} must be a whole number of at least {least} and at most {largest:,}."
+                )
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
-                raise ValueError(f"{name}={value!r} must be a number of at least 0.")
+                raise ValueError(f"{name}={_short(value)} must be a number of at least 0.")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(str, allowed))}.")
+                raise ValueError(f"{name}={_short(getattr(self, name))} must be one of {', '.join(map(str, allowed))}.")
 
     def _set_layer_types(self) -> None:
         """Derives the missing one of the two spellings of "which layers are dense"."""
@@ -233,21 +274,25 @@ class AXK1Config(PreTrainedConfig):
         if self.mlp_layer_types is None or dense is not None or freq is not None:
             dense, freq = 1 if dense is None else dense, 1 if freq is None else freq
             if not _is_whole(dense) or dense < 0:
-                raise ValueError(f"first_k_dense_replace={dense!r} must be a whole number of at least 0.")
+                raise ValueError(f"first_k_dense_replace={_short(dense)} must be a whole number of at least 0.")
             if not _is_whole(freq) or freq < 1:
-                raise ValueError(f"moe_layer_freq={freq!r} must be a whole number of at least 1.")
+                raise ValueError(f"moe_layer_freq={_short(freq)} must be a whole number of at least 1.")
             derived = ["sparse" if i >= dense and i % freq == 0 else "dense" for i in range(layers)]
             self.first_k_dense_replace, self.moe_layer_freq = dense, freq
             if self.mlp_layer_types is not None and self.mlp_layer_types != derived:
                 raise ValueError(
-                    f"mlp_layer_types={self.mlp_layer_types!r} contradicts first_k_dense_replace={dense} and "
+                    f"mlp_layer_types={_short(self.mlp_layer_types)} contradicts first_k_dense_replace={dense} and "
                     f"moe_layer_freq={freq} over num_hidden_layers={layers}: give one of the two spellings."
                 )
             self.mlp_layer_types = derived
-        if len(self.mlp_layer_types) != layers or not set(self.mlp_layer_types) <= {"dense", "sparse"}:
+        types = self.mlp_layer_types
+        if (
+            not isinstance(types, list)
+            or len(types) != layers
+            or any(each not in ("dense", "sparse") for each in types)
+        ):
             raise ValueError(
-                f"mlp_layer_types={self.mlp_layer_types!r} must hold num_hidden_layers={layers} words, "
-                "each 'dense' or 'sparse'."
+                f"mlp_layer_types={_short(types)} must hold num_hidden_layers={layers} words, each 'dense' or 'sparse'."
             )
         if self.first_k_dense_replace is None:
             leading = [*self.mlp_layer_types, "sparse"].index("sparse")
@@ -257,9 +302,11 @@ class AXK1Config(PreTrainedConfig):
     def _check_rules(self) -> None:
         def require(ok: bool, name: str, rule: str) -> None:
             if not ok:
-                raise ValueError(f"{name}={getattr(self, name)!r} {rule}.")
+                raise ValueError(f"{name}={_short(getattr(self, name))} {rule}.")
 
         experts, groups = self.n_routed_experts, self.n_group
+        layers = self.num_hidden_layers + self.num_nextn_predict_layers
+        require(experts * layers <= _ALL_EXPERTS, "n_routed_experts", f"is too many for {layers} layers")
         require(experts % groups == 0, "n_routed_experts", f"must be a multiple of n_group={groups}")
         require(self.topk_group <= groups, "topk_group", f"must not exceed n_group={groups}")
         require(
@@ -286,19 +333,51 @@ class AXK1Config(PreTrainedConfig):
     def _check_rope(self, rope: dict[str, Any]) -> None:
         def require(ok: bool, key: str, rule: str) -> None:
             if not ok:
-                raise ValueError(f"rope_parameters[{key!r}]={rope.get(key)!r} {rule}.")
+                raise ValueError(f"rope_parameters[{key!r}]={_short(rope.get(key))} {rule}.")
 
-        known = ("default", *ROPE_INIT_FUNCTIONS)
-        require(rope["rope_type"] in known, "rope_type", f"must be one of {', '.join(known)}")
-        require(_is_number(rope["rope_theta"]) and rope["rope_theta"] > 0, "rope_theta", "must be a number above 0")
-        if rope["rope_type"] == "yarn":
-            factor, original = rope.get("factor") or 0, rope["original_max_position_embeddings"]
-            require(_is_number(factor) and factor >= 1, "factor", "must be a number of at least 1")
-            require(
-                _is_whole(original) and 1 <= original <= self.max_position_embeddings,
-                "original_max_position_embeddings",
-                f"must be a whole number from 1 to max_position_embeddings={self.max_position_embeddings}",
-            )
+        kind, theta, half = rope.get("rope_type"), rope.get("rope_theta"), self.qk_rope_head_dim // 2
+        require(kind in _ROPE_KEYS, "rope_type", f"must be one of {', '.join(_ROPE_KEYS)}")
+        require(_is_number(theta) and 0 < theta <= _LARGEST, "rope_theta", "must be a number above 0")
+        require(kind != "yarn" or theta > 1, "rope_theta", "must be above 1 for yarn")
+        require(kind != "dynamic" or half > 1, "rope_type", "needs qk_rope_head_dim above 2")
+        whole = rope.get("partial_rotary_factor")
+        require(whole in (None, 1), "partial_rotary_factor", "is not supported: all of qk_rope_head_dim is rotated")
+        for key in sorted(rope.keys() - _ROPE_KNOWN):
+            require(rope[key] is None, key, "is no setting that this model knows")
+        for key in sorted(_ROPE_KEYS[kind]):
+            value = rope.get(key)
+            if value is None:
+                require(key in _ROPE_OPTIONAL or (kind, key) == ("longrope", "factor"), key, f"is missing for {kind}")
+            elif key == "original_max_position_embeddings":
+                require(
+                    _is_whole(value) and 1 <= value <= self.max_position_embeddings,
+                    key,
+                    f"must be a whole number from 1 to max_position_embeddings={self.max_position_embeddings}",
+                )
+            elif key.endswith(("short_factor", "long_factor")):
+                require(
+                    isinstance(value, list) and len(value) == half and all(0 < each <= _LARGEST for each in value),
+                    key,
+                    f"must be a list of {half} numbers above 0, half of qk_rope_head_dim",
+                )
+            elif key != "truncate":
+                least = 1 if key == "factor" else 0
+                require(_is_number(value) and least <= value <= _LARGEST, key, f"must be a number of at least {least}")
+        if kind == "llama3":
+            require(rope["low_freq_factor"] < rope["high_freq_factor"], "low_freq_factor", "must be below the high one")
+
+
+def _given_rope(rope: Any) -> dict[str, Any]:
+    """A copy of the caller's rotary settings, if all that is in it is of a type that such settings have."""
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"rope_parameters={_short(rope)} must be an object.")
+    for key, value in rope.items():
+        words = key in ("rope_type", "type") and isinstance(value, str)
+        numbers = key in ("short_factor", "long_factor") and isinstance(value, list) and all(map(_is_number, value))
+        flag = key == "truncate" and isinstance(value, bool)
+        if not (value is None or _is_number(value) or words or numbers or flag):
+            raise ValueError(f"rope_parameters[{key!r}]={_short(value)} is not a setting that this model reads.")
+    return dict(rope)
 
 
 def _is_whole(value: Any) -> bool:
@@ -306,7 +385,13 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _short(value: Any) -> str:
+    """``value`` for an error message, of whatever size."""
+    text = f"2**{value.bit_length() - 1}" if _is_whole(value) and value.bit_length() > 200 else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -10,6 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
@@ -51,6 +56,29 @@ def remove_unfinished(folder: Path) -> None:
     for left in folder.glob(".axk1-*.tmp"):
         if left.is_file() or left.is_symlink():
             left.unlink()
+
+
+@contextmanager
+def only_writer(place: Path) -> Iterator[None]:
+    """Inside, no other process is inside for the same folder or file, on systems that have such locks.
+
+    Raises:
+        ValueError: another process is.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{place} is being written by another run: wait for it, or choose another.") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _created(beside: Path, mode: int, path: Path) -> BinaryIO:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import re
+from contextvars import ContextVar
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +26,7 @@ from axk1 import kernels, modeling
 from axk1.checkpoint.compressed import read_plan
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, StoredTensor, inside, load_config, open_checkpoint, read_headers, read_json
+from axk1.checkpoint.guard import check_kernels
 from axk1.checkpoint.names import FUSED, HEAD_KEYS, LAYOUTS, Layout, detect_layout
 from axk1.checkpoint.verify import check_loaded, check_tensors
 from axk1.checkpoint.write import staged_folder
@@ -41,6 +43,8 @@ logger = logging.get_logger(__name__)
 RUNNERS.update(cpu=kernels.CPURunner(), cuda=kernels.CUDARunner())
 HUGE_PAGE = 2 * 2**20
 """Bytes. torch asks for huge pages where an allocation fills one."""
+_CHECK_VALUES: ContextVar[bool] = ContextVar("check_values", default=False)
+"""What the ``from_pretrained`` that runs now was asked for; its inner steps are transformers' and carry no more."""
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -61,9 +65,17 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        check_values: bool = False,
+        **kwargs: Any,
     ) -> Self:
         """transformers' ``from_pretrained`` with all its arguments; either layout, safetensors only, no remote code.
+
+        Args:
+            check_values: also read every weight and look for NaN and infinity, as ``axk1 verify`` does. Weights whose
+                number format gets narrower, as float32 in float16, are always looked at.
 
         Raises:
             CheckpointError: anything wrong with the files; names file and tensor, and no model is returned.
@@ -73,7 +85,11 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
             _check_local(Path(pretrained_model_name_or_path), kwargs)
             kwargs = _with_quantized_config(cls, pretrained_model_name_or_path, kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+        asked = _CHECK_VALUES.set(check_values)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+        finally:
+            _CHECK_VALUES.reset(asked)
 
     @staticmethod
     def _load_pretrained_model(
@@ -104,7 +120,7 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
             load_config = dataclasses.replace(load_config, weight_mapping=mapping)
         result = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
         if checkpoint_files is not None:
-            check_loaded(model.state_dict(), stored)
+            check_loaded(model.state_dict(), stored, everything=_CHECK_VALUES.get())
             _into_huge_pages(model)
         return result
 
@@ -166,6 +182,7 @@ def _with_quantized_config(cls: Any, name: str | os.PathLike, kwargs: dict[str, 
             values, _ = PreTrainedConfig.get_config_dict(given or name, **hub)
         except OSError:  # an adapter's folder, or one that transformers has words for
             return kwargs
+        check_kernels(values, Path(name) / "config.json")
         if "quantization_config" not in values:
             return kwargs
         rest = {key: value for key, value in kwargs.items() if key != "config"}

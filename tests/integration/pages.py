@@ -5,14 +5,42 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
 
+REPOSITORY = "https://github.com/axk1/axk1"
+_BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<why>.*?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.M
+)
+
+
+class Example(NamedTuple):
+    """A fenced block of a page."""
+
+    language: str
+    code: str
+    why_not_run: str
+    """The reason in the comment before it, ``<!-- not run: ... -->``; empty: it is run."""
+
+
+def examples(page: Path) -> list[Example]:
+    """All fenced blocks, in order."""
+    found = _BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [Example(match["language"], match["code"], match["why"] or "") for match in found]
+
+
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced code blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    """The blocks of one language that are run."""
+    return [block.code for block in examples(page) if block.language == language and not block.why_not_run]
+
+
+def links(page: Path) -> list[str]:
+    """Where links lead, those with a definition at the end of the page included."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"\]\(([^)]+)\)", text) + re.findall(r"^\[[\w-]+\]: (\S+)$", text, re.MULTILINE)
 
 
 def make_workplace(folder: Path, checkpoint: Path) -> Path:

@@ -11,11 +11,29 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from pages import DOCS, ROOT, blocks, make_workplace
+from pages import DOCS, REPOSITORY, ROOT, blocks, examples, make_workplace
 
 from axk1.cli.main import app
 
 PAGES = sorted(DOCS.glob("*.md")) + sorted(ROOT.glob("README*.md"))
+LINES = [
+    *(page for folder in (ROOT, DOCS, DOCS / "upstream", ROOT / "benchmarks") for page in sorted(folder.glob("*.md"))),
+    ROOT / "models" / "nano" / "README.md",
+]
+MESSAGES = "What is 17 + 25?\n/think\nAnd 3 more?\n"
+"""Standard input of the commands, for `axk1 chat`."""
+
+
+ELSEWHERE = ("modes.md", "python.md", "README.md", "README.ko.md")
+"""Pages with tests of their own: test_docs_modes.py, the one below, test_readme.py."""
+
+
+def name(page: Path) -> str:
+    return page.name
+
+
+def is_run_here(page: Path) -> bool:
+    return page.name not in ELSEWHERE and bool(blocks(page, "bash") or blocks(page, "python"))
 
 
 @pytest.fixture
@@ -55,10 +73,86 @@ def test_python_examples_run(workplace, monkeypatch):
         exec(block, namespace)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if is_run_here(page)], ids=name)
+def test_examples_run_from_an_empty_folder(page, workplace, monkeypatch):
+    """Every command and snippet of the page, in order, in a folder that holds the nano and the READMEs alone."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("AXK1_BENCH_CACHE", str(workplace / "cache"))
+    namespace: dict = {}
+    for example in examples(page):
+        if example.why_not_run or example.language not in ("bash", "python"):
+            continue
+        if example.language == "python":
+            exec(example.code, namespace)
+            continue
+        script = "source .venv/bin/activate\n" + example.code
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script], input=MESSAGES, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{example.code}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_what_is_not_run_says_why():
+    pages = [*PAGES, *sorted((DOCS / "upstream").glob("*.md"))]
+    reasons = {page.name: [e.why_not_run for e in examples(page) if e.why_not_run] for page in pages}
+    assert all(len(reason) > 15 for found in reasons.values() for reason in found)
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert text.count("<!-- not run") == len(reasons[page.name]), f"{page.name}: a comment without its block"
+        assert {e.language for e in examples(page)} <= {"bash", "python", "text", "toml", "json", "yaml"}, page.name
+    for page in (DOCS / "upstream").glob("*.md"):  # they show faults of engines, in these engines' environments
+        assert all(e.why_not_run for e in examples(page) if e.language in ("bash", "python")), page.name
+
+
+@pytest.mark.parametrize("page", LINES, ids=name)
+def test_lines_end_by_120_columns(page):
+    """Tables, link definitions, code that is output, and titles of reports excepted: they cannot be wrapped."""
+    fence, long = "", []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            fence = "" if fence else line
+        free = line.lstrip().startswith(("|", "![")) or re.fullmatch(r"\[[\w-]+\]: \S+|`[^`]+`", line)
+        if len(line) > 120 and not free and fence != "```text":
+            long.append(line)
+    assert not long, "run python docs/wrap.py PAGE"
+
+
+def test_wrapping_changes_no_more_than_line_breaks():
+    wrap = runpy.run_path(str(DOCS / "wrap.py"))["wrap"]
+    words = ("several words that go on " * 8).strip()
+    page = f"# {words}\n\n{words} `code of {words}`.\n* item {words}\n  {words}\n| {words} |\n```text\n{words}\n```\n"
+    wrapped = wrap(page)
+    assert wrapped.split() == page.split() and wrap(wrapped) == wrapped
+    lines = wrapped.split("\n")
+    assert lines[0] == page.split("\n")[0] and f"| {words} |" in lines and words in lines
+    assert "  several words" in wrapped.split("* item")[1]  # an item's lines stand below its text
+    assert f"`code of {words}`." in lines  # code is not broken
+
+
+def test_tables_show_their_pipes(tmp_path):
+    """GitHub wants them escaped in a table's code, where the site would show the backslash."""
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    shutil.copytree(DOCS, tmp_path / "docs")
+    assert build(tmp_path).returncode == 0
+    site = tmp_path / "site"
+    pages = {
+        page: (site / page / "index.html").read_text(encoding="utf-8") for page in ("modes", "tokenizer", "python")
+    }
+    assert "<code>&lt;|im_start|&gt;assistant\\n&lt;think&gt;</code>" in pages["modes"]
+    assert "\\|" not in pages["tokenizer"] and "<code>&lt;|im_start|&gt;</code>" in pages["tokenizer"]
+    assert pages["tokenizer"].count('<div class="wide"><table>') == pages["tokenizer"].count("<table>") > 3
+    assert '<span class="kn">import</span>' in pages["python"]  # coloured when built, by nobody else's server
+    assert ".codehilite .kn" in (site / "highlight.css").read_text()
+    assert f'href="{REPOSITORY}"' in pages["python"]
+    assert not re.search(r'<(script|link)[^>]+(src|href)="https?://', pages["python"])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist_with_their_options(page):
-    """Every `axk1` line of every page is parsed by the command line itself, without being run."""
-    for block in blocks(page, "bash"):
+    """Every `axk1` line of every page is parsed by the command line itself, also of blocks that are not run."""
+    for block in (example.code for example in examples(page) if example.language == "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("axk1 "):
                 parse(shlex.split(line, comments=True)[1:])
@@ -120,7 +214,7 @@ def test_the_nano_table_is_the_preset():
             "head: nope, rope, value": f"{c.qk_nope_head_dim}, {c.qk_rope_head_dim}, {c.v_head_dim}",
             "dense / expert width": f"{c.intermediate_size:,} / {c.moe_intermediate_size:,}",
             "experts, chosen": f"{c.n_routed_experts}, {c.num_experts_per_tok}",
-            "groups, kept": f"{c.n_group}, {c.topk_group}",
+            "groups, chosen": f"{c.n_group}, {c.topk_group}",
             "MTP modules": f"{c.num_nextn_predict_layers}",
             "vocabulary": f"{c.vocab_size:,}",
             "context": f"{c.max_position_embeddings:,}",

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
-from pages import ROOT, blocks, make_workplace
+from pages import REPOSITORY, ROOT, blocks, links, make_workplace
 
 PAGES = (ROOT / "README.md", ROOT / "README.ko.md")
+FILES = f"{REPOSITORY}/blob/main/"
 
 
 @pytest.fixture
@@ -30,8 +31,34 @@ def test_both_languages_have_the_same_commands():
 
 
 def test_both_languages_link_to_the_same_pages():
-    links = [set(re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))) for page in PAGES]
-    assert links[0] - {"README.ko.md"} == links[1] - {"README.md"}
+    found = [set(links(page)) for page in PAGES]
+    assert len(found[0]) > 20 and found[0] - {f"{FILES}README.ko.md"} == found[1] - {f"{FILES}README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_are_absolute_and_lead_to_files(page):
+    """PyPI shows README without the files beside it."""
+    for link in links(page):
+        assert link.startswith(FILES), link
+        file, _, anchor = link.removeprefix(FILES).partition("#")
+        assert (ROOT / file).exists(), link
+        titles = re.findall(r"^#+ (.*)$", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [title.lower().replace(" ", "-") for title in titles], link
+
+
+def test_one_repository_is_named_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["urls"]["Repository"] == REPOSITORY
+    assert all(url.startswith(REPOSITORY) for url in project["urls"].values())
+    assert f"repo_url: {REPOSITORY}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert not [name for name in ROOT.glob("docs/*.md") if "pip install 'axk1[" in name.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_demo_is_short_and_without_speeds(page):
+    text = page.read_text(encoding="utf-8")
+    shown = text.split("<!-- demo output -->")[1].split("<!-- end of demo output -->")[0]
+    assert shown.count("\n") < 30 and "tokens/s" not in shown and "[right]" in shown and "9/10" in shown
 
 
 @pytest.mark.slow

@@ -1,18 +1,28 @@
 """A whole recipe on a tiny model: stages, resuming, log, export, evaluation."""
 
 import json
+import os
+import re
+import signal
+import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from scripted import SIZES, make_tokenizer
 
-from axk1.train.stages import Recipe, Stage, export_model, run
+from axk1.train.progress import StopAtStep
+from axk1.train.recipe import Recipe, Stage
+from axk1.train.stages import export_model, run
 
 STAGES = [
     Stage("pretrain", steps=4, learning_rate=1e-2, schedule="constant_with_warmup", text=0.5, learn_prompt=True),
     Stage("sft", steps=6, learning_rate=1e-2, schedule="linear", think=0.5),
 ]
+
+
+STAGE = "[[stage]]\nname = 'a'\nsteps = 100\nlearning_rate = 0.1\nschedule = 'linear'\n"
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +91,78 @@ def test_a_run_that_was_cut_off_goes_on(recipe: Recipe, finished, tmp_path, monk
     assert all(torch.allclose(whole[key], resumed[key], atol=1e-5) for key in whole)
 
 
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"model": SIZES | {"num_nextn_predict_layers": 0}}, 'stage "late" trains MTP modules, and the model has none'),
+        ({"model": SIZES | {"hidden_sise": 1}}, "model.hidden_sise is no field; the nearest is hidden_size"),
+        ({"model": SIZES | {"vocab_size": 300}}, "has 320 entries, the model 300"),
+        ({"model": SIZES | {"hidden_size": "64"}}, "hidden_size"),
+        ({"row_tokens": 5_000}, "row_tokens = 5000 is more than the model's 4096 positions"),
+        (
+            {"corpus": "nowhere"},
+            'stage "late" takes text from nowhere/en.jsonl, which is missing: run axk1',
+        ),
+        ({"tokenizer": "no/such"}, "no/such"),
+    ],
+)
+def test_a_mistake_of_a_later_stage_shows_before_anything_starts(recipe, tmp_path, change, words, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    late = Stage("late", steps=2, learning_rate=1e-2, schedule="linear", text=0.5, learn="mtp")
+    with pytest.raises(ValueError, match=words):
+        run(replace(recipe, stage=[STAGES[1], late], **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_stops_after_a_step_and_nothing_is_lost(recipe, finished, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("sft: step 1 of 6"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    (tmp_path / "pretrain").symlink_to(finished[0] / "pretrain")
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path, say)
+    assert lines[0] == "pretrain (1 of 2): finished before" and lines[1].startswith("sft (2 of 2): 6 steps in ")
+    assert any(re.fullmatch(r"sft: [01] of 12 rows of training data", line) for line in lines)
+    assert lines[-1].startswith("Stopping after this step, with a checkpoint")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [path.name for path in (tmp_path / "sft").glob("checkpoint-*")] == ["checkpoint-1"]
+    again = run(recipe, tmp_path, lines.append)
+    assert re.fullmatch(r"sft: step 6 of 6, loss \d+\.\d+, [\d,]+ tokens/s, 0:00 left", lines[-1])
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (finished[1], again))
+    assert all(torch.allclose(whole[key], resumed[key], atol=1e-5) for key in whole)
+
+
+def test_ctrl_c_twice_stops_at_once() -> None:
+    stop = StopAtStep(lambda line: None)
+    with stop.on_interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_number_format_is_what_the_processor_is_fast_in(recipe, monkeypatch) -> None:
+    from axk1.train import stages
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for fast, name in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(stages, "is_fast", lambda dtype, fast=fast: fast)
+        assert stages._dtype(recipe) == name
+        assert stages._arguments(recipe, STAGES[0], Path("x")).bf16 is fast
+    assert stages._dtype(replace(recipe, dtype="bfloat16")) == "bfloat16"
+
+
 def test_a_stage_for_the_mtp_module_leaves_the_trunk_to_the_bit(recipe: Recipe, finished, tmp_path) -> None:
     """Biases of its routers too, while the module's own weights and bias move."""
-    from dataclasses import replace
-
     from safetensors.torch import load_file
 
     for stage in STAGES:  # as if they had run here
@@ -126,7 +204,38 @@ def test_the_export_chats_and_is_evaluated(recipe: Recipe, finished, tmp_path, c
     ("text", "message"),
     [
         ("preset = 'nano'", "missing .* required"),
-        ("preset = 'nano'\ntokenizer = 'x'\nbatch = 3", "unexpected keyword argument 'batch'"),
+        (
+            "preset = 'nano'\ntokenizer = 'x'\nbatch_row = 3",
+            "the recipe: batch_row is no field; the nearest is batch_rows",
+        ),
+        ("preset = 'nano'\ntokenizer = 'x'\nseed = 1.5", "the recipe: seed = 1.5 must be a whole number"),
+        ("preset = 'nano'\ntokenizer = 'x'", r"the recipe has no \[\[stage\]\]: nothing to train"),
+        ("preset = 'nano'\ntokenizer = 'x'\nstage = 3", r"stage must be written as \[\[stage\]\]"),
+        ("preset = 'mano'\ntokenizer = 'x'\n" + STAGE, 'preset = "mano" in the recipe: it must be one of '),
+        ("preset = 'nano'\ntokenizer = 'x'\nadam_beta2 = -1\n" + STAGE, "adam_beta2 = -1 must be from 0 to 1"),
+        ("preset = 'nano'\ntokenizer = 'x'\nbatch_rows = 0\n" + STAGE, "batch_rows = 0 must be at least 1"),
+        ("preset = 'nano'\ntokenizer = 'x'\nmodel = 1\n" + STAGE, r"model = 1 must be a table, \[model\]"),
+        ("preset = 'nano'\ntokenizer = 'x'\n" + STAGE * 2, 'has two stages "a"'),
+        *(
+            ("preset = 'nano'\ntokenizer = 'x'\n" + STAGE + more, 'stage "a": ' + words)
+            for more, words in [
+                ("text = 6", "text = 6 must be from 0 to 1"),
+                ("think = nan", "think = nan must be from 0 to 1"),
+                ("learn_prompt = 1", "learn_prompt = 1 must be true or false"),
+                ("tink = 0.5", "tink is no field; the nearest is think"),
+                ("warmup_steps = 101", "warmup_steps = 101 must be from 0 to 100"),
+                ("drafts = -1", "drafts = -1 must be at least 0"),
+                ("tasks = {aritmetic = 1}", "tasks.aritmetic is no task; the nearest is arithmetic"),
+                ("tasks = {chat = -1}", "tasks.chat = -1 must be a share"),
+                ("tasks = {chat = 0}", "all shares of its tasks are 0"),
+                ("tasks = 1", "tasks = 1 must be a table"),
+            ]
+        ),
+        ("preset = 'nano'\ntokenizer = 'x'\n" + STAGE.replace("100", "'100'"), "steps = '100' must be a whole number"),
+        ("preset = 'nano'\ntokenizer = 'x'\n" + STAGE.replace("100", "0"), "steps = 0 must be at least 1"),
+        ("preset = 'nano'\ntokenizer = 'x'\n" + STAGE.replace("'a'", "'../a'"), "cannot be empty or hold a '/'"),
+        ("preset = 'nano'\ntokenizer = 'x'\n" + STAGE.replace("linear", "liner"), 'schedule = "liner" in stage "a"'),
+        ("preset = 'nano'\ntokenizer = 'x'\n" + STAGE.replace("0.1", "0"), "learning_rate = 0 must be above 0"),
         ("preset = ", "is not a valid recipe"),
         (
             "preset = 'nano'\ntokenizer = 'x'\n[[stage]]\nname = 'a'\nsteps = 1\nlearning_rate = 1\n"

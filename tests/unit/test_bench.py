@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.bench import meter, plot, report
+from axk1.bench.cases import FULL, PATIENCE, QUICK, Case, Clock, Settings
 from axk1.bench.client import Worker, WorkerError
 from axk1.bench.engines import BASE, WORKERS, environment, parse_engines, python_of, start, weights_for
 from axk1.bench.models import (
@@ -32,11 +33,13 @@ from axk1.bench.models import (
     write_random,
 )
 from axk1.bench.prompts import prompts_for
-from axk1.bench.run import Case, Measured, Settings, run
+from axk1.bench.run import Measured, run
 from axk1.bench.summary import rotated, summarise
+from axk1.bench.turns import patience
 from axk1.checkpoint.convert import STATE
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.info import describe
+from axk1.cli import bench as command
 from axk1.cli.main import app
 from axk1.plan.bounds import Rates, decode_bound, experts_touched, latent_bytes, prefill_bound, weight_bytes
 
@@ -125,7 +128,7 @@ def test_bounds_by_hand(tmp_path):
 
 
 def test_the_bench_model_is_the_issues():
-    """440M parameters, 127M of them active; in bf16 and at 24.3 GB/s about 96 tokens a second."""
+    """440M parameters, 127M of them active; in bf16 and at 24.3 GB/s about 96 tokens per second."""
     config = AXK1Config(**BENCH_MODELS["bench-440m"])
     from axk1.checkpoint.names import expected_tensors
 
@@ -289,7 +292,7 @@ def _soon(condition: Callable[[], bool]) -> bool:
 
 
 def test_a_filled_context_takes_the_same_step_as_a_computed_one():
-    """What a long context is timed by: the cache has its length, and a step behind it sees all of it."""
+    """What a long context is timed by: the cache has its length, and a step after it sees all of it."""
     sys.path.insert(0, str(WORKERS))
     try:
         from torch_engine import TorchEngine  # pyright: ignore[reportMissingImports]
@@ -402,22 +405,25 @@ def _assert_same_answers(name: str, model: Model, ours: AXK1ForCausalLM, logs: P
 
 # the whole run
 
+SHORT = Settings((20, 150), (30,), (3,), 20, rounds=1, tokens=3, seconds=9.0, prefilled_to=100, meter_seconds=0.05)
+
 
 @pytest.fixture(scope="module")
 def measured(tiny) -> Measured:
     patch = pytest.MonkeyPatch()
     patch.setitem(meter.BANDWIDTH_BYTES, "cpu", 2**22)
     patch.setitem(meter.MATMUL_SIZE, "cpu", 64)
-    patch.setattr(meter, "SECONDS", 0.05)
     patch.setattr(meter, "BESIDE_BYTES", 2**22)
     patch.setattr(meter, "BESIDE_SECONDS", 0.01)
-    settings = Settings((20, 150), (30,), (3,), 20, rounds=2, tokens=3, seconds=9.0, prefilled_to=100)
+    settings = replace(SHORT, rounds=2)
     steps: list[tuple[str, int, int]] = []
+    lines: list[str] = []
     try:
-        found = run(tiny, parse_engines("axk1,transformers"), settings, lambda *step: steps.append(step))
+        found = run(tiny, parse_engines("axk1,transformers"), settings, lambda *step: steps.append(step), lines.append)
     finally:
         patch.undo()
     assert all(done <= total for _, done, total in steps) and len(steps) > 20
+    assert sum("round 2" in line for line in lines) == 8 and lines[1].startswith("axk1: loaded in ")
     return found
 
 
@@ -449,14 +455,111 @@ def test_the_json_holds_everything(measured):
         assert engine["same_answers"] >= 7 and engine["answers"] == 8
 
 
+@pytest.fixture
+def quick_meter(monkeypatch):
+    monkeypatch.setitem(meter.BANDWIDTH_BYTES, "cpu", 2**22)
+    monkeypatch.setitem(meter.MATMUL_SIZE, "cpu", 64)
+    monkeypatch.setattr(meter, "BESIDE_BYTES", 2**22)
+    monkeypatch.setattr(meter, "BESIDE_SECONDS", 0.01)
+
+
+class StoppedAfter(Clock):
+    """A clock on which a number of finished measurements is all the time that there is."""
+
+    def __init__(self, lines: list[str], count: int) -> None:
+        super().__init__(1e6)
+        self.lines, self.count = lines, count
+
+    @property
+    def left(self) -> float:
+        return 0.0 if sum("round" in line for line in self.lines) >= self.count else 1e6
+
+    def part(self, parts: int) -> Clock:
+        return self
+
+
+def test_what_does_not_fit_into_the_time_is_left_out_and_said(tiny, quick_meter):
+    lines: list[str] = []
+    settings = replace(SHORT, rounds=2, budget=60.0)
+    found = run(tiny, parse_engines("axk1"), settings, lambda *_: None, lines.append, StoppedAfter(lines, 3))
+    data = report.to_dict(found)
+    assert [len(row["values"]) for row in data["results"]] == [2, 1, 0, 0]
+    notes = report.notes(data)
+    assert any(note.startswith("axk1: not measured: the time of a quick run was over; --full") for note in notes)
+    assert any("1 to 2 rounds" in note for note in notes) and any("A quick run of 60 s" in note for note in notes)
+    assert "stopped" not in data and data["settings"]["budget"] == 60.0
+
+
+def test_an_engine_whose_time_is_over_has_not_failed(tiny, quick_meter, monkeypatch):
+    """The clock ends while it measures: nothing is wrong with it, and what it measured before stays."""
+    lines: list[str] = []
+    clock = StoppedAfter(lines, 3)
+    request = Worker.request
+
+    def slow(self, operation, timeout=600.0, **arguments):
+        if operation == "prefill" and clock.count == 3:
+            clock.count = 0
+            raise WorkerError("axk1 did not answer 'prefill' in 1 s; see its log.")
+        return request(self, operation, timeout, **arguments)
+
+    monkeypatch.setattr(Worker, "request", slow)
+    found = run(tiny, parse_engines("axk1"), replace(SHORT, budget=60.0), lambda *_: None, lines.append, clock)
+    data = report.to_dict(found)
+    assert [len(row["values"]) for row in data["results"]] == [1, 1, 0, 0]
+    notes = report.notes(data)
+    assert any("the time of a quick run was over" in note for note in notes)
+    assert not any(note.startswith("Failed") for note in notes) and data["engines"][0]["error"] == ""
+
+
+def test_a_quick_run_ends_in_time():
+    clock = Clock(0.2)
+    assert 0 < clock.part(4).left <= 0.05 and Clock().left == Clock().part(3).left == float("inf")
+    assert 0 < patience(QUICK, clock) <= 1.0 and patience(QUICK, Clock(100.0)) == 40.0
+    assert patience(QUICK, Clock(100.0), first=True) == pytest.approx(100, abs=1)  # kernels may have to be built
+    assert patience(FULL, Clock()) == PATIENCE
+    assert QUICK.budget is not None and QUICK.budget < 180 - 20  # the rest is for what begins before and ends after
+
+
+def test_a_peer_that_cannot_be_prepared_is_left_out(tiny, quick_meter, monkeypatch):
+    def weights(engine, model):
+        if engine.base == "transformers":
+            raise ValueError("bench-tiny could not be written for it")
+        return weights_for(engine, model)
+
+    monkeypatch.setattr("axk1.bench.run.weights_for", weights)
+    lines: list[str] = []
+    engines = parse_engines("axk1,transformers")
+    found = run(tiny, engines, replace(SHORT, contexts=(20,)), lambda *_: None, lines.append)
+    data = report.to_dict(found)
+    assert "transformers: left out: bench-tiny could not be written for it" in lines
+    assert "Failed: bench-tiny could not be written for it." in report.notes(data)
+    assert [bool(row["values"]) for row in data["results"]] == [True, False] * 3
+
+
+def test_an_engine_that_hangs_is_ended(tmp_path):
+    worker = Worker("Peer", [sys.executable, "-c", "while True: pass"], os.environ, tmp_path / "log")
+    with pytest.raises(WorkerError, match="did not answer 'load' in 1 s"):
+        worker.request("load", timeout=1)
+    assert worker._process.wait(10) == -signal.SIGKILL  # it would take the time of the others
+    worker.close()
+    command = [sys.executable, "-c", "input(); print('Hello!'); input()"]
+    worker = Worker("Peer", command, os.environ, tmp_path / "log")
+    with pytest.raises(WorkerError, match="answered 'load' with no JSON"):
+        worker.request("load")
+    worker.close()
+
+
 def test_the_results_page_keeps_other_sections(measured, tmp_path):
     page, data = tmp_path / "benchmarks" / "RESULTS.md", report.to_dict(measured)
     report.write_results(page, data)
     other = {**data, "model": {**data["model"], "name": "another"}}
     report.write_results(page, other)
+    elsewhere = {**data, "machine": {**data["machine"], "instruction_set": "NEON"}}
+    report.write_results(page, elsewhere)
     report.write_results(page, {**data, "commit": "1234567890ab"})
     text = page.read_text()
-    assert text.startswith("# Results\n") and text.count("## bench-tiny on ") == text.count("## another on ") == 1
+    assert text.startswith("# Results\n") and text.count("## bench-tiny on ") == 2 and text.count("## another on ") == 1
+    assert text.count("(NEON)\n") == 1 and f"({data['machine']['instruction_set']})\n" in text
     assert "commit 1234567890ab" in text and data["machine"]["processor"] in text and data["date"] in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1  # both tables have six columns
@@ -496,7 +599,6 @@ def test_cases_fit_into_the_models_context():
 def test_the_command_writes_what_it_is_asked_for(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(meter.BANDWIDTH_BYTES, "cpu", 2**22)
     monkeypatch.setitem(meter.MATMUL_SIZE, "cpu", 64)
-    monkeypatch.setattr(meter, "SECONDS", 0.05)
     files = [tmp_path / name for name in ("out.json", "out.svg", "out.md")]
     arguments = ["bench", "bench-tiny", "--engines", "axk1", "--contexts", "10", "--prefill", "0", "--batch", "1"]
     arguments += ["--rounds", "1", "--tokens", "2", "--threads", "1", "--cache", str(tiny.cache.parent)]
@@ -506,6 +608,41 @@ def test_the_command_writes_what_it_is_asked_for(tiny, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "decode at 10" in result.stdout and "Limits measured in this run" in result.stdout
     assert all(file.stat().st_size > 100 for file in files)
+    progress = (tmp_path / "out.progress").read_text()
+    assert "decode at 10: axk1, round 1: " in progress and all(line in result.stderr for line in progress.splitlines())
+
+
+def test_ctrl_c_keeps_what_was_measured(tiny, tmp_path, quick_meter, monkeypatch):
+    seen: list[str] = []
+
+    def finished(self, text: str) -> None:
+        seen.append(text)
+        if sum("round" in line for line in seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(command._Watch, "finished", finished)
+    arguments = ["bench", "bench-tiny", "--engines", "axk1", "--contexts", "10,20", "--rounds", "2", "--tokens", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--threads", "1", "--cache", str(tmp_path / "cache")])
+    assert result.exit_code == 130, result.output
+    assert "Not complete: stopped by Ctrl-C" in result.stdout and "decode at 10" in result.stdout
+    (file,) = (tmp_path / "cache" / "results").glob("*.json")
+    data = json.loads(file.read_text())
+    assert file.stem == report.file_name("bench-tiny", "bfloat16", data["machine"]["instruction_set"])
+    assert [len(row["values"]) for row in data["results"]] == [2, 0, 0, 0] and data["stopped"]
+    assert data["engines"][0]["peak_rss"] > 10**8
+
+
+def test_ctrl_c_before_anything_is_measured_ends_the_command(tiny, quick_meter):
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, parse_engines("axk1"), SHORT, lambda *_: None, interrupt)
+
+
+def test_files_are_named_by_the_instruction_set():
+    assert report.file_name("bench-440m", "bfloat16", "AVX-512+bf16") == "bench-440m-bfloat16-avx-512-bf16"
+    assert report.file_name("nano", "float32", "NEON") == "nano-float32-neon"
 
 
 @pytest.mark.parametrize(
@@ -515,6 +652,7 @@ def test_the_command_writes_what_it_is_asked_for(tiny, tmp_path, monkeypatch):
         (["--contexts", "a"], "--contexts is 'a'; give whole numbers, separated by commas."),
         (["--dtype", "int3"], "--dtype is 'int3'"),
         (["--engines", "sglang"], "'sglang' is unknown"),
+        (["--sweep"], "--sweep measures long contexts, which do not fit into a quick run; add --full."),
         (["nowhere"], "neither a checkpoint folder nor a bench model"),
     ],
 )

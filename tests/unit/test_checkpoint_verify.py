@@ -1,6 +1,8 @@
 """Every damaged checkpoint is refused with one error that names file and key, by `verify` and by loading alike."""
 
+import hashlib
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -10,11 +12,14 @@ import torch
 from checkpoints import INDEX, edit_json, edit_tensors, file_of, tensors_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tiny import small_model
+from typer.testing import CliRunner
 
 from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint import CheckpointError, verify_checkpoint
 from axk1.checkpoint.files import open_checkpoint
+from axk1.cli.main import app
 
 KEY = "model.layers.1.self_attn.kv_b_proj.weight"
 FUSED = "model.layers.2.mlp.experts.gate_up_proj"
@@ -53,11 +58,15 @@ def assert_refused(folder: Path, *words: str, key: str | None = None, file: str 
 
 
 def test_sound_checkpoints_pass(saved):
-    values = sum(tensor.numel() for tensor in tensors_of(saved["single"]).values())
+    tensors = tensors_of(saved["single"])
+    values = sum(tensor.numel() for tensor in tensors.values())
+    biases = sum(tensor.numel() for name, tensor in tensors.items() if name.endswith("e_score_correction_bias"))
+    parameters = AXK1ForCausalLM.from_pretrained(saved["single"]).num_parameters()
+    assert biases > 0 and parameters == values - biases
     for kind, layout in (("single", "released"), ("sharded", "released"), ("per_expert", "per_expert")):
         seen = []
         report = verify_checkpoint(saved[kind], progress=lambda done, total, seen=seen: seen.append((done, total)))
-        assert (report.layout, report.parameters, report.mtp_layers, report.finite) == (layout, values, 1, True)
+        assert (report.layout, report.parameters, report.mtp_layers, report.finite) == (layout, parameters, 1, True)
         assert report.dtypes == {"F32": values}
         assert seen[-1] == (values, values)
         assert report.files == len(list(saved[kind].glob("*.safetensors")))
@@ -157,26 +166,196 @@ def test_index_points_outside(copy, word):
     assert_refused(folder, "plain name", file=INDEX)
 
 
-@pytest.mark.parametrize("kind", ["single", "sharded"])
-def test_link_points_outside(copy, kind):
-    folder = copy(kind)
-    file = file_of(folder, KEY)
-    file.rename(folder.parent / "elsewhere.safetensors")
-    file.symlink_to(folder.parent / "elsewhere.safetensors")
-    assert_refused(folder, "outside its folder", file.name)
+def assert_sound(folder: Path) -> None:
+    """Both ways of reading take it."""
+    assert verify_checkpoint(folder).finite
+    AXK1ForCausalLM.from_pretrained(folder)
 
 
-def test_links_of_the_hub_cache_are_fine(copy, tmp_path):
-    folder = copy("sharded")
-    cache = tmp_path / "models--some--model"
-    snapshot, blobs = cache / "snapshots" / "abc", cache / "blobs"
+def hub_cache(folder: Path, home: Path) -> Path:
+    """Moves the files of ``folder`` into a cache of the hub; returns the snapshot."""
+    cache = home / "models--some--model"
+    snapshot, blobs = cache / "snapshots" / "0123abcd", cache / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     for i, file in enumerate(sorted(folder.iterdir())):
-        file.rename(blobs / str(i))
-        (snapshot / file.name).symlink_to(Path("../../blobs") / str(i))
-    assert verify_checkpoint(snapshot).finite
-    AXK1ForCausalLM.from_pretrained(snapshot)
+        file.rename(blobs / f"h{i}")
+        (snapshot / file.name).symlink_to(Path("../../blobs") / f"h{i}")
+    return snapshot
+
+
+def linked_snapshot(folder: Path, home: Path) -> Path:
+    (home / "link").symlink_to(hub_cache(folder, home))
+    return home / "link"
+
+
+def moved_blobs(folder: Path, home: Path) -> Path:
+    snapshot = hub_cache(folder, home)
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.rename(home / "disk")
+    blobs.symlink_to(home / "disk")
+    return snapshot
+
+
+def links_to_a_snapshot(folder: Path, home: Path) -> Path:
+    (home / "mine").mkdir()
+    for file in hub_cache(folder, home).iterdir():
+        (home / "mine" / file.name).symlink_to(file)
+    return home / "mine"
+
+
+def kubernetes_volume(folder: Path, home: Path) -> Path:
+    (home / "volume" / "..2026_11_28").mkdir(parents=True)
+    (home / "volume" / "..data").symlink_to("..2026_11_28")
+    for file in sorted(folder.iterdir()):
+        file.rename(home / "volume" / "..2026_11_28" / file.name)
+        (home / "volume" / file.name).symlink_to(Path("..data") / file.name)
+    return home / "volume"
+
+
+def dvc_links(folder: Path, home: Path) -> Path:
+    for i, file in enumerate(sorted(folder.iterdir())):
+        place = home / ".dvc" / "cache" / "files" / "md5" / f"{i:02x}" / "abc"
+        place.parent.mkdir(parents=True)
+        file.rename(place)
+        file.symlink_to(place)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["single", "sharded"])
+@pytest.mark.parametrize(
+    "move", [hub_cache, linked_snapshot, moved_blobs, links_to_a_snapshot, kubernetes_volume, dvc_links]
+)
+def test_links_of_the_users_own_are_followed(copy, tmp_path, kind, move):
+    """A path is decided by where it leads, not by its spelling."""
+    assert_sound(move(copy(kind), tmp_path))
+
+
+def test_an_index_leads_nowhere_else_through_a_link_either(copy, tmp_path):
+    snapshot = hub_cache(copy("sharded"), tmp_path)
+    index = (snapshot / INDEX).resolve()
+    for word in ("../../../outside.safetensors", "..data/model.safetensors", "a\\b.safetensors", "a\0.safetensors"):
+        edit_json(index, lambda values, word=word: values["weight_map"].update({KEY: word}))
+        assert_refused(snapshot, "plain name", file=INDEX)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", INDEX, "config.json", "generation_config.json"])
+def test_a_pipe_in_place_of_a_file_is_refused(copy, name):
+    folder = copy("single")
+    (folder / "model.safetensors").unlink()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert_refused(folder, "no ordinary file", file=name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index.pop("metadata"),
+        lambda index: index.update(metadata=None),
+        lambda index: index["weight_map"].update({KEY: 5}),
+        lambda index: index["weight_map"].update({KEY: None}),
+        lambda index: index["weight_map"].update({KEY: ["a.safetensors"]}),
+    ],
+)
+def test_an_index_that_is_json_but_no_index(copy, change):
+    folder = copy("sharded")
+    edit_json(folder / INDEX, change)
+    assert_refused(folder, file=INDEX)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "np"}, {"format": "mlx"}, {"quantised": "no"}])
+def test_metadata_of_a_header_is_nothing_to_refuse(copy, metadata):
+    folder = copy("single")
+    save_file(tensors_of(folder), folder / "model.safetensors", metadata=metadata)
+    assert_sound(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.9" + "9" * 5000 + ".x", "model.layers.-1.x", "a" * 70_000, "\u0000", ""]
+)
+def test_absurd_tensor_names_are_refused(copy, name):
+    folder = copy("single")
+    edit_tensors(folder / "model.safetensors", lambda tensors: tensors.update({name: torch.ones(1)}))
+    assert_refused(folder, "no place")
+
+
+@pytest.mark.parametrize("kind", ["axk1", "AXK1"])
+def test_both_spellings_of_the_model_type(copy, kind):
+    folder = copy("single")
+    edit_json(folder / "config.json", lambda config: config.update(model_type=kind))
+    assert_sound(folder)
+
+
+def flip(file: Path) -> None:
+    """Changes a bit of a value, which stays finite."""
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+
+
+def hub_sum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_sums_of_the_hubs_cache_are_compared(copy, tmp_path):
+    folder = copy("sharded")
+    count = len(list(folder.glob("*.safetensors")))
+    assert verify_checkpoint(folder).sums == 0  # none are known, and the report says so
+    snapshot = hub_cache(folder, tmp_path)
+    for link in snapshot.glob("*.safetensors"):  # blobs of large files are called by their sums
+        blob = link.resolve()
+        named = blob.rename(blob.with_name(hub_sum(blob)))
+        link.unlink()
+        link.symlink_to(named)
+    assert verify_checkpoint(snapshot).sums == count
+    assert verify_checkpoint(snapshot, finite=False).sums == 0
+    damaged = file_of(snapshot, KEY)
+    flip(damaged.resolve())
+    with pytest.raises(CheckpointError, match=rf"{damaged.name}: has the SHA-256 .*Download it again"):
+        verify_checkpoint(snapshot)
+
+
+def test_sums_beside_a_download_are_compared(copy):
+    folder = copy("single")
+    file = folder / "model.safetensors"
+    note = folder / ".cache" / "huggingface" / "download" / "model.safetensors.metadata"
+    note.parent.mkdir(parents=True)
+    note.write_text(f"0123abcd\n{hub_sum(file)}\n1764360000.0\n")
+    assert verify_checkpoint(folder).sums == 1
+    flip(file)
+    with pytest.raises(CheckpointError, match="has the SHA-256"):
+        verify_checkpoint(folder)
+    for text in ("", "0123abcd\nnot a sum\n1\n"):
+        note.write_text(text)
+        assert verify_checkpoint(folder).sums == 0
+
+
+def test_one_file_by_itself(copy):
+    folder = copy("sharded")
+    file = file_of(folder, KEY)
+    report = verify_checkpoint(file)
+    assert (report.files, report.tensors, report.finite) == (1, len(load_file(file)), True)
+    assert report.parameters == sum(tensor.numel() for tensor in load_file(file).values())
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        verify_checkpoint(folder / "config.json")
+    edit_tensors(file, lambda tensors: tensors[KEY].view(-1)[:1].fill_(float("nan")))
+    with pytest.raises(CheckpointError, match="holds NaN"):
+        verify_checkpoint(file)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        verify_checkpoint(file)
+
+
+def test_the_command_says_what_it_compared(copy):
+    folder = copy("single")
+    done = CliRunner().invoke(app, ["verify", str(folder)])
+    assert done.exit_code == 0 and "no sums compared: none are known" in done.stdout
+    done = CliRunner().invoke(app, ["verify", str(folder / "model.safetensors")])
+    assert done.exit_code == 0 and "values of this file alone" in done.stdout
+    (folder / "model.safetensors").write_bytes(b"")
+    for words in ([], ["--json"], ["--headers-only"]):
+        assert CliRunner().invoke(app, ["verify", str(folder), *words]).exit_code == 1
 
 
 def test_index_names_a_missing_file(copy):
@@ -266,6 +445,8 @@ def test_no_weights_and_no_folder(copy, tmp_path):
     [
         ({"model_type": "llama"}, ["model_type is 'llama'"]),
         ({"model_type": None}, ["model_type"]),
+        ({"model_type": "Axk1"}, ["model_type is 'Axk1'"]),
+        ({"model_type": ["axk1"]}, ["model_type"]),
         ({"num_attention_heads": 0}, ["num_attention_heads=0"]),
         ({"n_group": 3}, ["n_routed_experts=8", "n_group=3"]),
     ],
@@ -331,7 +512,9 @@ def test_values_that_are_not_finite(copy, kind, key, value):
 
     edit_tensors(file, damage)
     assert verify_checkpoint(folder, finite=False).finite is None
-    assert_refused(folder, "NaN" if value != value else "infinity", key=key, file=file.name)
+    AXK1ForCausalLM.from_pretrained(folder)  # reads no more than it has to
+    word = "NaN" if value != value else "infinity"
+    assert_refused(folder, word, key=key, file=file.name, check_values=True)
 
 
 @pytest.mark.parametrize(("kind", "key"), [("sharded", FUSED), ("per_expert", EXPERT)])
@@ -339,7 +522,8 @@ def test_nan_in_an_offloaded_layer(copy, tmp_path, kind, key):
     folder = copy(kind)
     edit_tensors(file_of(folder, key), lambda tensors: tensors[key].view(-1)[:1].fill_(float("nan")))
     device_map = {"model": "disk", "lm_head": "cpu"}
-    assert_refused(folder, "NaN", key=key, device_map=device_map, offload_folder=tmp_path / "offload")
+    offload = {"device_map": device_map, "offload_folder": tmp_path / "offload"}
+    assert_refused(folder, "NaN", key=key, check_values=True, **offload)
 
 
 def test_large_finite_values_pass_and_overflow_is_named(copy):

@@ -85,6 +85,18 @@ def test_scripts(file):
     assert int(nodes.partition("=")[2]) == MEMORY["make_order"](file).hardware.nodes
 
 
+@pytest.mark.parametrize("file", [*SCRIPTS, *MANIFESTS], ids=by_name)
+def test_nothing_listens_on_all_addresses_without_a_key(file):
+    text = file.read_text(encoding="utf-8")
+    assert "0.0.0.0" in text
+    if file in SCRIPTS:
+        variables = {"PATH": "/usr/bin:/bin", "MODEL": "/m"}
+        done = subprocess.run(["bash", str(file)], env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode != 0 and "AXK1_API_KEY: the key that clients must send" in done.stderr
+    else:
+        assert "name: AXK1_API_KEY" in text and "optional" not in text
+
+
 @pytest.mark.parametrize("file", SCRIPTS, ids=by_name)
 def test_scripts_with_shellcheck(file):
     program = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
@@ -104,6 +116,7 @@ def test_a_slurm_job_starts_one_process_a_machine(tmp_path):
     for stand_in in tmp_path.iterdir():
         stand_in.chmod(0o755)
     variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "MODEL": "/data/A.X K1", "SLURM_JOB_NODELIST": "n[07-10]"}
+    variables["AXK1_API_KEY"] = "k3y"
     script = str(DEPLOY / "slurm/4x8-h100-bf16-vllm.sbatch")
     done = subprocess.run(["bash", script], env=variables, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 
 from axk1.integrations.launch import sglang, vllm
 from axk1.integrations.launch.order import SPARE, Engine, Order
@@ -138,7 +139,20 @@ def test_sglang_on_four_machines():
     assert options["--dist-init-addr"] == "node0:20000"
     assert options["--speculative-num-draft-tokens"] == "2"
     assert json.loads(options["--default-chat-template-kwargs"]) == {"enable_thinking": False}
-    assert options["--api-key"] == "k3y" and "k3y" not in str(command)
+    assert options["--config"] == "api-key.yaml" and yaml.safe_load(command.files["api-key.yaml"]) == {"api-key": "k3y"}
+    assert "k3y" not in str(command) and "k3y" not in " ".join(command.arguments)
+
+
+@pytest.mark.parametrize("key", ["k3y", "12345", "true", "a: b # c", '"', "\\", "null", "- x", "ключ"])
+def test_sglang_gets_any_key_by_a_file(key):
+    (command,) = sglang.commands(order(engine="sglang", rank=0, api_key=key))
+    assert yaml.safe_load(command.files["api-key.yaml"]) == {"api-key": key}
+    assert key not in command.arguments and "--api-key" not in command.arguments
+
+
+def test_sglang_reads_one_file_only():
+    with pytest.raises(ValueError, match="one --config only"):
+        sglang.commands(order(engine="sglang", rank=0, api_key="k", extra=("--config", "mine.yaml")))
 
 
 def test_sglang_copies_of_the_attention_lie_inside_the_tensor_group():

@@ -212,3 +212,31 @@ def test_finding_the_engine(tmp_path, monkeypatch):
     monkeypatch.setenv("AXK1_SGLANG_PYTHON", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"AXK1_SGLANG_PYTHON names .*nowhere, which is no Python that has sglang"):
         runner.find_engine("sglang")
+
+
+def test_files_of_a_command_are_its_users_alone(tmp_path):
+    """What SGLang's key is given by: there while the command runs, gone afterwards, readable for nobody else."""
+    script = "import os, pathlib, stat, sys; file = pathlib.Path(sys.argv[1]); out = pathlib.Path(sys.argv[2]);"
+    script += "modes = [oct(stat.S_IMODE(p.stat().st_mode)) for p in (file, file.parent)];"
+    script += "out.write_text(chr(10).join([str(file), file.read_text(), *modes]))"
+    command = Command((sys.executable, "-c", script, "key.yaml", str(tmp_path / "out")), files={"key.yaml": "k3y"})
+    assert runner.run([command]) == 0
+    place, text, *modes = (tmp_path / "out").read_text().splitlines()
+    assert (text, modes) == ("k3y", ["0o600", "0o700"])
+    assert not Path(place).exists() and not Path(place).parent.exists()
+
+
+def test_no_python_of_the_current_folder_is_run(tmp_path, monkeypatch):
+    """It may be a checkpoint's folder."""
+    python = tmp_path / ".venv-sglang" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
+    python.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AXK1_SGLANG_PYTHON", raising=False)
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
+    found = runner.find_engine("sglang")
+    assert found is None or not found.is_relative_to(tmp_path)
+    assert not (tmp_path / "executed").exists()
+    monkeypatch.setenv("AXK1_SGLANG_PYTHON", str(python))
+    assert runner.find_engine("sglang") == python  # named by the user

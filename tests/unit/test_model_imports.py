@@ -88,7 +88,6 @@ EXPORTED = {name: "pretrained" for name in axk1.__all__ if name.startswith("AXK1
 """What the package hands on counts as the room it is from."""
 EXCEPTIONS = {
     ("integrations/launch/run.py", "bench"): "the environments of engines are found by bench/engines.py",
-    ("generation/budget.py", "chat"): "moves to chat/",
     ("chat/loading.py", "kernels"): "moves to load.py",
     ("chat/loading.py", "quantized"): "moves to load.py",
 }

@@ -58,7 +58,11 @@ class Worker:
             self._process.stdin.flush()
         except (OSError, ValueError):  # the pipe is broken, or closed by us
             raise WorkerError(f"{self.name} ended before it was asked; see {self.log}.") from None
-        reply = json.loads(self._read_line(operation, timeout))
+        answer = self._read_line(operation, timeout)
+        try:
+            reply = json.loads(answer)
+        except ValueError:
+            raise WorkerError(f"{self.name} answered '{operation}' with no JSON; see {self.log}.") from None
         self._signal(signal.SIGSTOP)
         if not reply.pop("ok"):
             raise WorkerError(f"{self.name} failed at '{operation}': {reply['error'].rstrip('.')} (see {self.log}).")
@@ -80,6 +84,7 @@ class Worker:
         while b"\n" not in self._unread:
             ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
+                self._signal(signal.SIGKILL)  # what goes on computing would slow the others
                 raise WorkerError(f"{self.name} did not answer '{operation}' in {timeout:.0f} s; see {self.log}.")
             chunk = os.read(descriptor, 1 << 16)
             if not chunk:

@@ -54,7 +54,7 @@ LLAMA_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 BITS = LLAMA_BITS | {"packed": 97 / 8}
 """A weight's, where the model's own checkpoint does not say it."""
 LLAMA_NOTE = (
-    "llamacpp: cannot express the norm behind each MoE block nor YaRN without a softmax scale; its answers differ"
+    "llamacpp: cannot express the norm after each MoE block nor YaRN without a softmax scale; its answers differ"
 )
 BASE = {
     engine.base: engine
@@ -119,11 +119,12 @@ def python_of(engine: Engine) -> Path | None:
 
 
 def environment_python(name: str, variable: str) -> Path | None:
-    """The Python that ``variable`` names, else of ``.venv-NAME`` here or in the clone that axk1 runs from, if any."""
+    """The Python that ``variable`` names, else of ``.venv-NAME`` in the clone that axk1 runs from, if any; never one of
+    the current folder, which may be anybody's."""
     named = os.environ.get(variable)
-    homes = [Path.cwd(), Path(__file__).resolve().parents[3]]
-    places = [Path(named)] if named else [home / f".venv-{name}" / "bin" / "python" for home in homes]
-    return next((place for place in places if place.is_file()), None)
+    clone = Path(__file__).resolve().parents[3]
+    place = Path(named) if named else clone / f".venv-{name}" / "bin" / "python"
+    return place if place.is_file() else None
 
 
 def require(engine: Engine) -> Path:

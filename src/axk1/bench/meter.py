@@ -13,7 +13,6 @@ BANDWIDTH_BYTES = {"cpu": 2**30, "cuda": 2**32}
 BESIDE_BYTES, BESIDE_SECONDS = 2**28, 0.25
 """For a look at the bandwidth between two turns."""
 MATMUL_SIZE = {"cpu": 2_048, "cuda": 8_192}
-SECONDS = 4.0
 
 
 def start_meter(threads: int, device: str, logs: Path) -> Worker:
@@ -23,18 +22,18 @@ def start_meter(threads: int, device: str, logs: Path) -> Worker:
     return Worker("The meter", command, environment(engine, threads), logs / "machine.log")
 
 
-def measure_limits(meter: Worker, threads: int, device: str) -> Limits:
-    """Bandwidth, and matrix multiplications in bfloat16 and float32."""
+def measure_limits(meter: Worker, threads: int, device: str, seconds: float) -> Limits:
+    """Bandwidth, and matrix multiplications in bfloat16 and float32; the best that ``seconds`` and half of it show."""
     kind = "cuda" if device.startswith("cuda") else "cpu"
     loaded = meter.request("load", threads=threads, device=device)
-    bandwidth = meter.request("bandwidth", size=BANDWIDTH_BYTES[kind], seconds=SECONDS)["rates"]
+    bandwidth = meter.request("bandwidth", size=BANDWIDTH_BYTES[kind], seconds=seconds)["rates"]
     matmul = {
-        dtype: meter.request("matmul", dtype=dtype, size=MATMUL_SIZE[kind], seconds=SECONDS / 4)["best"]
+        dtype: meter.request("matmul", dtype=dtype, size=MATMUL_SIZE[kind], seconds=seconds / 4)["best"]
         for dtype in ("bfloat16", "float32")
     }
     return Limits(bandwidth, matmul, loaded["device_name"])
 
 
 def measure_bandwidth(meter: Worker) -> float:
-    """Bytes a second that can be read right now: on a machine that is shared, that changes."""
+    """Bytes per second that can be read right now: on a machine that is shared, that changes."""
     return meter.request("bandwidth", size=BESIDE_BYTES, seconds=BESIDE_SECONDS)["best"]

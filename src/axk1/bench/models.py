@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from axk1.checkpoint.compressed import make_plan
 from axk1.checkpoint.convert import STATE, convert_checkpoint
 from axk1.checkpoint.files import INDEX, Stored, load_config, open_checkpoint
+from axk1.checkpoint.hub import HubId, hub_folder
 from axk1.checkpoint.names import TensorSpec, detect_layout, expected_tensors, expert_slices
 from axk1.checkpoint.write import staged_folder
 from axk1.config import AXK1Config
@@ -82,7 +83,8 @@ def cache_root(folder: Path | None = None) -> Path:
 
 
 def find_model(name: str, cache: Path, progress: Callable[[float], None] = lambda share: None) -> Model:
-    """The bench model ``name``, its weights made if they are not there yet, or the checkpoint in the folder ``name``.
+    """The bench model ``name``, its weights made if they are not there yet, or the checkpoint in the folder ``name`` or
+    of that name on the hub.
 
     Raises:
         ValueError: neither a bench model nor a checkpoint, or weights that are all zero or not finite.
@@ -95,6 +97,8 @@ def find_model(name: str, cache: Path, progress: Callable[[float], None] = lambd
         model = Model(name, home / "released", home, config, random=True)
     elif Path(name, "config.json").is_file():
         model = _checkpoint(Path(name).resolve(), cache)
+    elif (wanted := HubId.parse(name)) is not None:
+        model = _checkpoint(hub_folder(wanted), cache)
     else:
         known = ", ".join(BENCH_MODELS)
         raise ValueError(f"{name!r} is neither a checkpoint folder nor a bench model ({known}).")

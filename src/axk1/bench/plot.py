@@ -1,4 +1,4 @@
-"""The curve of a run: tokens a second against context, both logarithmic, as an SVG whose text is text."""
+"""The curve of a run: tokens per second against context, both logarithmic, as an SVG whose text is text."""
 
 from __future__ import annotations
 

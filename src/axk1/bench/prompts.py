@@ -26,14 +26,12 @@ def prompts_for(model: Model, count: int) -> Prompts:
     if not (model.folder / "tokenizer.json").is_file():
         draw = random.Random(0)
         return Prompts([[draw.randrange(3, model.config.vocab_size) for _ in range(LENGTH)] for _ in range(count)], [])
-    from transformers import AutoTokenizer, GenerationConfig
-
+    from axk1.load import load_tokenizer, stop_ids
     from axk1.tasks import generate
 
-    tokenizer = AutoTokenizer.from_pretrained(model.folder, local_files_only=True)
+    tokenizer = load_tokenizer(model.folder)
     problems = islice(generate("heldout", 0, tasks=TASKS), count)
     conversations = [[{"role": "user", "content": problem.question}] for problem in problems]
     how = {"add_generation_prompt": True, "enable_thinking": True, "tokenize": True, "return_dict": False}
-    ends = GenerationConfig.from_pretrained(model.folder, local_files_only=True).eos_token_id
-    stop_ids = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    return Prompts([tokenizer.apply_chat_template(messages, **how) for messages in conversations], stop_ids)
+    ids = [tokenizer.apply_chat_template(messages, **how) for messages in conversations]
+    return Prompts(ids, stop_ids(model.folder))  # pyright: ignore[reportArgumentType]

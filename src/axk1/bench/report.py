@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import axk1
+from axk1.bench.cases import Case
 from axk1.bench.models import stored_bytes
-from axk1.bench.run import Case, Entry, Measured
+from axk1.bench.run import Measured
 from axk1.bench.summary import summarise
+from axk1.bench.turns import Entry
 from axk1.checkpoint.info import describe
 from axk1.files import write_text
 from axk1.plan.bounds import decode_bound, latent_bytes, prefill_bound, weight_bytes
@@ -65,7 +68,13 @@ def to_dict(measured: Measured) -> dict[str, Any]:
             if case.kind in entry.engine.kinds
         ],
         "same_replies": _same_replies(measured, reference),
+        **({"stopped": measured.stopped} if measured.stopped else {}),
     }
+
+
+def file_name(model: str, dtype: str, instructions: str) -> str:
+    """What a run's files are called, without an ending: processors of one instruction set compare with each other."""
+    return f"{model}-{dtype}-{instructions}".lower().replace("+", "-").replace("/", "-").replace(" ", "-")
 
 
 def _engine(entry: Entry, reference: Entry) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def _result(case: Case, entry: Entry, reference: Entry, measured: Measured, acti
 
 
 def bound_of(case: Case, entry: Entry, measured: Measured, active: int) -> float:
-    """Tokens a second that the measured rates allow an engine with weights of this size."""
+    """Tokens per second that the measured rates allow an engine with weights of this size."""
     model, settings, rates = measured.model, measured.settings, measured.limits.rates
     if case.kind == "prefill":
         dtype = "float32" if settings.dtype == "float32" else "bfloat16"
@@ -143,7 +152,7 @@ def tables(data: dict[str, Any]) -> list[Table]:
         rows.append([row["case"] if row["case"] != previous else "", row["engine"], *_speed(row, data["reference"])])
         previous = row["case"]
     found = [Table("Speed: medians and ranges", header, rows)]
-    header = ["engine", "version", "loads in", "peak memory", "cache a token", "same answers"]
+    header = ["engine", "version", "loads in", "peak memory", "cache per token", "same answers"]
     return [*found, Table("Loading and memory", header, [_engine_row(engine) for engine in data["engines"]])]
 
 
@@ -179,6 +188,13 @@ def _engine_row(engine: dict[str, Any]) -> list[str]:
     return [engine["name"], engine["version"], loaded, memory, size(engine["cache_bytes_per_token"], "B", 1), same]
 
 
+def _rounds(data: dict[str, Any]) -> str:
+    """How many rounds were taken, of whatever was measured."""
+    counts = [len(row["values"]) for row in data["results"] if row["values"]] or [0]
+    least = f"{min(counts)} to " if min(counts) < max(counts) else ""
+    return f"{least}{max(counts)} rounds"
+
+
 def _drafts(count: int) -> str:
     return "as many as pay" if count < 0 else str(count)
 
@@ -190,14 +206,18 @@ def notes(data: dict[str, Any]) -> list[str]:
     rates = ", ".join(f"{dtype} {rate / 1e12:.2f} TFLOP/s" for dtype, rate in limits["matmul"].items())
     sentences = [
         f"Limits measured in this run: {bandwidth / 1e9:.1f} GB/s ({which}), {rates}. The bound of decoding is that "
-        f"bandwidth over the bytes of active weights ({model['weight_bytes_per_token'] / 1e6:,.1f} MB a token in "
-        f"{settings['dtype']}) and of latents ({model['latent_bytes_per_token']:,} B a token of context); the bound of "
-        "prefilling is the matrix rate over the operations. In brackets: of what the bandwidth just before each "
+        f"bandwidth over the bytes of active weights ({model['weight_bytes_per_token'] / 1e6:,.1f} MB per token in "
+        f"{settings['dtype']}) and of latents ({model['latent_bytes_per_token']:,} B per token of context); the bound "
+        "of prefilling is the matrix rate over the operations. In brackets: of what the bandwidth just before each "
         "turn allowed.",
         f"{'Random weights, fixed seed' if model['random'] else 'Real weights'}: {model['parameters']:,} parameters, "
-        f"{model['active_parameters']:,} active a token. {settings['rounds']} rounds, engines in turns, "
+        f"{model['active_parameters']:,} active per token. {_rounds(data)}, engines in turns, "
         f"{settings['threads']} threads, {settings['device']}.",
     ]
+    if settings["budget"] is not None:
+        sentences.append(f"A quick run of {settings['budget']:.0f} s at most; --full takes as long as it needs.")
+    if "stopped" in data:
+        sentences.append(f"Not complete: {data['stopped']}.")
     sentences += [
         f"{name}: {found['same']} of {settings['replies']} replies of up to {settings['reply_tokens']} tokens are "
         f"{data['reference']}'s, token for token; drafts a step: {_drafts(settings['drafts'])}, "
@@ -216,17 +236,23 @@ def markdown(data: dict[str, Any]) -> str:
     place = at["gpu"] or at["processor"]
     gpu = f", {at['gpu']}" if at["gpu"] else ""
     lines = [
-        f"## {data['model']['name']} on {place}",
+        f"## {data['model']['name']} on {place} ({at['instruction_set']})",
         "",
-        f"{data['date']}, commit {data['commit']}. {at['processor']}{gpu}, {at['cores']} cores "
-        f"({', '.join(at['features'])}), {at['memory_gib']} GiB, {at['system']}, Python {at['python']}, "
-        f"torch {at['torch']}.",
+        _wrapped(
+            f"{data['date']}, commit {data['commit']}. {at['processor']}{gpu}, {at['cores']} cores "
+            f"({', '.join(at['features'])}), {at['memory_gib']} GiB, {at['system']}, Python {at['python']}, "
+            f"torch {at['torch']}."
+        ),
         "",
     ]
     for table in tables(data):
         lines += [f"**{table.title}**", "", _row(table.header)]
         lines += [_row(["---", "---"] + ["---:"] * (len(table.header) - 2)), *map(_row, table.rows), ""]
-    return "\n".join([*lines, *(f"* {note}" for note in notes(data))])
+    return "\n".join([*lines, *(_wrapped(f"* {note}", "  ") for note in notes(data))])
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -234,9 +260,11 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def write_results(file: Path, data: dict[str, Any]) -> None:
-    """Puts the run's section into the page, in place of an older one of the same model, device and processor."""
+    """Puts the run's section into the page, in place of an older one of the same model, dtype, device or processor, and
+    instruction set."""
     at = data["machine"]
-    key = f"{data['model']['name']} | {data['settings']['dtype']} | {at['gpu'] or at['processor']}"
+    place = at["gpu"] or at["processor"]
+    key = f"{data['model']['name']} | {data['settings']['dtype']} | {place} | {at['instruction_set']}"
     section = f"<!-- {key} -->\n{markdown(data)}\n<!-- end of {key} -->\n"
     page = file.read_text(encoding="utf-8") if file.is_file() else HEAD
     pattern = re.compile(rf"<!-- {re.escape(key)} -->\n.*?<!-- end of {re.escape(key)} -->\n", re.DOTALL)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axk1.chat.conversation import Conversation
-    from axk1.chat.loading import load, resolve_model_path
     from axk1.chat.parser import Delta, Parsed, ReasoningParser, parse
     from axk1.chat.reply import Reply
-    from axk1.chat.session import Chat, ReplyStream
+    from axk1.chat.session import Chat, ReplyStream, load
     from axk1.chat.tools import ToolCall, extract_tool_calls
+    from axk1.load import resolve_model_path
 
 _HOME = {
     "Chat": "session",
@@ -29,9 +29,9 @@ _HOME = {
     "ReplyStream": "session",
     "ToolCall": "tools",
     "extract_tool_calls": "tools",
-    "load": "loading",
+    "load": "session",
     "parse": "parser",
-    "resolve_model_path": "loading",
+    "resolve_model_path": "axk1.load",
 }
 
 __all__ = [
@@ -53,4 +53,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'axk1.chat' has no attribute {name!r}")
-    return getattr(import_module(f"axk1.chat.{_HOME[name]}"), name)
+    home = _HOME[name]
+    return getattr(import_module(home if "." in home else f"axk1.chat.{home}"), name)

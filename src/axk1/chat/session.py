@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -16,8 +17,14 @@ from axk1.generation.decode import Steps, decode
 from axk1.generation.gate import Gate
 from axk1.generation.sampling import Logprobs, Sampling
 from axk1.generation.speculate import Drafts, DraftStatistics
+from axk1.load import load as load_checkpoint
 
 TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
+
+
+def load(path: str | Path | None = None, *, device: str | None = None, dtype: str = "auto") -> "Chat":
+    """A chat with a checkpoint; arguments and errors are those of :func:`axk1.load.load`."""
+    return Chat(*load_checkpoint(path, device=device, dtype=dtype))
 
 
 class ReplyStream(Iterator[Delta]):

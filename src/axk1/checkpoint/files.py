@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,9 +11,12 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from axk1.checkpoint.errors import CheckpointError
+from axk1.checkpoint.guard import check_kernels
+from axk1.checkpoint.reading import check_ordinary, check_texts, read_json
 from axk1.config import AXK1Config
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MODEL_TYPES = ("axk1", "AXK1")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -46,32 +48,18 @@ def load_config(folder: Path) -> AXK1Config:
         CheckpointError: no such file, not JSON, another ``model_type``, or values that contradict each other.
     """
     file = folder / "config.json"
+    if folder.is_dir():
+        check_texts(folder)
     values = read_json(file)
-    if str(values.get("model_type")).lower() != "axk1":
+    if values.get("model_type") not in MODEL_TYPES:
         raise CheckpointError(
             f"model_type is {values.get('model_type')!r}, not 'axk1': this is another architecture's checkpoint.", file
         )
+    check_kernels(values, file)
     try:
         return AXK1Config.from_dict(values)
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # transformers' own fields raise errors of every type
         raise CheckpointError(f"the configuration is not usable: {error}", file) from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: the file is missing or holds something else.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError("is missing. Give the folder of a complete checkpoint.", file) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"is not readable JSON ({error}). Download it again.", file) from error
-    if not isinstance(values, dict):
-        raise CheckpointError("holds no JSON object. Download it again.", file)
-    return values
 
 
 def open_checkpoint(folder: Path | str, subfolder: str = "", variant: str | None = None) -> Stored:
@@ -84,9 +72,9 @@ def open_checkpoint(folder: Path | str, subfolder: str = "", variant: str | None
     """
     folder = Path(folder) / subfolder
     single, index = folder / _with_variant(SINGLE, variant), folder / _with_variant(INDEX, variant)
-    if single.is_file() or single.is_symlink():
+    if single.exists() or single.is_symlink():
         return read_headers([inside(folder, single.name, folder)])
-    if index.is_file():
+    if index.exists():
         return _open_sharded(folder, index)
     if not folder.is_dir():
         raise CheckpointError("is no folder.", folder)
@@ -117,29 +105,28 @@ def read_headers(files: Iterable[Path]) -> Stored:
 
 
 def inside(folder: Path, name: Any, source: Path) -> Path:
-    """``folder / name``, which must be a plain file of that folder.
+    """``folder / name``, which must be a plain name: what a file says never leads out of its folder.
 
-    Links within a Hugging Face cache (``snapshots`` to ``blobs``) are the cache's own layout and are allowed.
+    The folder is the user's own. Where it holds a link under that name (of the hub's cache, of Kubernetes, of DVC, to
+    another disk), the user put it there, and it is followed.
 
     Raises:
-        CheckpointError: ``source`` (the file that gave the name) points out of the folder.
+        CheckpointError: ``source`` (the file that gave the name) points out of the folder, or to no ordinary file.
     """
-    if not isinstance(name, str) or not name or Path(name).name != name or name == ".." or "\\" in name:
+    if not isinstance(name, str) or not name or Path(name).name != name or name == ".." or set(name) & {"\\", "\0"}:
         raise CheckpointError(f"names the file {name!r}, which is not a plain name in its own folder.", source)
-    path = folder / name
-    target, home = path.resolve(), folder.resolve()
-    if target.parent != home and not (
-        folder.parent.name == "snapshots" and target.parent == (folder.parent.parent / "blobs").resolve()
-    ):
-        raise CheckpointError(f"{name!r} links to {target}, outside its folder. Put the file itself there.", source)
-    return path
+    check_ordinary(folder / name)
+    return folder / name
 
 
 def _open_sharded(folder: Path, index: Path) -> Stored:
-    weight_map = read_json(index).get("weight_map")
+    values = read_json(index)
+    weight_map = values.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("has no 'weight_map'. Download it again.", index)
-    files = {name: inside(folder, name, index) for name in sorted(set(map(str, weight_map.values())))}
+    if not isinstance(values.get("metadata"), dict):
+        raise CheckpointError("has no 'metadata', without which transformers does not load. Add an empty one.", index)
+    files = {str(name): inside(folder, name, index) for name in weight_map.values()}
     for name, file in files.items():
         if not file.is_file():
             raise CheckpointError(f"names {name!r}, which is missing. Download that file.", index)

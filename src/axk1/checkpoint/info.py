@@ -9,6 +9,7 @@ from typing import Any
 
 from axk1.checkpoint.compressed import Sizes, check_method, held_specs, read_plan, stored_specs, sum_sizes
 from axk1.checkpoint.files import Stored, load_config, open_checkpoint
+from axk1.checkpoint.hub import HubId, hub_folder
 from axk1.checkpoint.names import (
     HEAD_KEYS,
     PARTS,
@@ -67,11 +68,11 @@ class Info:
 
 
 def describe(name: str) -> Info:
-    """Describes the preset ``name``, or the checkpoint in the folder ``name``.
+    """Describes the preset ``name``, or the checkpoint in the folder ``name`` or of that name in the hub's cache.
 
     Raises:
         CheckpointError: a faulty checkpoint.
-        ValueError: neither a preset nor a folder.
+        ValueError: neither a preset nor a folder, nor a name of the hub whose checkpoint is here.
     """
     folder = Path(name)
     if name in PRESETS and not (folder / "config.json").is_file():
@@ -79,7 +80,10 @@ def describe(name: str) -> Info:
         specs = [spec for spec in expected_tensors(config) if not spec.name.endswith("e_score_correction_bias")]
         return _info(name, config, specs, "released", ("BF16",), 0, len(specs))
     if not folder.is_dir():
-        raise ValueError(f"{name!r} is neither a folder nor a preset ({', '.join(sorted(PRESETS))}).")
+        wanted = HubId.parse(name)
+        if wanted is None:
+            raise ValueError(f"{name!r} is neither a folder nor a preset ({', '.join(sorted(PRESETS))}).")
+        folder = hub_folder(wanted, download=False)  # a description is not worth a terabyte
     held = read_held(folder)
     stored, config, plan = held.stored, held.config, held.plan
     sizes = sum_sizes(config, held.specs)
@@ -138,9 +142,9 @@ def _info(
     parts: dict[str, int] = dict.fromkeys(PARTS, 0)
     unused = 0
     for spec in specs:
-        parts[spec.part] += spec.size
+        parts[spec.part] += spec.parameters
         if spec.optional and spec.part == "norms":  # the dense layers' post-MLP norm is stored, never applied
-            unused += spec.size
+            unused += spec.parameters
     parts = {part: size for part, size in parts.items() if size}
     total = sum(parts.values())
     routed = parts.get("routed experts", 0)

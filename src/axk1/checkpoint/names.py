@@ -42,6 +42,7 @@ _EXPERT = re.compile(
 )
 # DeepSeek-style MTP layers repeat the trunk's embedding and head; older files hold rotary tables. All are ignored.
 _IGNORED = re.compile(r"(model\.)?layers\.\d+\.(embed_tokens|shared_head\.head)\.weight|.*rotary_emb\.inv_freq")
+ROUTER_BIAS = "e_score_correction_bias"
 HEAD_KEYS = ("lm_head.weight", "score.weight", "score.bias")
 
 
@@ -75,6 +76,11 @@ class TensorSpec:
     def size(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters: as transformers counts, without the router's bias, which no gradient reaches."""
+        return 0 if self.name.endswith(ROUTER_BIAS) else self.size
 
 
 class ExpertSlice(NamedTuple):
@@ -377,7 +383,7 @@ def is_ignored(name: str) -> bool:
 
 def layer_index(name: str) -> int | None:
     """The decoder layer that ``name`` belongs to, MTP layers included."""
-    match = re.match(r"(?:model\.)?layers\.(\d+)\.", name)
+    match = re.match(r"(?:model\.)?layers\.(\d{1,9})\.", name, re.ASCII)
     return int(match[1]) if match else None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from axk1.checkpoint.beside import quantized_card
 from axk1.checkpoint.compressed import GROUP_SIZES, check_not_quantized, is_matrix, make_plan
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, load_config, open_checkpoint
@@ -53,7 +54,26 @@ def quantize_checkpoint(
     plan = make_plan(config, scheme, group_size, activations is not None)
     jobs = _jobs(stored, config, plan, found.prefix)
     values = {"quantization_config": plan.to_dict()}
-    return write_checkpoint(source, target, jobs, Reader(stored), values, max_shard_size, values, progress)
+    formats = ", ".join(dict.fromkeys(str(scheme) for _, scheme in plan.groups))
+    return write_checkpoint(
+        source,
+        target,
+        jobs,
+        Reader(stored),
+        values,
+        max_shard_size,
+        values,
+        progress,
+        card=quantized_card(source, formats),
+        parameters=_parameters(stored, config, found.prefix),
+    )
+
+
+def _parameters(stored: Stored, config: AXK1Config, prefix: str) -> int:
+    """Those of the source, in either layout."""
+    sources = source_pieces(stored, config)
+    own = sum(s.parameters for s in expected_tensors(config, "per_expert", prefix, head=False) if s.name in sources)
+    return own + sum(stored.tensors[key].size for key in HEAD_KEYS if key in stored.tensors)
 
 
 def _jobs(stored: Stored, config: AXK1Config, plan: Plan, prefix: str) -> list[Job]:

@@ -14,11 +14,13 @@ import torch
 from accelerate.utils import convert_file_size_to_int
 from safetensors import safe_open
 
+from axk1.checkpoint.beside import copy_beside
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.files import INDEX, PICKLES, SINGLE, Stored, read_headers, read_json
+from axk1.checkpoint.files import INDEX, SINGLE, Stored, read_headers
 from axk1.checkpoint.names import detect_prefix, expected_tensors, expert_slices
+from axk1.checkpoint.reading import read_json
 from axk1.config import AXK1Config
-from axk1.files import remove_unfinished, replacing, write_text
+from axk1.files import only_writer, remove_unfinished, replacing, write_text
 
 DTYPES = {
     "BF16": torch.bfloat16,
@@ -102,6 +104,9 @@ def write_checkpoint(
     max_shard_size: int | str,
     config: dict[str, Any],
     progress: Progress | None = None,
+    *,
+    card: str | None = None,
+    parameters: int | None = None,
 ) -> list[Path]:
     """Writes the outputs of ``jobs`` to the folder ``target`` and returns its weight files.
 
@@ -111,14 +116,27 @@ def write_checkpoint(
     Args:
         wish: what was asked for, in JSON's types; another wish does not go on with this one's files.
         config: values that ``config.json`` gets in place of the source's.
+        card: a model card in place of the source's, where the weights are not the source's.
+        parameters: of the model, for the index; the values written where left out.
 
     Raises:
-        CheckpointError: the target holds something else.
+        CheckpointError: the target holds something else, is being written by another run, or has no room.
     """
     shards = _shards(jobs, convert_file_size_to_int(max_shard_size))
-    _begin(target, _state(read.stored, {**wish, "max_shard_size": max_shard_size}))
-    _copy_side_files(source, target, config)
-    done, total = 0, sum(job.nbytes for job in jobs)
+    _check_room(target, shards)
+    target.mkdir(parents=True, exist_ok=True)
+    with only_writer(target):
+        _begin(target, _state(read.stored, {**wish, "max_shard_size": max_shard_size}))
+        copy_beside(source, target, config, card)
+        _write_shards(target, shards, read, progress)
+        if list(shards) != [SINGLE]:
+            write_text(target / INDEX, _index(shards, parameters))
+        (target / STATE).unlink()
+    return [target / name for name in shards]
+
+
+def _write_shards(target: Path, shards: dict[str, list[Job]], read: Reader, progress: Progress | None) -> None:
+    done, total = 0, sum(job.nbytes for shard in shards.values() for job in shard)
     for name, shard in shards.items():
         if _is_finished(target / name, shard):
             done += sum(job.nbytes for job in shard)
@@ -127,10 +145,19 @@ def write_checkpoint(
                 done += written
                 if progress:
                     progress(done, total)
-    if list(shards) != [SINGLE]:
-        write_text(target / INDEX, _index(shards))
-    (target / STATE).unlink()
-    return [target / name for name in shards]
+
+
+def _check_room(target: Path, shards: dict[str, list[Job]]) -> None:
+    """Before hours of work, whether the disk holds what is still to be written."""
+    sizes = {name: sum(job.nbytes for job in shard) for name, shard in shards.items()}
+    needed = sum(size for name, size in sizes.items() if not _is_finished(target / name, shards[name]))
+    place = next(folder for folder in (target, *target.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise CheckpointError(
+            f"needs {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: make room, or choose another disk.",
+            target,
+        )
 
 
 def source_pieces(stored: Stored, config: AXK1Config) -> dict[str, tuple[Piece, ...]]:
@@ -172,10 +199,21 @@ def _write_shard(file: Path, jobs: list[Job], read: Reader) -> Iterator[int]:
             for piece in job.pieces:
                 for output, part in zip(job.outputs, job.make(read(piece)), strict=True):
                     stream.seek(places[output.name])
-                    part = part.to(DTYPES[output.dtype]).contiguous().flatten()
+                    part = _converted(part, output).contiguous().flatten()
                     written = stream.write(part.view(torch.uint8).numpy().data)
                     places[output.name] += written
                     yield written
+
+
+def _converted(part: torch.Tensor, output: Output) -> torch.Tensor:
+    """``part`` in the type that it is written in; what is finite stays finite."""
+    converted = part.to(DTYPES[output.dtype])
+    if converted.dtype != part.dtype and converted.is_floating_point() and part.is_floating_point():
+        small = torch.finfo(converted.dtype).max < torch.finfo(part.dtype).max
+        if small and not converted.isfinite().all() and part.isfinite().all():
+            name = str(converted.dtype).removeprefix("torch.")
+            raise CheckpointError(f"tensor {output.name!r} overflows in {name}: choose bfloat16.", key=output.name)
+    return converted
 
 
 def _write_header(stream: BinaryIO, outputs: list[Output]) -> dict[str, int]:
@@ -205,11 +243,11 @@ def _is_finished(file: Path, jobs: list[Job]) -> bool:
 
 
 def _begin(target: Path, state: dict[str, Any]) -> None:
-    """Makes the target folder, or finds the unfinished work on the same source in it."""
-    target.mkdir(parents=True, exist_ok=True)
+    """Finds the unfinished work on the same source in the target folder, or begins it."""
     if (target / STATE).is_file() and read_json(target / STATE) == state:
         remove_unfinished(target)
         return
+    remove_unfinished(target)  # of a run that was killed while it wrote its first file
     if any(target.iterdir()):
         raise CheckpointError("is not empty and holds no unfinished conversion of this source. Choose another.", target)
     write_text(target / STATE, json.dumps(state, indent=2))
@@ -221,26 +259,10 @@ def _state(stored: Stored, wish: dict[str, Any]) -> dict[str, Any]:
     return {"files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}, **wish}
 
 
-def _copy_side_files(source: Path, target: Path, changes: dict[str, Any]) -> None:
-    for file in sorted(source.iterdir()):
-        weights = file.name.endswith((".safetensors", ".safetensors.index.json", ".py", *PICKLES))
-        if not file.is_file() or file.name.startswith(".") or weights:
-            continue
-        with file.open("rb") as original, replacing(target / file.name) as copy:
-            shutil.copyfileobj(original, copy)
-    config = read_json(target / "config.json")
-    if changes or "auto_map" in config:
-        config.pop("auto_map", None)
-        if "dtype" in changes:
-            config.pop("torch_dtype", None)
-        config.update(changes)
-        write_text(target / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-
-
-def _index(shards: dict[str, list[Job]]) -> str:
+def _index(shards: dict[str, list[Job]], parameters: int | None) -> str:
     outputs = {output: name for name, jobs in shards.items() for job in jobs for output in job.outputs}
     metadata = {
-        "total_parameters": sum(torch.Size(output.shape).numel() for output in outputs),
+        "total_parameters": parameters or sum(torch.Size(output.shape).numel() for output in outputs),
         "total_size": sum(output.nbytes for output in outputs),
     }
     weight_map = {output.name: name for output, name in outputs.items()}

@@ -1,4 +1,4 @@
-"""Checks a checkpoint against its configuration: from headers before loading, for NaN and infinity at loading."""
+"""Checks a checkpoint against its configuration: from headers before loading, for NaN and infinity on request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from axk1.checkpoint.compressed import check_method, held_specs, read_plan, stored_specs
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.files import Stored, StoredTensor, load_config, open_checkpoint
+from axk1.checkpoint.files import Stored, StoredTensor, load_config, open_checkpoint, read_headers
 from axk1.checkpoint.names import (
     HEAD_KEYS,
     Layout,
@@ -26,12 +26,14 @@ from axk1.checkpoint.names import (
     is_ignored,
     layer_index,
 )
+from axk1.checkpoint.sums import check_sums
 from axk1.config import AXK1Config
 
 if TYPE_CHECKING:
     from axk1.quantized.plan import Plan
 
-FLOATS = ("BF16", "F32", "F16", "F64")
+_FLOATS = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "F64": torch.float64}
+FLOATS = tuple(_FLOATS)
 Progress = Callable[[int, int], None]
 """Called with (values read, all values) while tensors are read."""
 
@@ -57,10 +59,13 @@ class Report:
     files: int
     tensors: int
     parameters: int
+    """Of the model, as ``axk1 info`` counts them; of a single file, its values."""
     mtp_layers: int
     dtypes: dict[str, int]
     finite: bool | None
     """``None`` where values were not read."""
+    sums: int
+    """Files whose SHA-256 the hub had noted here, and which have it; 0 where none is known or values were not read."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -100,41 +105,55 @@ def verify_checkpoint(
     """Checks a local checkpoint completely, one tensor in memory at a time.
 
     Args:
-        path: folder with ``config.json`` and safetensors files.
-        finite: also read every value and look for NaN and infinity.
+        path: folder with ``config.json`` and safetensors files, or one such file, which is checked by itself.
+        finite: also read every value, look for NaN and infinity, and compare the files with the sums that a download
+            from the hub left beside them.
 
     Raises:
         CheckpointError: the first fault found; names file and key.
     """
     folder = Path(path)
+    if folder.is_file():
+        return _verify_file(folder, finite, progress)
     config = load_config(folder)
     check_method(config, folder)
     stored = open_checkpoint(folder, variant=variant)
     found = check_tensors(stored, config)
     expected = expected_tensors(with_mtp_layers(config, found.mtp_layers), found.layout, found.prefix)
     heads = [stored.tensors[key].size for key in HEAD_KEYS[1:] if key in stored.tensors]
+    own = held_specs(expected, read_plan(config, folder), stored.tensors)
+    parameters = sum(spec.parameters for spec in own) + sum(heads)
+    return _report(folder, stored, found.layout, parameters, found.mtp_layers, finite, progress)
+
+
+def _verify_file(file: Path, finite: bool, progress: Progress | None) -> Report:
+    """One file by itself: its header, its length, its values, its sum."""
+    stored = read_headers([file])
+    values = sum(tensor.size for tensor in stored.tensors.values())
+    return _report(file, stored, detect_layout(stored.tensors, file), values, 0, finite, progress)
+
+
+def _report(
+    path: Path, stored: Stored, layout: Layout, parameters: int, mtp: int, finite: bool, progress: Progress | None
+) -> Report:
     sizes = {name: tensor.size for name, tensor in stored.tensors.items()}
     if finite:
         _check_values(stored, sizes, progress)
+    sums = check_sums(stored.files) if finite else 0
     dtypes: dict[str, int] = {}
     for name, tensor in stored.tensors.items():
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + sizes[name]
-    return Report(
-        str(folder),
-        found.layout,
-        len(stored.files),
-        len(stored.tensors),
-        sum(spec.size for spec in held_specs(expected, read_plan(config, folder), stored.tensors)) + sum(heads),
-        found.mtp_layers,
-        dtypes,
-        True if finite else None,
-    )
+    files, tensors = len(stored.files), len(stored.tensors)
+    return Report(str(path), layout, files, tensors, parameters, mtp, dtypes, True if finite else None, sums)
 
 
-def check_loaded(state_dict: Mapping[str, torch.Tensor], stored: Stored) -> None:
-    """Looks for NaN and infinity in loaded tensors; those offloaded to disk are read from their files.
+def check_loaded(state_dict: Mapping[str, torch.Tensor], stored: Stored, everything: bool = False) -> None:
+    """Looks for NaN and infinity in loaded tensors: in those whose number format became narrower, or in all.
 
     A tensor's sum is finite only if all its values are, and costs no second copy; where it is not, the values decide.
+
+    Args:
+        everything: reads every tensor, those offloaded to disk from their files.
 
     Raises:
         CheckpointError: names the file and the stored tensor.
@@ -142,7 +161,9 @@ def check_loaded(state_dict: Mapping[str, torch.Tensor], stored: Stored) -> None
     sources = _sources(stored.tensors)
     for name, tensor in state_dict.items():
         keys = sources.get(_bare(name), [])
-        if not keys or (tensor.device.type != "meta" and _sum_is_finite(tensor)):
+        if not keys or not (everything or _is_narrower(tensor, stored.tensors[keys[0]])):
+            continue
+        if tensor.device.type != "meta" and _sum_is_finite(tensor):
             continue
         for key in keys:
             _check_stored(stored.tensors[key].file, key)
@@ -254,6 +275,14 @@ def _sum_is_finite(tensor: torch.Tensor) -> bool:
     if tensor.itemsize == 1 and tensor.is_floating_point():  # fp8 has no infinity, and no sum: NaN is all ones
         return not bool((tensor.view(torch.uint8) & 127 == 127).any())
     return not tensor.is_floating_point() or bool(tensor.sum().isfinite())
+
+
+def _is_narrower(tensor: torch.Tensor, stored: StoredTensor) -> bool:
+    """Whether finite values of the file may be infinite in memory."""
+    held = _FLOATS.get(stored.dtype)
+    if held is None or tensor.device.type == "meta" or not tensor.is_floating_point():
+        return False
+    return torch.finfo(tensor.dtype).max < torch.finfo(held).max / 2  # bfloat16 and float32 count as equally wide
 
 
 def _sources(names: Mapping[str, StoredTensor]) -> dict[str, list[str]]:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import io
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from axk1.terminal import printable as printable
 
 if TYPE_CHECKING:
     from axk1.chat import Chat
@@ -109,14 +110,6 @@ def _bias(text: str) -> tuple[int, float]:
         return int(token), float(bias)
     except ValueError as error:
         raise ValueError(f"--logit-bias is {text!r}; it must be a token id, =, and a number, as in 42=-5.") from error
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def printable(text: str) -> str:
-    """``text`` without control characters, which could steer the terminal; new lines and tabs stay."""
-    return _CONTROL.sub("\ufffd", text)
 
 
 def lenient_stdin() -> None:

@@ -26,9 +26,12 @@ def convert(
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     from axk1.checkpoint.convert import convert_checkpoint
+    from axk1.load import resolve_hub_name
 
+    source = resolve_hub_name(source)
+    console = Console(stderr=True)
     columns = ("converting", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
+    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         files = convert_checkpoint(
             source,

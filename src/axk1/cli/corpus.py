@@ -11,7 +11,7 @@ app = typer.Typer(no_args_is_help=True, help="Build training text.")
 @app.command()
 def build(
     out: Annotated[Path, typer.Argument(help="Folder to write; an interrupted build goes on.")],
-    max_bytes: Annotated[int, typer.Option(help="Bytes of text a language at most.")] = 6_000_000,
+    max_bytes: Annotated[int, typer.Option(help="Bytes of text per language at most.")] = 6_000_000,
 ) -> None:
     """Build en, ko, zh, ja, es and code text from Debian packages (apt needed, nothing is installed)."""
     from rich.progress import Progress

@@ -27,6 +27,7 @@ from axk1.cli import (
     train,
     verify,
 )
+from axk1.terminal import error_line
 
 
 class Group(TyperGroup):
@@ -43,7 +44,7 @@ class Group(TyperGroup):
         except (ValueError, OSError) as error:
             if _debugging():
                 raise
-            typer.secho("Error: " + " ".join(str(error).split()), fg=typer.colors.RED, err=True)
+            typer.secho(error_line(error), fg=typer.colors.RED, err=True)
             raise typer.Exit(2) from None
 
 

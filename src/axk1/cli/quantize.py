@@ -39,9 +39,12 @@ def quantize(
 
     from axk1.checkpoint.quantize import quantize_checkpoint
     from axk1.cli.info import size_text
+    from axk1.load import resolve_hub_name
 
+    source = resolve_hub_name(source)
+    console = Console(stderr=True)
     columns = ("quantising", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
+    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         files = quantize_checkpoint(
             source,

@@ -16,7 +16,9 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, or with --weights a name or path elsewhere.")],
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint folder or name on the hub, or with --weights a path elsewhere.")
+    ],
     engine: Annotated[str, typer.Option(help="vllm or sglang.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
@@ -53,6 +55,7 @@ def serve(
     """Serve an OpenAI-compatible API with vLLM or SGLang. Arguments behind -- go to the engine as they are."""
     from axk1.integrations.launch import explain, run, sglang, vllm
     from axk1.integrations.launch.order import ENGINES, SPARE, Order
+    from axk1.load import resolve_hub_name
     from axk1.plan.hardware import find_hardware
     from axk1.plan.memory import Step
     from axk1.plan.placement import Wish, choose
@@ -70,6 +73,8 @@ def serve(
             raise ValueError(f"{option} is {value}; it must be at least {least}.")
     if not 0 < fraction <= 1:
         raise ValueError(f"--fraction is {fraction}; it must be above 0 and at most 1.")
+    if weights is None:
+        model = str(resolve_hub_name(model))
     hardware = find_hardware(nodes, gpus, gpu_memory, device)
     found = _weights(model, weights, mtp)
     copies = data or 1

@@ -1,6 +1,6 @@
 """What the machine allows: bytes and operations of a step, over rates that were measured on it.
 
-Decoding reads the active weights and the cached latents once a token, so memory bandwidth limits it. Prefilling uses
+Decoding reads the active weights and the cached latents once per token, so memory bandwidth limits it. Prefilling uses
 each weight for many tokens, so the rate of matrix multiplications does.
 """
 
@@ -15,7 +15,7 @@ from axk1.config import AXK1Config
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured on the machine: bytes a second, and floating-point operations a second by dtype."""
+    """Measured on the machine: bytes per second, and floating-point operations per second by dtype."""
 
     bandwidth: float
     matmul: Mapping[str, float]
@@ -30,7 +30,7 @@ def experts_touched(config: AXK1Config, tokens: int) -> float:
 def weight_bytes(sizes: Mapping[str, int], config: AXK1Config, tokens: int = 1) -> float:
     """Bytes of weights that one step over ``tokens`` tokens reads.
 
-    All of the trunk, of the routed experts those that are touched, of the embedding nothing (a row a token).
+    All of the trunk, of the routed experts those that are touched, of the embedding nothing (one row per token).
 
     Args:
         sizes: bytes by tensor name, as stored.
@@ -66,7 +66,7 @@ def decode_bound(
     scale: float = 1.0,
     itemsize: int = 2,
 ) -> float:
-    """Tokens a second that bandwidth allows when ``batch`` rows of ``context`` tokens each gain one a step.
+    """Tokens per second that bandwidth allows when ``batch`` sequences of ``context`` tokens each gain one per step.
 
     Args:
         sizes: bytes of the weights by tensor name.
@@ -90,5 +90,5 @@ def prefill_flops(config: AXK1Config, parameters: float, tokens: int) -> float:
 
 
 def prefill_bound(rates: Rates, dtype: str, config: AXK1Config, parameters: float, tokens: int) -> float:
-    """Tokens a second that the matrix multiplications of ``dtype`` allow for a prompt of ``tokens``."""
+    """Tokens per second that the matrix multiplications of ``dtype`` allow for a prompt of ``tokens``."""
     return tokens * rates.matmul[dtype] / prefill_flops(config, parameters, tokens)

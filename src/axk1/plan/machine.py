@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,30 @@ from typing import Any
 import axk1
 from axk1.plan.bounds import Rates
 
-FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
+FEATURES = (
+    *("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "f16c"),
+    *("sve", "i8mm", "bf16", "asimddp", "asimd"),
+)
+"""Names of /proc/cpuinfo that matter for arithmetic."""
+INSTRUCTION_SETS = {
+    "AMX": ("amx_bf16",),
+    "AVX-512+bf16": ("avx512f", "avx512_bf16"),
+    "AVX-512": ("avx512f",),
+    "AVX2": ("avx2",),
+    "NEON": ("asimd",),
+}
+"""By which results are filed, the first that fits; each with the features that it needs."""
+_SYSCTL = {
+    "hw.optional.avx2_0": "avx2",
+    "hw.optional.avx512f": "avx512f",
+    "hw.optional.f16c": "f16c",
+    "hw.optional.neon": "asimd",
+    "hw.optional.AdvSIMD": "asimd",
+    "hw.optional.arm.FEAT_DotProd": "asimddp",
+    "hw.optional.arm.FEAT_BF16": "bf16",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+}
+"""What macOS calls the features."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +65,11 @@ def describe(device_name: str | None = None) -> dict[str, Any]:
     """Processor, memory, system and software, for the head of a table."""
     import torch
 
-    processor, flags = _processor()
+    processor, flags = processor_and_features()
     return {
         "processor": processor,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "instruction_set": instruction_set(flags),
         "features": [name for name in FEATURES if name in flags],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": device_name,
@@ -54,11 +80,36 @@ def describe(device_name: str | None = None) -> dict[str, Any]:
     }
 
 
-def _processor() -> tuple[str, set[str]]:
+def instruction_set(features: Collection[str]) -> str:
+    """The best of ``INSTRUCTION_SETS`` that a processor with ``features`` has; ``plain`` if none."""
+    return next((name for name, needed in INSTRUCTION_SETS.items() if set(needed) <= set(features)), "plain")
+
+
+def processor_and_features() -> tuple[str, set[str]]:
+    """The processor's name, and what it can do in the words of Linux."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
+        if platform.system() == "Darwin":
+            done = subprocess.run(["sysctl", "-a"], capture_output=True, text=True, check=False, timeout=30)
+            return parse_sysctl(done.stdout)
+        return parse_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except (OSError, subprocess.TimeoutExpired):
         return platform.processor() or platform.machine(), set()
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    fields = {name.strip(): value.strip() for name, value in fields.items()}
-    return fields.get("model name", platform.machine()), set(fields.get("flags", "").split())
+
+
+def parse_cpuinfo(text: str) -> tuple[str, set[str]]:
+    """Name and features from Linux's /proc/cpuinfo, of x86 (``flags``) or of Arm (``Features``, which has no name)."""
+    fields = _fields(text)
+    features = f"{fields.get('flags', '')} {fields.get('Features', '')}"
+    return fields.get("model name", platform.machine()), set(features.split())
+
+
+def parse_sysctl(text: str) -> tuple[str, set[str]]:
+    """Name and features from macOS's ``sysctl -a``."""
+    fields = _fields(text)
+    found = {feature for name, feature in _SYSCTL.items() if fields.get(name) == "1"}
+    return fields.get("machdep.cpu.brand_string", platform.machine()), found
+
+
+def _fields(text: str) -> dict[str, str]:
+    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return {name.strip(): value.strip() for name, value in pairs}

@@ -126,7 +126,7 @@ def weight_bytes(weights: Weights, parallel: Parallel, spare: Spare = "middle") 
 def _homes(spec: TensorSpec, layer: int | None, home: dict[int, int], last: int, embeds_last: bool) -> set[int]:
     if layer is not None:
         return {home.get(layer, last)}
-    if "embed_tokens" in spec.name:  # drafts embed the token that was sampled behind the last stage
+    if "embed_tokens" in spec.name:  # drafts embed the token that was sampled after the last stage
         return {0, last} if embeds_last else {0}
     return {last}
 

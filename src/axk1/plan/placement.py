@@ -63,7 +63,7 @@ def broken_rules(weights: Weights, parallel: Parallel) -> list[str]:
 def candidates(hardware: Hardware, wish: Wish) -> Iterator[Parallel]:
     """Placements over all GPUs, the preferred ones first.
 
-    Machines become pipeline stages, since a stage hands on one state a token where a tensor-parallel layer adds up
+    Machines become pipeline stages, since a stage hands on one state per token where a tensor-parallel layer adds up
     states twice, and since stages divide the latents, which tensor parallelism repeats. Drafts want a single stage.
     """
     total, data = hardware.total, wish.data or 1

@@ -79,9 +79,13 @@ class CompressedWeightsQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         return False  # model.dequantize() first
 
-    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-        """``model.dequantize()``: an ordinary model of the same function, for training."""
-        restore_modules(model, dtype or model.dtype)
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
+        """``model.dequantize()``: an ordinary model of the same function, for training.
+
+        transformers passes the dtype of the configuration, which is a name once the model was saved.
+        """
+        number = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        restore_modules(model, number or model.dtype)
         return model
 
 

@@ -42,9 +42,9 @@ def frequent_tokens(tokenizer: Tokenizer, documents: Iterable[str], coverage: fl
 def save_draft_tokens(checkpoint: Path, ids: list[int]) -> None:
     """Writes ``draft_token_ids`` into the generation_config.json of ``checkpoint``; the rest of it stays."""
     try:
-        settings: Any = GenerationConfig.from_pretrained(checkpoint)
+        settings: Any = GenerationConfig.from_pretrained(checkpoint, local_files_only=True)
     except OSError:  # a checkpoint without one
-        settings = GenerationConfig.from_model_config(AXK1Config.from_pretrained(checkpoint))
+        settings = GenerationConfig.from_model_config(AXK1Config.from_pretrained(checkpoint, local_files_only=True))
     settings._from_model_config = False  # else transformers reads no entries but its own
     settings.draft_token_ids = ids
     with TemporaryDirectory(dir=checkpoint) as folder:

@@ -1,6 +1,6 @@
 """The nano's real-text corpus: documentation that Debian serves in five languages, and Python's standard library.
 
-`build` writes `OUT/{en,ko,zh,ja,es,code}.jsonl`, one `{"text": str, "source": str}` document a line, and
+`build` writes `OUT/{en,ko,zh,ja,es,code}.jsonl`, one `{"text": str, "source": str}` document per line, and
 `OUT/SOURCES.json` with the package, version, licence, sha256 and bytes of everything used. Packages are downloaded and
 unpacked by apt and dpkg into a temporary folder; nothing is installed.
 """
@@ -61,7 +61,7 @@ def _docs(package: str, licence: str, pattern: str, names: dict[str, str]) -> So
 
 
 def _one_per_language(package: str, licence: str, pattern: str, names: dict[str, str]) -> list[Source]:
-    """Packages that exist once a language; `{0}` is the name in lower case, `{1}` as it is."""
+    """Packages that exist once per language; `{0}` is the name in lower case, `{1}` as it is."""
     return [
         Source(package.format(name.lower()), licence, {language: pattern.format(name.lower(), name)})
         for language, name in names.items()
@@ -197,7 +197,7 @@ class _TextExtractor(HTMLParser):
 
 
 def extract_text(markup: str) -> str:
-    """The readable text of an HTML or Mallard page, one block a line."""
+    """The readable text of an HTML or Mallard page, one block per line."""
     extractor = _TextExtractor()
     extractor.feed(markup)
     extractor.close()
@@ -359,7 +359,7 @@ def build(
     sources: tuple[Source, ...] = SOURCES,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Build the corpus in `out`, at most `max_bytes` of text a language; the bytes of text of each file.
+    """Build the corpus in `out`, at most `max_bytes` of text per language; the bytes of text of each file.
 
     Extracted packages are kept in `OUT/.parts`, so an interrupted build goes on where it stopped. `progress` is called
     with (what, steps done, steps in all). Raises ValueError when apt is missing or a download fails.

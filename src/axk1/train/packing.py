@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,18 @@ class PackedRows(Dataset):
         return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
 
 
-def pack(examples: Iterable[Example], rows: int, row_tokens: int, pad_id: int, path: Path) -> None:
-    """Writes ``rows`` full rows to ``path`` (beside it first, then renamed). Padding is a document of its own.
+def pack(
+    examples: Iterable[Example],
+    rows: int,
+    row_tokens: int,
+    pad_id: int,
+    path: Path,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Writes ``rows`` full rows to ``path``, whole or not at all. Padding is a document of its own.
+
+    Args:
+        progress: is told how many rows are full, after each example.
 
     Raises:
         ValueError: an example is longer than a row, or the examples end before the rows are full.
@@ -51,6 +61,7 @@ def pack(examples: Iterable[Example], rows: int, row_tokens: int, pad_id: int, p
             if done == rows:
                 break
         row.add(example)
+        progress(done)
     if done < rows:
         raise ValueError(f"The examples ended after {done} full rows of the {rows} that were asked for.")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,92 +7,30 @@ from __future__ import annotations
 
 import json
 import shutil
-import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from axk1.config import AXK1Config
 from axk1.files import write_text
+from axk1.kernels import is_fast
+from axk1.load import load_tokenizer
 from axk1.pretrained import AXK1ForCausalLM
 from axk1.train.corpus import PARTS
 from axk1.train.examples import Example, problem_examples, text_examples
 from axk1.train.initialize import initialize
 from axk1.train.muon import MuonAdamW, parameter_groups
 from axk1.train.packing import PackedRows, pack
+from axk1.train.progress import Paced, Say, StepLines, StopAtStep
+from axk1.train.recipe import Recipe, Stage, check_recipe
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One run of the optimizer: ``steps`` steps over its own data, starting from the stage before."""
-
-    name: str
-    steps: int
-    learning_rate: float
-    schedule: str
-    warmup_steps: int = 0
-    muon_learning_rate: float = 0.0
-    """Learning rate of the matrices under Muon; 0: AdamW for all."""
-    text: float = 0.0
-    think: float = 0.65
-    dialogue: float = 0.08
-    learn_prompt: bool = False
-    tasks: dict[str, float] = field(default_factory=dict)
-    """Share of each task in single problems, rescaled to 1; empty: the shares of the held-out problems."""
-    learn: str = "all"
-    """What is trained: ``all``, or ``mtp`` for the MTP modules behind a trunk that stays as it is, to the bit."""
-    drafts: int = 0
-    """Tokens the MTP module learns to draft one behind the other; 0: as many as there are modules."""
-
-    def __post_init__(self) -> None:
-        if self.learn not in ("all", "mtp"):
-            raise TypeError(f'learn = "{self.learn}" in stage "{self.name}": it must be "all" or "mtp"')
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A complete run; the fields are explained in ``recipes/nano.toml``. Paths are relative to the working folder."""
-
-    preset: str
-    tokenizer: str
-    stage: list[Stage]
-    corpus: str = "corpus"
-    seed: int = 0
-    row_tokens: int = 256
-    batch_rows: int = 16
-    weight_decay: float = 0.05
-    adam_beta2: float = 0.95
-    max_grad_norm: float = 1.0
-    router_bias_update_rate: float = 0.001
-    mtp_loss_weight: float = 0.3
-    save_steps: int = 100
-    unit_init: bool = True
-    """Starting weights of ``initialize.py`` instead of the configuration's ``initializer_range``."""
-    model: dict[str, Any] = field(default_factory=dict)
-    """Overrides of the preset's configuration."""
-
-    @classmethod
-    def load(cls, path: Path) -> Recipe:
-        """Reads a TOML recipe.
-
-        Raises:
-            ValueError: no such file, not TOML, an unknown or a missing field.
-        """
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**values, "stage": [Stage(**stage) for stage in values.get("stage", [])]})
-        except FileNotFoundError:
-            raise ValueError(f"{path} does not exist: give the path of a recipe such as recipes/nano.toml.") from None
-        except (tomllib.TOMLDecodeError, TypeError) as error:
-            raise ValueError(f"{path} is not a valid recipe: {error}.") from None
 
 
 class _LossParts(Trainer):
@@ -123,22 +61,42 @@ class RouterBalance(TrainerCallback):
         cast(AXK1ForCausalLM, model).update_router_biases()
 
 
-def run(recipe: Recipe, out: Path) -> Path:
+def run(recipe: Recipe, out: Path, say: Say = lambda line: None) -> Path:
     """Runs all stages of ``recipe`` in ``out`` and returns the folder of the final checkpoint (fp32).
 
     A finished stage is skipped, a started one resumed from its last checkpoint;
     ``out/STAGE/log.jsonl`` holds the curve.
+
+    Args:
+        say: is told a line every few seconds, from the first on.
+
+    Raises:
+        ValueError: model, tokenizer and corpus do not fit together, in any stage; nothing was begun.
+        KeyboardInterrupt: Ctrl-C; the same call goes on.
     """
-    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer)
-    before: Path | None = None
-    for stage in recipe.stage:
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    check_recipe(recipe, tokenizer)
+    before = out
+    for number, stage in enumerate(recipe.stage, 1):
         folder = out / stage.name
-        if not (folder / "final" / "config.json").is_file():
-            _run_stage(recipe, stage, tokenizer, before, folder)
+        if (folder / "final" / "config.json").is_file():
+            say(f"{stage.name} ({number} of {len(recipe.stage)}): finished before")
+        else:
+            say(f"{stage.name} ({number} of {len(recipe.stage)}): {stage.steps:,} steps in {_dtype(recipe)}")
+            _run_stage(recipe, stage, tokenizer, before if number > 1 else None, folder, say)
         before = folder / "final"
-    if before is None:
-        raise ValueError("The recipe has no [[stage]]: nothing to train.")
     return before
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``folder``; files of this machine only.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise ValueError(f"tokenizer = {folder!r} of the recipe holds no tokenizer.json; see docs/tokenizer.md.")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def export_model(final: Path, tokenizer: Path, out: Path) -> None:
@@ -152,12 +110,15 @@ def export_model(final: Path, tokenizer: Path, out: Path) -> None:
 
 
 def _run_stage(
-    recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase, before: Path | None, folder: Path
+    recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase, before: Path | None, folder: Path, say: Say
 ) -> None:
     data = folder / "data.npy"
     if not data.is_file():
-        rows = stage.steps * recipe.batch_rows
-        pack(_examples(recipe, stage, tokenizer), rows, recipe.row_tokens, tokenizer.pad_token_id, data)  # pyright: ignore
+        rows, paced = stage.steps * recipe.batch_rows, Paced(say)
+        examples = _examples(recipe, stage, tokenizer)
+        pad = cast(int, tokenizer.pad_token_id)
+        pack(examples, rows, recipe.row_tokens, pad, data, lambda done: paced(lambda: _packed(stage, done, rows)))
+    say(f"{stage.name}: building the model")
     set_seed(recipe.seed)
     model = _model(recipe, before)
     if stage.learn == "mtp":
@@ -171,11 +132,28 @@ def _run_stage(
         args=_arguments(recipe, stage, folder),
         train_dataset=PackedRows(data),
         processing_class=tokenizer,
-        callbacks=[RouterBalance()],
+        callbacks=[RouterBalance(), StepLines(say, stage.name, recipe.batch_rows * recipe.row_tokens)],
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(stop := StopAtStep(say))
+    with stop.on_interrupt():
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    if stop.stopped:
+        raise KeyboardInterrupt
     _write_log(trainer.state.log_history, stage, folder / "log.jsonl")
     trainer.save_model(str(folder / "final"))
+
+
+def _packed(stage: Stage, done: int, rows: int) -> str:
+    return f"{stage.name}: {done:,} of {rows:,} rows of training data"
+
+
+def _dtype(recipe: Recipe) -> str:
+    """Of matrix products: what the recipe says, or what the processor is fast in."""
+    if recipe.dtype != "auto":
+        return recipe.dtype
+    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else is_fast(torch.bfloat16)
+    return "bfloat16" if fast else "float32"
 
 
 def _model(recipe: Recipe, before: Path | None) -> AXK1ForCausalLM:
@@ -183,12 +161,7 @@ def _model(recipe: Recipe, before: Path | None) -> AXK1ForCausalLM:
     experts = "grouped_mm" if torch.cuda.is_available() else "eager"
     if before is not None:
         return AXK1ForCausalLM.from_pretrained(before, dtype="float32", experts_implementation=experts)
-    training = {
-        "router_bias_update_rate": recipe.router_bias_update_rate,
-        "mtp_loss_weight": recipe.mtp_loss_weight,
-    }
-    config = AXK1Config.preset(recipe.preset, **{**training, **recipe.model})
-    model = AXK1ForCausalLM(config)
+    model = AXK1ForCausalLM(recipe.config())
     if recipe.unit_init:
         initialize(model)
     model.set_experts_implementation(experts)
@@ -213,7 +186,8 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
         weight_decay=recipe.weight_decay,
         adam_beta2=recipe.adam_beta2,
         max_grad_norm=recipe.max_grad_norm,
-        bf16=True,
+        bf16=_dtype(recipe) == "bfloat16",
+        disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
         seed=recipe.seed,
         logging_steps=min(20, max(1, stage.steps // 4)),

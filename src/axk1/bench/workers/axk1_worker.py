@@ -18,7 +18,7 @@ class AXK1Engine(TorchEngine):
     """Reads prompts and decodes with ``axk1.generation``."""
 
     def prefill(self, tokens: int, batch: int = 1, seed: int = 0) -> dict[str, Any]:
-        """Seconds until the first token behind a prompt of ``tokens``."""
+        """Seconds until the first token after a prompt of ``tokens``."""
         self.forget()
         steps = self.loop(self.prompt(batch, tokens, seed).tolist(), 1)
         start = self.now()
@@ -44,8 +44,8 @@ class AXK1Engine(TorchEngine):
     ) -> dict[str, Any]:
         """Greedy replies of up to ``tokens``, one prompt after the other; seconds from each one's first token.
 
-        With ``drafts`` the MTP module proposes that many tokens a step (-1: as many as pay), exactly: the replies have
-        to be the same as without. What drafting needs of a prompt counts.
+        With ``drafts`` the MTP module proposes that many tokens per step (-1: as many as pay); the replies have to be
+        the same as without. What drafting needs of a prompt counts.
         """
         from axk1.generation.gate import Gate
         from axk1.generation.speculate import NO_DRAFTS, Drafts, DraftStatistics
@@ -71,15 +71,12 @@ ENGINE: list[AXK1Engine] = []
 def load(path: str, dtype: str, device: str, threads: int, pack: bool = False, **_: Any) -> dict[str, Any]:
     """Loads a checkpoint of either layout; with ``pack``, then packs its bfloat16 weights without loss."""
     import axk1
+    from axk1.load import load_model
 
     torch.set_num_threads(threads)
     start = time.perf_counter()
-    model = axk1.AXK1ForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-    if pack:
-        from axk1.quantized.lossless import pack_weights
-
-        pack_weights(model)
-    ENGINE[:] = [AXK1Engine(model.to(device).eval())]  # pyright: ignore[reportArgumentType]
+    model = load_model(path, device=device, dtype="packed" if pack else dtype)
+    ENGINE[:] = [AXK1Engine(model.eval())]
     return {"seconds": time.perf_counter() - start, "version": axk1.__version__, "fills": True}
 
 

@@ -1,6 +1,6 @@
 """Writes a checkpoint in the released layout as GGUF, architecture deepseek2: ``gguf_export.py SRC FILE TYPE``.
 
-For speed comparisons only: llama.cpp's deepseek2 has no norm behind the MoE block, so ``post_mlp_layernorm`` and MTP
+For speed comparisons only: llama.cpp's deepseek2 has no norm after the MoE block, so ``post_mlp_layernorm`` and MTP
 modules are left out and the outputs are not A.X K1's. Matrices are written as TYPE (f16, q8_0 or q4_0), norms and the
 router in fp32. Runs in llama.cpp's environment: needs numpy and gguf.
 """

@@ -42,13 +42,13 @@ def decode(context: int, tokens: int, batch: int = 1) -> dict[str, Any]:
 
 
 def answers(prompts: int, tokens: int) -> dict[str, Any]:
-    """The most probable token behind each of some random prompts. The server tells tokens as text: t17 is 17."""
+    """The most probable token after each of some random prompts. The server tells tokens as text: t17 is 17."""
     texts = [ask(tokens, 3, 1, answer=1, row=row)[0]["choices"][0]["text"] for row in range(prompts)]
     return {"ids": [int(text.removeprefix("t")) for text in texts]}
 
 
 def ask(context: int, seed: int, batch: int, answer: int, row: int = 0) -> list[dict[str, Any]]:
-    """Answers of ``answer`` tokens to prompts of ``context``, one a slot, all at the same time."""
+    """Answers of ``answer`` tokens to prompts of ``context``, one per slot, all at the same time."""
 
     def one(row: int) -> dict[str, Any]:
         request = {

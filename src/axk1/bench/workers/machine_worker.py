@@ -21,7 +21,7 @@ def load(threads: int, device: str, **_: Any) -> dict[str, Any]:
 
 
 def bandwidth(size: int, seconds: float) -> dict[str, Any]:
-    """Bytes a second of several kernels that read ``size`` bytes: a bound is the best that any of them reaches."""
+    """Bytes per second of several kernels that read ``size`` bytes: a bound is the best that any of them reaches."""
     device = STATE["device"]
     count = size // 8
     left = torch.ones(count, device=device)
@@ -41,7 +41,7 @@ def bandwidth(size: int, seconds: float) -> dict[str, Any]:
 
 
 def matmul(dtype: str, size: int, seconds: float) -> dict[str, Any]:
-    """Operations a second of ``size x size`` matrices."""
+    """Operations per second of ``size x size`` matrices."""
     number = getattr(torch, dtype)
     left, right = (torch.randn(size, size, device=STATE["device"]).to(number) for _ in range(2))
     return {"best": 2 * size**3 / best(lambda: torch.nn.functional.linear(left, right), seconds)}

@@ -1,4 +1,4 @@
-"""How a benchmark worker is spoken to: a JSON object a line on standard input, one a line in answer.
+"""How a benchmark worker is spoken to: one JSON object per line on standard input, one per line in answer.
 
 Standard library only, because every engine's own environment runs it. The workers of this folder are scripts, started
 by path, so that a peer never imports axk1 (which would put its classes in place of transformers' own).

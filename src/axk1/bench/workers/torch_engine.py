@@ -31,7 +31,7 @@ class TorchEngine:
         return {"seconds": self.now() - start}
 
     def decode(self, context: int, tokens: int, batch: int = 1) -> dict[str, Any]:
-        """Seconds for ``tokens`` steps behind ``context`` cached tokens."""
+        """Seconds for ``tokens`` steps after ``context`` cached tokens."""
         with torch.inference_mode():
             cache = self.context(context, batch)
             last = self.prompt(batch, 1, seed=1)
@@ -44,7 +44,7 @@ class TorchEngine:
         return {"seconds": seconds}
 
     def answers(self, prompts: int, tokens: int) -> dict[str, Any]:
-        """The most probable token behind each of some random prompts: engines that compute the same agree."""
+        """The most probable token after each of some random prompts: engines that compute the same agree."""
         ids = self.prompt(prompts, tokens, seed=3)
         with torch.inference_mode():
             logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits

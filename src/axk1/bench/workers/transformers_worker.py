@@ -19,7 +19,12 @@ def load(path: str, dtype: str, device: str, threads: int, experts: str = "group
     torch.set_num_threads(threads)
     start = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), experts_implementation=experts, use_safetensors=True
+        path,
+        dtype=getattr(torch, dtype),
+        experts_implementation=experts,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     assert type(model).__module__.startswith("transformers."), type(model)
     ENGINE[:] = [TorchEngine(model.to(device).eval())]  # pyright: ignore[reportArgumentType]

@@ -40,7 +40,7 @@ def load(path: str, dtype: str, max_context: int, max_batch: int, eager: bool = 
 
 
 def prefill(tokens: int, batch: int = 1, seed: int = 0) -> dict[str, Any]:
-    """Seconds until the first token behind new prompts of ``tokens``."""
+    """Seconds until the first token after new prompts of ``tokens``."""
     start = time.perf_counter()
     add(batch, tokens, seed, answer=1)
     run()
@@ -54,20 +54,20 @@ def decode(context: int, tokens: int, batch: int = 1) -> dict[str, Any]:
     names = add(batch, context, seed=500, answer=tokens + 1)
     counts = dict.fromkeys(names, 0)
     engine = STATE["engine"]
-    start, behind = None, 0
+    start, before = None, 0
     while engine.has_unfinished_requests():
         for output in engine.step():
             counts[output.request_id] = len(output.outputs[0].token_ids)
         if start is None and min(counts.values()) > 0:
-            start, behind = time.perf_counter(), sum(counts.values())
+            start, before = time.perf_counter(), sum(counts.values())
     assert start is not None
     seconds = time.perf_counter() - start
     # rows whose first token came earlier have fewer steps left: seconds as if all had made `tokens`
-    return {"seconds": seconds * batch * tokens / (sum(counts.values()) - behind)}
+    return {"seconds": seconds * batch * tokens / (sum(counts.values()) - before)}
 
 
 def add(batch: int, tokens: int, seed: int, answer: int) -> list[str]:
-    """Queues a request a row; returns their names."""
+    """Queues one request per sequence; returns their names."""
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
     engine = STATE["engine"]
@@ -90,14 +90,14 @@ def run() -> dict[str, list[int]]:
 
 
 def answers(prompts: int, tokens: int) -> dict[str, Any]:
-    """The most probable token behind each of some random prompts."""
+    """The most probable token after each of some random prompts."""
     names = add(prompts, tokens, seed=3, answer=1)
     found = run()
     return {"ids": [found[name][0] for name in names]}
 
 
 def memory() -> dict[str, Any]:
-    """Bytes that its cache takes a token: what it reserved over the tokens that fit."""
+    """Bytes that its cache takes per token: what it reserved over the tokens that fit."""
     cache = STATE["engine"].vllm_config.cache_config
     room = int(os.environ["VLLM_CPU_KVCACHE_SPACE"]) * 2**30
     return {"cache_bytes_per_token": room / (cache.num_gpu_blocks * cache.block_size)}

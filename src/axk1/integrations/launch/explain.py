@@ -26,7 +26,7 @@ def memory_rows(order: Order) -> list[tuple[str, str]]:
         ("weights", weights),
         ("activations", f"{gb(memory.activations)} (estimate: steps of {order.step.tokens:,} tokens)"),
         ("reserve", f"{gb(memory.reserve)} (estimate: CUDA context, communication, graphs)"),
-        ("latents", f"{gb(memory.cache)}, {memory.latents_per_token:,} bytes a token: {tokens:,} tokens"),
+        ("latents", f"{gb(memory.cache)}, {memory.latents_per_token:,} bytes per token: {tokens:,} tokens"),
         ("requests", f"{tokens * order.choice.parallel.data // context:,} of {context:,} tokens at once"),
     ]
 

@@ -62,6 +62,9 @@ class Command:
     environment: dict[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
     """Texts that are not shown."""
+    files: dict[str, str] = field(default_factory=dict, repr=False)
+    """Files that the command reads, by the name that stands for their path in ``arguments``: what nobody else on the
+    machine may see. They are this user's alone, and are removed when the command has ended."""
     background: bool = False
     """Runs beside the next command and is stopped after it."""
     wait_for: tuple[str, int] | None = None

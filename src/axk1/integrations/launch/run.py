@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from axk1.bench.engines import environment_python
+from axk1.files import write_text
 from axk1.integrations.launch.order import Command, Engine
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -26,7 +28,7 @@ GRACE_SECONDS = 60.0
 
 def find_engine(engine: Engine) -> Path | None:
     """The Python that has ``engine``: the one AXK1_VLLM_PYTHON (or AXK1_SGLANG_PYTHON) names, this one, or that of
-    ``.venv-ENGINE``; None: there is none.
+    ``.venv-ENGINE`` in the clone that axk1 runs from; None: there is none. None of the current folder is ever run.
 
     Raises:
         ValueError: the variable names a Python that does not exist or lacks the engine.
@@ -62,18 +64,26 @@ def run(commands: Sequence[Command], say: Callable[[str], Any] = print) -> int:
         TimeoutError: the first machine does not answer.
     """
     running: list[subprocess.Popen[bytes]] = []
-    with _forwarded(running) as stopped:
+    with _forwarded(running) as stopped, TemporaryDirectory(prefix="axk1-") as private:  # for this user alone
         try:
             for command in commands:
                 if command.wait_for and not _wait(command.wait_for, running, stopped, say):
                     return next((_code(process) for process in running if process.poll()), 128 + (stopped or [0])[-1])
                 # a session of its own: Ctrl-C in the terminal would reach it twice otherwise
                 environment = {**os.environ, **command.environment}
-                running.append(subprocess.Popen(command.arguments, env=environment, start_new_session=True))
+                arguments = with_files(command, Path(private))
+                running.append(subprocess.Popen(arguments, env=environment, start_new_session=True))
             running[-1].wait()
         finally:
             _end(running[:-1] if running and running[-1].poll() is not None else running)
     return _code(running[-1])
+
+
+def with_files(command: Command, folder: Path) -> list[str]:
+    """The arguments of ``command``, its files written to ``folder`` and named by their paths."""
+    for name, text in command.files.items():
+        write_text(folder / name, text, mode=0o600)
+    return [str(folder / word) if word in command.files else word for word in command.arguments]
 
 
 def _has(python: Path, engine: str) -> bool:

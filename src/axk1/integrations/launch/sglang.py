@@ -8,13 +8,15 @@ import math
 from axk1.integrations.launch.order import PARSER, Command, Order
 
 INIT_PORT = 20000
+KEY_FILE = "api-key.yaml"
+"""Stands for the path of a file with the key: SGLang reads it from no variable, and arguments are for all to see."""
 SERVE = ("-m", "sglang.cli.main", "serve")
 
 
 def commands(order: Order, python: str = "python") -> list[Command]:
     """What this machine runs."""
-    secrets = (order.api_key,) if order.api_key else ()
-    return [Command((python, *SERVE, *arguments(order)), {}, secrets)]
+    files = {KEY_FILE: f"api-key: {json.dumps(order.api_key)}\n"} if order.api_key else {}  # JSON's strings are YAML's
+    return [Command((python, *SERVE, *arguments(order)), files=files)]
 
 
 def arguments(order: Order) -> list[str]:
@@ -44,7 +46,9 @@ def arguments(order: Order) -> list[str]:
         words += ["--speculative-num-steps", str(order.drafts), "--speculative-eagle-topk", "1"]
         words += ["--speculative-num-draft-tokens", str(order.drafts + 1)]
     if order.api_key:
-        words += ["--api-key", order.api_key]
+        if "--config" in order.extra:
+            raise ValueError("SGLang reads one --config only: put api-key into yours, and leave --api-key out.")
+        words += ["--config", KEY_FILE]
     return [*words, *order.extra]
 
 

@@ -7,7 +7,11 @@ Nothing of vLLM is imported before vLLM calls :func:`register`.
 
 # pyright: reportMissingImports=false
 
-from axk1.integrations.vllm.versions import check_version
+import logging
+
+from axk1.integrations.vllm.versions import check_version, version_problem
+
+__all__ = ["MODELS", "PARSER", "check_version", "register"]
 
 MODELS = {
     "AXK1ForCausalLM": "axk1.integrations.vllm.model:AXK1ForCausalLM",
@@ -21,15 +25,17 @@ PARSER = "axk1"
 def register() -> None:
     """Registers models, parsers and the MTP draft. vLLM calls it in each of its processes; again is harmless.
 
-    Raises:
-        RuntimeError: a version of vLLM that this plugin was not run with.
+    On a vLLM that it was not tested with it takes the two names of ``MODELS`` only, which say so when such a model is
+    to be served: whoever serves other models never notices that axk1 is installed.
     """
-    check_version()
+    if version_problem() is not None:
+        _refuse_models()
+        return
     from vllm.model_executor.models import ModelRegistry
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
-    from axk1.integrations.vllm.hooks import install_draft, install_expert_map
+    from axk1.integrations.vllm.hooks import install_draft
 
     for name, where in MODELS.items():
         ModelRegistry.register_model(name, where)
@@ -37,4 +43,13 @@ def register() -> None:
     ReasoningParserManager.register_lazy_module(PARSER, parsers, "AXK1ReasoningParser")
     ToolParserManager.register_lazy_module(PARSER, parsers, "AXK1ToolParser")
     install_draft()
-    install_expert_map()
+
+
+def _refuse_models() -> None:
+    try:
+        from vllm.model_executor.models import ModelRegistry
+
+        for name, where in MODELS.items():
+            ModelRegistry.register_model(name, f"axk1.integrations.vllm.untested:{where.partition(':')[2]}")
+    except Exception:  # of a vLLM whose registry is another: its models are none of ours
+        logging.getLogger(__name__).warning("axk1 could not register with this vLLM.", exc_info=True)

@@ -28,7 +28,7 @@ from vllm.model_executor.models.deepseek_mtp import (
 from vllm.model_executor.models.utils import make_empty_intermediate_tensors_factory, maybe_prefix
 
 from axk1.checkpoint.names import is_ignored
-from axk1.integrations.vllm.model import check_config, keep_kv_b_full, use_native_rope
+from axk1.integrations.vllm.model import check_config, finish_loading, keep_kv_b_full, use_native_rope
 from axk1.integrations.vllm.weights import Weights, layers_from, per_expert, with_defaults, with_full_kv_b
 
 
@@ -133,3 +133,7 @@ class AXK1MTP(DeepSeekMTP):
         mtp = per_expert(layers, self.config)
         parameters = {name.replace(".mtp_block", ""): value for name, value in self.named_parameters()}
         return super().load_weights(with_defaults(mtp, parameters, self.config.is_moe_layer))
+
+    def process_weights_after_loading(self) -> None:
+        """vLLM's last step of loading."""
+        finish_loading(self, super())

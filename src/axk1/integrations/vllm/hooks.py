@@ -1,4 +1,4 @@
-"""Functions of vLLM that are wrapped: two that decide by a list of names, and one that is wrong on CPUs."""
+"""What is wrapped in vLLM: two functions that decide by a list of names, and experts of ours that are wrong on CPUs."""
 
 # pyright: reportMissingImports=false
 
@@ -6,7 +6,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 DRAFT = "AXK1MTPModel"
 
@@ -59,18 +63,26 @@ def install_draft() -> None:
     SpecDecodeBaseProposer.model_returns_tuple = model_returns_tuple
 
 
-def install_expert_map() -> None:
-    """Lets expert-parallel processes run on CPUs, where vLLM 0.32 takes every expert for its own and dies
-    (``docs/upstream/vllm-cpu-expert-parallel.md``): each computes its experts, the others count nothing."""
+def map_experts(module: nn.Module) -> None:
+    """Lets expert-parallel processes of this model run on CPUs, where vLLM 0.32 takes every expert for its own and dies
+    (``docs/upstream/vllm-cpu-expert-parallel.md``). To be called when weights are loaded: vLLM makes the objects that
+    compute experts, one a layer, only then. Those of other models stay as they are."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
-    known = CPUUnquantizedExperts.apply
-    if getattr(known, "axk1", False):
-        return
+    for part in module.modules():
+        kernel = getattr(getattr(part, "quant_method", None), "moe_kernel", None)
+        experts = getattr(kernel, "fused_experts", None)
+        if isinstance(experts, CPUUnquantizedExperts) and not getattr(experts.apply, "axk1", False):
+            experts.apply = with_expert_map(experts.apply)
+
+
+def with_expert_map(known: Callable[..., Any]) -> Callable[..., Any]:
+    """``known`` (of ``topk_weights``, ``topk_ids``, ``expert_map`` and others) for this process's experts: ids become
+    its own, those of other processes' experts 0 with weight 0."""
     signature = inspect.signature(known)
 
     @functools.wraps(known)
@@ -84,4 +96,4 @@ def install_expert_map() -> None:
         return known(*call.args, **call.kwargs)
 
     apply.axk1 = True  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
-    CPUUnquantizedExperts.apply = apply
+    return apply

@@ -13,6 +13,7 @@ from vllm.model_executor.models.AXK1 import AXK1ForCausalLM as VllmAXK1ForCausal
 from vllm.platforms import current_platform
 
 from axk1.checkpoint.compressed import KV_B
+from axk1.integrations.vllm.hooks import map_experts
 from axk1.integrations.vllm.weights import (
     Weights,
     int8_kv_b,
@@ -74,6 +75,14 @@ def keep_kv_b_full(vllm_config: VllmConfig) -> None:
         quant_config.ignore = [*ignore, KV_B]  # a new list: the old one is the configuration's own
 
 
+def finish_loading(model: nn.Module, parent: Any) -> None:
+    """The last step of loading: that of the class above, where it has one, then what needs loaded experts."""
+    theirs = getattr(parent, "process_weights_after_loading", None)
+    if theirs is not None:
+        theirs()
+    map_experts(model)
+
+
 class AXK1ForCausalLM(VllmAXK1ForCausalLM):
     """A.X K1 in vLLM: reads fused and per-expert checkpoints, with or without router biases and the first layer's norm.
 
@@ -93,3 +102,7 @@ class AXK1ForCausalLM(VllmAXK1ForCausalLM):
         trunk = per_expert(kept, self.config)
         parameters = dict(self.named_parameters())
         return super().load_weights(with_defaults(trunk, parameters, self.config.is_moe_layer))
+
+    def process_weights_after_loading(self) -> None:
+        """vLLM's last step of loading."""
+        finish_loading(self, super())

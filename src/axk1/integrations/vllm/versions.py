@@ -26,12 +26,19 @@ def check_version() -> None:
     Raises:
         RuntimeError: naming the version found, those that are known, and what to do.
     """
+    problem = version_problem()
+    if problem is not None:
+        raise RuntimeError(problem)
+
+
+def version_problem() -> str | None:
+    """Why the installed version is refused, in one sentence; None if it is not."""
     found = installed_version()
     if os.environ.get(OVERRIDE) == "1" or (found is not None and found[1] in TESTED[found[0]]):
-        return
+        return None
     known = ", ".join(f"{name} {version}" for name, versions in TESTED.items() for version in versions)
     have = "an unknown build of vLLM" if found is None else " ".join(found)
-    raise RuntimeError(
-        f"The axk1 plugin was tested with {known}; {have} is installed. Install a tested version, set {OVERRIDE}=1 to "
-        "try this one, or serve other models without the plugin (VLLM_PLUGINS=)."
+    return (
+        f"The axk1 plugin was tested with {known}; {have} is installed. To serve A.X K1 install a tested version, or "
+        f"set {OVERRIDE}=1 to try this one."
     )

@@ -1,0 +1,219 @@
+"""What a recipe says, and whether it makes sense: everything that can be known before training starts."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from axk1.config import PRESETS, AXK1Config
+from axk1.tasks import TASKS
+from axk1.train.corpus import PARTS
+
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt", "polynomial")
+DTYPES = ("auto", "bfloat16", "float32")
+_WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the optimizer: ``steps`` steps over its own data, starting from the stage before.
+
+    Raises:
+        ValueError: a value that makes no sense, in one sentence.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    schedule: str
+    warmup_steps: int = 0
+    muon_learning_rate: float = 0.0
+    """Learning rate of the matrices under Muon; 0: AdamW for all."""
+    text: float = 0.0
+    think: float = 0.65
+    dialogue: float = 0.08
+    learn_prompt: bool = False
+    tasks: dict[str, float] = field(default_factory=dict)
+    """Share of each task in single problems, rescaled to 1; empty: the shares of the held-out problems."""
+    learn: str = "all"
+    """What is trained: ``all``, or ``mtp`` for the MTP modules after a trunk that stays as it is, to the bit."""
+    drafts: int = 0
+    """Tokens the MTP module learns to draft one after the other; 0: as many as there are modules."""
+
+    def __post_init__(self) -> None:
+        where = f'stage "{self.name}"'
+        if not self.name or Path(self.name).name != self.name or self.name in (".", ".."):
+            raise ValueError(f"{where}: its name is that of its folder, so it cannot be empty or hold a '/'")
+        _one_of(where, "learn", self.learn, ("all", "mtp"))
+        _one_of(where, "schedule", self.schedule, SCHEDULES)
+        _within(where, self, 1, math.inf, "steps")
+        _within(where, self, 0, self.steps, "warmup_steps")
+        _within(where, self, 0, math.inf, "muon_learning_rate", "drafts")
+        _within(where, self, 0, 1, "text", "think", "dialogue")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"{where}: learning_rate = {self.learning_rate} must be above 0")
+        for task, share in self.tasks.items():
+            if task not in TASKS:
+                raise ValueError(f"{where}: tasks.{task} is no task{_closest(task, TASKS)}")
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+                raise ValueError(f"{where}: tasks.{task} = {share!r} must be a share, 0 or more")
+        if self.tasks and not any(self.tasks.values()):
+            raise ValueError(f"{where}: all shares of its tasks are 0; leave the task that it is for")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete run; the fields are explained in ``recipes/nano.toml``. Paths are relative to the working folder.
+
+    Raises:
+        ValueError: a value that makes no sense, in one sentence.
+    """
+
+    preset: str
+    tokenizer: str
+    stage: list[Stage]
+    corpus: str = "corpus"
+    seed: int = 0
+    row_tokens: int = 256
+    batch_rows: int = 16
+    weight_decay: float = 0.05
+    adam_beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    router_bias_update_rate: float = 0.001
+    mtp_loss_weight: float = 0.3
+    save_steps: int = 100
+    dtype: str = "auto"
+    """Of matrix products, ``bfloat16`` or ``float32``; ``auto``: bfloat16 where the processor is fast in it."""
+    unit_init: bool = True
+    """Starting weights of ``initialize.py`` instead of the configuration's ``initializer_range``."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Overrides of the preset's configuration."""
+
+    def __post_init__(self) -> None:
+        where = "the recipe"
+        if not self.stage:
+            raise ValueError(f"{where} has no [[stage]]: nothing to train")
+        names = [stage.name for stage in self.stage]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f'{where} has two stages "{twice}", which would share a folder')
+        _one_of(where, "preset", self.preset, tuple(PRESETS))
+        _one_of(where, "dtype", self.dtype, DTYPES)
+        _within(where, self, 1, math.inf, "row_tokens", "batch_rows", "save_steps")
+        _within(where, self, 0, 2**31, "seed")
+        _within(where, self, 0, 1, "adam_beta2", "router_bias_update_rate")
+        _within(where, self, 0, math.inf, "weight_decay", "max_grad_norm", "mtp_loss_weight")
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Reads a TOML recipe.
+
+        Raises:
+            ValueError: no such file, not TOML, an unknown or a missing field, a wrong type, a value without sense.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            stages = values.pop("stage", [])
+            if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+                raise ValueError("stage must be written as [[stage]], once for each")
+            made = [_built(Stage, values, f"stage {number}") for number, values in enumerate(stages, 1)]
+            return _built(cls, {**values, "stage": made}, "the recipe")
+        except FileNotFoundError:
+            raise ValueError(f"{path} does not exist: give the path of a recipe such as recipes/nano.toml.") from None
+        except (OSError, ValueError) as error:  # TOML's and UTF-8's errors are ValueErrors
+            raise ValueError(f"{path} is not a valid recipe: {str(error).rstrip('.')}.") from None
+
+    def config(self) -> AXK1Config:
+        """The model's configuration while it is trained.
+
+        Raises:
+            ValueError: an unknown field, or values that contradict each other.
+        """
+        training = {
+            "router_bias_update_rate": self.router_bias_update_rate,
+            "mtp_loss_weight": self.mtp_loss_weight,
+        }
+        unknown = next((name for name in self.model if not hasattr(AXK1Config.preset(self.preset), name)), None)
+        if unknown is not None:
+            known = tuple(AXK1Config.preset(self.preset).to_dict())
+            raise ValueError(f"The recipe's model.{unknown} is no field{_closest(unknown, known)}.")
+        return AXK1Config.preset(self.preset, **{**training, **self.model})
+
+
+def check_recipe(recipe: Recipe, tokenizer: Any) -> None:
+    """What only files can tell, for all stages: whether model, tokenizer and corpus fit together.
+
+    Raises:
+        ValueError: they do not, in one sentence.
+    """
+    config = recipe.config()
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"The tokenizer {recipe.tokenizer} has {len(tokenizer):,} entries, the model {config.vocab_size:,} "
+            "(vocab_size): train a smaller tokenizer, or set vocab_size under [model]."
+        )
+    if tokenizer.pad_token_id is None or not tokenizer.chat_template:
+        raise ValueError(
+            f"The tokenizer {recipe.tokenizer} has no padding token or no chat template; see docs/tokenizer.md."
+        )
+    if recipe.row_tokens > config.max_position_embeddings:
+        raise ValueError(
+            f"row_tokens = {recipe.row_tokens} is more than the model's {config.max_position_embeddings} positions."
+        )
+    for stage in recipe.stage:
+        if stage.learn == "mtp" and not config.num_nextn_predict_layers:
+            raise ValueError(f'stage "{stage.name}" trains MTP modules, and the model has none.')
+        missing = [part for part in PARTS if stage.text and not (Path(recipe.corpus) / f"{part}.jsonl").is_file()]
+        if missing:
+            raise ValueError(
+                f'stage "{stage.name}" takes text from {Path(recipe.corpus) / missing[0]}.jsonl, which is missing: run '
+                f"axk1 corpus build {recipe.corpus}."
+            )
+
+
+def _built(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """``cls(**values)`` after a look at names and types, which Python would not check or would explain in its terms."""
+    known = {entry.name: entry for entry in fields(cls)}
+    where = f'stage "{values["name"]}"' if cls is Stage and isinstance(values.get("name"), str) else where
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{where}: {name} is no field{_closest(name, tuple(known))}")
+        _check_type(where, name, value, str(known[name].type))
+    for name, entry in known.items():
+        if name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ValueError(f"{where}: {name} is missing and required")
+    return cls(**values)
+
+
+def _check_type(where: str, name: str, value: Any, type_name: str) -> None:
+    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}
+    if type_name.startswith("dict"):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: {name} = {value!r} must be a table, [{name}] and its entries below")
+    elif type_name in kinds and (
+        not isinstance(value, kinds[type_name]) or (isinstance(value, bool) and type_name != "bool")
+    ):
+        raise ValueError(f"{where}: {name} = {value!r} must be {_WORDS[type_name]}")
+
+
+def _closest(name: str, known: tuple[str, ...]) -> str:
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"; the nearest is {found[0]}" if found else f"; there are {', '.join(known)}"
+
+
+def _one_of(where: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        words = " or ".join(f'"{choice}"' for choice in choices) if len(choices) < 3 else ", ".join(choices)
+        raise ValueError(f'{name} = "{value}" in {where}: it must be {"" if len(choices) < 3 else "one of "}{words}')
+
+
+def _within(where: str, holder: Any, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(holder, name)
+        if not (low <= value <= high and math.isfinite(value)):
+            bounds = f"from {low} to {high}" if high != math.inf else f"at least {low}"
+            raise ValueError(f"{where}: {name} = {value} must be {bounds}")
