@@ -4,7 +4,8 @@
 PYTHON ?= python3
 TORCH := $(shell grep '^torch==' constraints.txt)
 BIN := .venv/bin
-OLDEST := .venv-oldest
+TRANSFORMERS ?= 5.23
+OTHER := .venv-transformers-$(TRANSFORMERS)
 VLLM := .venv-vllm
 LLAMACPP := .venv-llamacpp
 SGLANG := .venv-sglang
@@ -12,12 +13,12 @@ RAY := .venv-ray
 LM_EVAL := .venv-lm-eval
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest lint docs readme-demo bench-peers engines engines-vllm engines-sglang ray clean
+.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo bench-peers engines engines-vllm engines-sglang ray clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
 
-setup: .venv/.ready ## .venv with the tested set of packages (the other targets do it too)
+setup: .venv/.dev ## .venv with the tested set of packages (the other targets do it too)
 
 demo: .venv/.ready ## the nano answers in five languages, with its reasoning and without
 	$(BIN)/axk1 demo
@@ -25,18 +26,21 @@ demo: .venv/.ready ## the nano answers in five languages, with its reasoning and
 test: lint docs ## lint, types, documentation, then all tests
 	$(BIN)/python -m pytest
 
-test-oldest: $(OLDEST)/.ready ## the quick tests with the oldest transformers that is supported
-	$(OLDEST)/bin/python -m pytest tests/unit tests/parity -m "not slow"
+test-oldest: ## the quick tests with the oldest transformers that is supported
+	$(MAKE) test-transformers TRANSFORMERS=5.16
 
-lint: .venv/.ready ## ruff and pyright
+test-transformers: $(OTHER)/.ready ## the quick tests with another transformers: make test-transformers TRANSFORMERS=5.23
+	$(OTHER)/bin/python -m pytest tests/unit tests/parity -m "not slow"
+
+lint: .venv/.dev ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-docs: .venv/.ready ## the documentation site, in site/; a broken link fails
+docs: .venv/.dev ## the documentation site, in site/; a broken link fails
 	$(BIN)/mkdocs build --strict --quiet
 
-readme-demo: .venv/.ready ## put the demo's output into README.md and README.ko.md
+readme-demo: .venv/.dev ## put the demo's output into README.md and README.ko.md
 	$(BIN)/python docs/readme_demo.py
 
 bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
@@ -49,15 +53,15 @@ engines-vllm: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 $(LM_EVAL)/.ready ## the plugin 
 engines-sglang: $(SGLANG)/.ready ## the SGLang plugin, tested inside SGLang as far as it runs without a GPU
 	$(SGLANG)/bin/python -m pytest tests/integration/sglang
 
-ray: .venv/.ready $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
+ray: .venv/.dev $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
 	$(BIN)/python -m pytest tests/integration/ray
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv $(OLDEST) $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) $(LM_EVAL) site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-transformers-* $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) $(LM_EVAL) site .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Torch goes first and by itself: asked for as torch==VERSION, any build of that version satisfies pip.
-.venv/.torch $(OLDEST)/.torch $(VLLM)/.torch $(SGLANG)/.torch:
+.venv/.torch $(OTHER)/.torch $(VLLM)/.torch $(SGLANG)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "axk1 needs Python 3.11 or newer;" \
 		"'$(PYTHON)' is not. Choose another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(@D)
@@ -65,13 +69,18 @@ clean: ## remove what the other targets made, .venv included
 	$(@D)/bin/python -m pip install $(TORCH)
 	@touch $@
 
+# What runs the nano and trains it; without linters, documentation tools and tests, which are most of the packages.
 .venv/.ready: pyproject.toml constraints.txt | .venv/.torch
+	$(@D)/bin/python -m pip install --quiet -c constraints.txt -e '.[train]'
+	@touch $@
+
+.venv/.dev: .venv/.ready
 	$(@D)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-$(OLDEST)/.ready: pyproject.toml constraints.txt | $(OLDEST)/.torch
+$(OTHER)/.ready: pyproject.toml constraints.txt | $(OTHER)/.torch
 	grep -vE '^(transformers|huggingface_hub)==' constraints.txt > $(@D)/constraints.txt
-	$(@D)/bin/python -m pip install --quiet -c $(@D)/constraints.txt -e '.[dev]' 'transformers==5.16.*'
+	$(@D)/bin/python -m pip install --quiet -c $(@D)/constraints.txt -e '.[dev]' 'transformers==$(TRANSFORMERS).*'
 	@touch $@
 
 # vLLM names one build of torch and packages for pictures and sound, which do not exist for it; uv can overrule that.

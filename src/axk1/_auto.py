@@ -1,4 +1,4 @@
-"""Registers A.X K1 with transformers' Auto classes, without importing transformers before anyone needs it."""
+"""Registers A.X K1 with transformers' Auto classes and with PEFT, without importing either before anyone needs it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,24 @@ def register_models() -> None:
         auto_class.register(AXK1Config, model, exist_ok=True)
 
 
+ADAPTED = {
+    "LORA": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
+    "ADALORA": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
+    "LNTUNING": ["input_layernorm", "post_attention_layernorm", "norm"],
+}
+"""PEFT's method to the modules that it adapts where its configuration names none: all of attention; norms."""
+
+
+def register_adapters() -> None:
+    """Tells PEFT the default ``target_modules`` of our models, which its tables do not know."""
+    from peft.utils import constants
+
+    for method, modules in ADAPTED.items():
+        table = getattr(constants, f"TRANSFORMERS_MODELS_TO_{method}_TARGET_MODULES_MAPPING", None)
+        if table is not None:
+            table.setdefault("axk1", modules)
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     """Watches imports until the Auto classes exist and nothing they or we need is half imported."""
 
@@ -43,6 +61,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         self.pending: dict[str, Callable[[], None]] = {
             "transformers.models.auto.configuration_auto": register_config,
             "transformers.models.auto.modeling_auto": register_models,
+            "peft.utils.constants": register_adapters,
         }
 
     def find_spec(
@@ -87,7 +106,7 @@ class _Loader(importlib.abc.Loader):
 
 
 def _is_watched(name: str) -> bool:
-    return name.startswith(("transformers.", "axk1."))
+    return name.startswith(("transformers.", "axk1.")) or name == "peft.utils.constants"
 
 
 def _is_half_imported(module: ModuleType) -> bool:

@@ -7,11 +7,10 @@ DeepSeek-style spellings are read and normalised here, so that no other file nee
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, cast
 
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 
 # YaRN from 32,768 to 131,072 tokens. cos/sin are scaled by 1.138629, the softmax scale stays qk_head_dim ** -0.5.
 K1_ROPE: dict[str, Any] = {
@@ -77,7 +76,21 @@ _NOT_NEGATIVE = [
     "initializer_range",
     "rms_norm_eps",
 ]
-_CHOICES = {
+
+
+class _Activations:
+    """The activations of transformers by name. Their module imports half of that library: not for the usual one."""
+
+    def __contains__(self, name: object) -> bool:
+        return name == "silu" or name in list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        from transformers.activations import ACT2FN
+
+        return iter(ACT2FN)
+
+
+_CHOICES: dict[str, Collection[Any] | _Activations] = {
     "scoring_func": ("sigmoid", "softmax"),
     "topk_method": ("noaux_tc", "group_limited_greedy", "greedy"),
     "rope_interleave": (True, False),
@@ -85,8 +98,21 @@ _CHOICES = {
     "attention_bias": (True, False),
     "tie_word_embeddings": (True, False),
     "output_router_logits": (True, False),
-    "hidden_act": tuple(ACT2FN),
+    "hidden_act": _Activations(),
 }
+
+
+class _TheirPlan:
+    """A plan of transformers' own configuration of the installed version, imported when a model asks for it: it brings
+    all of transformers' model classes along."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, config: Any, owner: type | None = None) -> Any:
+        from transformers.models.axk1 import configuration_axk1
+
+        return getattr(configuration_axk1.AXK1Config, self.name)
 
 
 class AXK1Config(PreTrainedConfig):
@@ -128,6 +154,7 @@ class AXK1Config(PreTrainedConfig):
     model_type = "axk1"
     keys_to_ignore_at_inference = [  # Trainer's predictions are the logits alone
         "past_key_values",
+        "cache",
         "router_logits",
         "router_indices",
         "mtp_logits",
@@ -135,7 +162,15 @@ class AXK1Config(PreTrainedConfig):
         "mtp_loss",
         "aux_loss",
     ]
-    attribute_map = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
+    attribute_map = {
+        "num_local_experts": "n_routed_experts",
+        "num_experts": "n_routed_experts",
+        "num_mtp_layers": "num_nextn_predict_layers",
+    }
+    # Our modules have the names of transformers' own class, so its plans shard them too, MTP modules included.
+    base_model_tp_plan = _TheirPlan()  # pyright: ignore[reportAssignmentType]
+    base_model_ep_plan = _TheirPlan()  # pyright: ignore[reportAssignmentType]
+    base_model_pp_plan = _TheirPlan()  # pyright: ignore[reportAssignmentType]
 
     vocab_size: int = 163_840
     hidden_size: int = 7_168

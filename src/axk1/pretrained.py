@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
@@ -300,6 +301,13 @@ class AXK1Model(CheckpointMixin, modeling.AXK1Model):
 
 class AXK1ForCausalLM(CheckpointMixin, modeling.AXK1ForCausalLM):
     __doc__ = modeling.AXK1ForCausalLM.__doc__
+
+    @staticmethod
+    def summed_over_ranks(counts: torch.Tensor) -> torch.Tensor:
+        """``counts`` of all ranks of ``torch.distributed`` where it is initialised, else as they are."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+        return counts
 
 
 class AXK1ForSequenceClassification(CheckpointMixin, modeling.AXK1ForSequenceClassification):

@@ -228,3 +228,131 @@ def test_line_history_and_blocks(terminal, tmp_path):
     program.send("/exit\r")
     assert program.wait() == 0
     assert history.read_text().splitlines()[-3:] == ['"""two', 'lines"""', "/exit"]
+
+
+def saved(talk, tmp_path, *lines: str) -> tuple[list[dict], str]:
+    """The messages and the output of a conversation."""
+    file = tmp_path / "kept.json"
+    _, out = talk([*lines, f"/save {file}"])
+    return json.loads(file.read_text())["messages"], out
+
+
+def test_turns_can_be_answered_again_edited_taken_back_and_forgotten(talk, tmp_path):
+    turns, out = saved(talk, tmp_path, "one", "/regenerate", "two", "/edit three", "four", "/undo", "five", "/forget")
+    assert [turn["content"] for turn in turns] == ["three", "Ys,42é", "five", "Ys,42é"]
+    assert out.count("Ys,42é") == 6 and "Taken back: four" in out and "2 turns left." in out
+
+
+def test_what_fails_leaves_the_conversation_as_it_is(talk, tmp_path):
+    lines = ["/undo", "/regenerate", "one", "/edit", f"/edit {'x' * 5000}", "/forget 0", "/forget x"]
+    turns, out = saved(talk, tmp_path, *lines)
+    assert [turn["content"] for turn in turns] == ["one", "Ys,42é"]
+    assert out.count("error: ") == 6 and out.count("There is no turn to take back") == 2
+
+
+def test_a_full_context_has_a_way_on(talk, tmp_path):
+    turns, out = saved(talk, tmp_path, "x" * 1500, "y" * 1500, "z" * 1500, "/forget", "z" * 1500)
+    assert "/forget drops the oldest turn" in out
+    assert [turn["content"][0] for turn in turns] == ["y", "Y", "z", "Y"]
+
+
+@pytest.mark.parametrize("word", ["/quit", "/exit"])
+def test_words_that_end_it(talk, word):
+    assert talk([word, "hi"]) == (0, "")
+
+
+def test_a_lone_question_mark_is_help(talk):
+    assert talk(["?"])[1] == talk(["/help"])[1]
+    assert "Ys,42é" in talk(["What?"])[1]
+
+
+def test_settings_within_the_session(talk, tmp_path):
+    lines = ["/set max_new_tokens 3", "hi", "/set max_new_tokens none", "hi", "/set seed=7", "/set"]
+    _, out = talk(lines)
+    assert out.startswith(
+        "max_new_tokens 3\nYs,\n[no tokens left: the reply is cut off]\nmax_new_tokens None\nYs,42é\n"
+    )
+    assert "seed 7" in out and "temperature 0.6" in out
+    bad = ["/set warmth 1", "/set temperature -1", "/set temperature hot", "/set top_k 0.5", "/set max_new_tokens 0"]
+    code, out = talk([*bad, "/set markdown 3", "hi"])
+    assert (code, out.count("error: "), out.splitlines()[-1]) == (0, 6, "Ys,42é")
+
+
+def test_load_shows_what_it_loaded(talk, tmp_path):
+    file = tmp_path / "talk.json"
+    talk(["/system Be brief.", *(f"question {n}" for n in range(5)), f"/save {file}"])
+    _, out = talk([f"/load {file}"])
+    assert "system prompt: Be brief." in out and "(4 earlier turns)" in out
+    assert [line for line in out.splitlines() if line.startswith("> ")] == [f"> question {n}" for n in (2, 3, 4)]
+
+
+def test_save_writes_over_nothing_that_is_not_the_sessions(talk, tmp_path):
+    precious, link, own = tmp_path / "precious", tmp_path / "link", tmp_path / "own.json"
+    precious.write_text("notes")
+    link.symlink_to(precious)
+    _, out = talk(["hi", f"/save {precious}", f"/save {link}", f"/save {own}", "hi", f"/save {own}"])
+    assert out.count("exists already") == 2 and precious.read_text() == "notes" and link.is_symlink()
+    assert own.stat().st_mode & 0o777 == 0o600 and len(json.loads(own.read_text())["messages"]) == 4
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [5, [5], [{"role": "user"}], [{"role": "user", "content": 5}], [{"role": "system", "content": "x"}]],
+)
+def test_files_that_are_no_conversations(talk, tmp_path, messages):
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps({"system": None, "think": False, "budget": -1, "messages": messages}))
+    _, out = talk([f"/load {file}", "/load /dev/zero", f"/load {tmp_path}", "hi"])
+    assert out.count("error: ") == 3 and out.count("is not a saved conversation") == 3
+    assert out.endswith("Ys,42é\n")
+
+
+def test_a_home_and_a_history_are_optional(monkeypatch, tmp_path):
+    from axk1.cli import chat_input
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert chat_input.history_file() is None
+    (tmp_path / "file").touch()
+    for file in (None, tmp_path / "file" / "below", tmp_path):
+        chat_input.write_history(file, "a")
+        assert chat_input.read_history(file) == []
+    kept = tmp_path / "state" / "history"
+    chat_input.write_history(kept, "two\nlines")
+    chat_input.write_history(kept, "one")
+    assert chat_input.read_history(kept) == ["two\nlines", "one"] and kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_pasted_lines_are_one_message(terminal, tmp_path):
+    file = tmp_path / "talk.json"
+    program = terminal()
+    program.expect("\n> ")
+    program.send("\x1b[200~first\nsecond\n/exit\x1b[201~\r")
+    program.expect("tokens/s")
+    program.expect("\n> ")
+    program.send("/und\t\r")  # completed
+    program.expect("Taken back: first second /exit")
+    program.expect("\n> ")
+    program.send("hello\r")
+    program.expect("tokens/s")
+    program.expect("\n> ")
+    program.send("/edit\r")
+    program.expect("edit> ")
+    program.send(" again\r")  # at the end of what was there
+    program.expect("tokens/s")
+    program.expect("\n> ")
+    program.send(f"/save {file}\r")
+    program.expect("Saved to")
+    program.expect("\n> ")
+    program.send("/quit\r")
+    assert program.wait() == 0
+    assert [turn["content"] for turn in json.loads(file.read_text())["messages"]] == ["hello again", "Ys,42é"]
+
+
+def test_the_start_says_which_model_is_loaded(terminal, endless_checkpoint):
+    program = terminal()
+    program.expect(f"Loading {endless_checkpoint}")
+    program.expect("million parameters, float32, cpu")
+    program.expect("\n> ")
+    program.send("\x04")
+    assert program.wait() == 0

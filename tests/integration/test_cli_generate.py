@@ -180,7 +180,18 @@ def test_ctrl_c_keeps_what_is_finished(generate, tmp_path, endless_checkpoint):
         ('{"prompt": "a", "think": 1}', "'think' must be"),
         ('{"prompt": "a", "id": [1]}', "'id' must be"),
         ('{"prompt": "a", "id": 0}', "used in line 1 already"),
-        ('{"prompt": "%s"}' % ("x" * 5000), "context holds 4096"),
+        ('{"prompt": "a", "temperature": "warm"}', "temperature is 'warm'"),
+        ('{"prompt": "a", "top_p": NaN}', "top_p is nan"),
+        ('{"prompt": "a", "logit_bias": {"x": 1}}', "logit_bias is"),
+        ('{"prompt": "a", "budget": -2}', "'budget' is -2"),
+        ('{"prompt": "a", "max_tokens": 1.5}', "'max_new_tokens' is 1.5"),
+        ('{"prompt": "a", "max_tokens": 1, "max_new_tokens": 2}', "another name of it differ"),
+        ('{"prompt": "a", "think": true, "enable_thinking": false}', "another name of it differ"),
+        ('{"prompt": "a", "enable_thinking": "false"}', "'think' must be"),
+        ('{"prompt": "a", "stop": 5}', "stop must be text"),
+        ('{"prompt": "a", "tools": ["add"]}', "A tool must be"),
+        ('{"messages": [{"role": "user", "content": "a", "thinking": 1}]}', "'thinking'"),
+        ("[" * 100000, "line 3"),
     ],
 )
 def test_bad_request_names_its_line_and_nothing_is_written(generate, tmp_path, line, message):
@@ -193,6 +204,72 @@ def test_bad_request_names_its_line_and_nothing_is_written(generate, tmp_path, l
     assert message in flat
     assert "Traceback" not in err
     assert not output.exists()
+
+
+def test_a_request_that_is_too_long_does_not_stop_the_others(generate, tmp_path):
+    file, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text(json.dumps({"prompt": "x" * 5000}) + '\n{"prompt": "b"}\n')
+    for _ in range(2):  # and again: it is finished
+        code, _, err = generate("--input", file, "--output", output)
+        assert code == 3 and "1 of 2 requests could not be answered" in " ".join(err.split())
+        bad, good = replies(output)
+        assert "context holds 4096" in bad["error"] and (bad["id"], "answer" in bad) == (0, False)
+        assert good["answer"] == "Ys,42é"
+
+
+def test_lines_may_have_options_of_their_own(generate, tmp_path):
+    """The known ones are honoured under all their names, the others are named."""
+    file, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [
+        {"prompt": "a", "enable_thinking": True, "thinking_budget": 3},
+        {"prompt": "b", "max_tokens": 2, "topic": "x", "temperature": 0.0},
+        {"prompt": "c", "stop": ",4", "level": 5, "seed": 7},
+        {"prompt": "d", "logit_bias": {"89": -100}, "temperature": 0},
+        {"prompt": "e", "think": None, "max_new_tokens": None},
+    ]
+    file.write_text("\ufeff" + "\n\r\n".join(map(json.dumps, lines)), encoding="utf-8")
+    code, _, err = generate("--input", file, "--output", output)
+    assert code == 0 and "from line 3 on: topic, level" in " ".join(err.split())
+    a, b, c, d, e = replies(output)
+    assert (a["think"], a["reasoning"]) == (True, "abc")
+    assert (b["answer"], c["answer"], e["answer"]) == ("Ys", "Ys", "Ys,42é")
+    assert not d["answer"].startswith("Y")
+
+
+@pytest.mark.parametrize("change", ["question", "options", "model", "ids", "line"])
+def test_an_output_of_other_requests_is_not_taken_for_this_ones(generate, tmp_path, change, closing_checkpoint):
+    file, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    options = ["--input", file, "--output", output, "--temperature", 0]
+    assert generate(*options)[0] == 0
+    before, how = output.read_bytes(), {}
+    if change == "question":
+        file.write_text('{"prompt": "a"}\n{"prompt": "c"}\n')
+    if change == "ids":
+        file.write_text('{"prompt": "b", "id": 0}\n{"prompt": "a", "id": 1}\n')
+    if change == "line":
+        file.write_text('{"prompt": "a"}\n{"prompt": "b", "max_tokens": 3}\n')
+    if change == "options":
+        options += ["--think"]
+    if change == "model":
+        how = {"model": closing_checkpoint}
+    code, _, err = generate(*options, **how)
+    assert code == 2 and "for another request" in " ".join(err.split())
+    assert output.read_bytes() == before
+    file.write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
+    if change == "question":
+        assert generate(*options, "--batch-size", 1, "--drafts", 0)[0] == 0  # these change none
+        assert output.read_bytes().startswith(before) and len(replies(output)) == 3
+
+
+def test_two_runs_do_not_share_an_output(generate, requests, tmp_path):
+    import fcntl
+
+    output = tmp_path / "out.jsonl"
+    with output.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        code, _, err = generate("--input", requests, "--output", output)
+    assert code == 2 and "Another run is writing" in " ".join(err.split())
 
 
 @pytest.mark.parametrize("content", [b"precious notes", b'{"id": 0}\nprecious notes\n{"id": 1', b'{"text": 1}\n'])

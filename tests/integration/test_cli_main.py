@@ -115,3 +115,18 @@ def test_a_closed_pipe_is_no_traceback():
     command = f'{sys.executable} -c "from axk1.cli.main import main; main()" info k1 | head -n 1'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("k1") and done.stderr == ""
+
+
+def test_info_imports_half_of_what_a_model_needs(tiny_checkpoint):
+    """It reads headers: neither transformers' models nor the compilers that they import."""
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from axk1.cli.main import app
+result = CliRunner().invoke(app, ["info", {str(tiny_checkpoint)!r}])
+assert result.exit_code == 0, result.output
+heavy = {{"torch._dynamo", "torch.distributed.tensor", "sympy", "transformers.modeling_utils"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

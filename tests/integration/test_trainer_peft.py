@@ -9,6 +9,7 @@ from tiny import PAD, small_model, tokens
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
 from axk1 import AXK1ForCausalLM
+from axk1.modeling import trunk
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -159,3 +160,56 @@ def test_lora(tmp_path: Path, checkpointing: bool) -> None:
     assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
     found = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, pad_token_id=PAD)
     assert torch.equal(found, merged.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=PAD))
+
+
+def adapted(model: Any) -> set[str]:
+    """Modules of layer 1 that learn, by their last names."""
+    names = [name for name, p in model.named_parameters() if p.requires_grad and ".layers.1." in name]
+    return {name.split(".layers.1.")[1].split(".lora_")[0].split(".ln_tuning")[0] for name in names}
+
+
+def test_adapters_know_where_to_go() -> None:
+    """Without ``target_modules``: PEFT's defaults for this architecture, which importing axk1 registers."""
+    from peft import LNTuningConfig, LoraConfig, get_peft_model
+
+    attention = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+    lora = get_peft_model(new_model(), LoraConfig(r=2, task_type="CAUSAL_LM"))
+    assert adapted(lora) == {f"self_attn.{name}" for name in attention}
+    norms = get_peft_model(new_model(), LNTuningConfig(task_type="CAUSAL_LM"))
+    assert adapted(norms) == {"input_layernorm", "post_attention_layernorm"}
+
+
+def test_prefix_tuning_says_why_not() -> None:
+    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+    ids = tokens(2, 5)
+    for depth in (0, 1):
+        base = small_model(num_nextn_predict_layers=depth)
+        model: Any = get_peft_model(base, PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+        with pytest.raises(ValueError, match=r"prefix tuning, cannot stand in for it: use LoRA or prompt tuning"):
+            model(input_ids=ids, labels=ids)
+    model = get_peft_model(new_model(), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.prompt_encoder.default.embedding.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("how", ["label_smoothing_factor", "compute_loss_func"])
+def test_a_loss_of_the_trainers_own(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer keeps the labels: it learns, and is told once what its loss lacks."""
+    said: list[str] = []
+    monkeypatch.setattr(trunk.logger, "warning_once", said.append)
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    smoothing = {"label_smoothing_factor": 0.1} if how == "label_smoothing_factor" else {}
+    trainer: Any = Trainer(
+        model=new_model(),
+        args=arguments(tmp_path, max_steps=4, **smoothing),
+        train_dataset=examples(),  # pyright: ignore[reportArgumentType]
+        data_collator=DataCollatorWithFlattening(),
+        compute_loss_func=None if smoothing else loss,
+    )
+    trainer.train()
+    assert len(losses(trainer)) == 4 and all(0 < value < 20 for value in losses(trainer))
+    assert said and "mtp_loss_weight=0.3" in said[0]

@@ -54,7 +54,7 @@ def test_equals_the_whole_sequence(seed: int, sizes: list[int]) -> None:
     model = build(random_fields(seed, rope_parameters=dict(ROPES[seed % 4])), seed, num_nextn_predict_layers=2)
     ids = tokens(2, 12, seed)
     trunk = model.model(ids, use_cache=False)
-    whole = model.model.forward_mtp(trunk.last_hidden_state, model.model.embed_tokens(ids), trunk.attention_context)
+    whole = model.model.forward_mtp(trunk.last_hidden_state, model.model.embed_tokens(ids))
     for depth, state in enumerate(drafted(model, trunk.last_hidden_state, ids, sizes), start=1):
         assert (state - whole.mtp_states[depth - 1])[:, :-depth].abs().max() < CLOSE
 
@@ -67,7 +67,7 @@ def test_padded_rows(side: str) -> None:
     positions = positions_of(mask)
     trunk = model.model(ids, attention_mask=mask, position_ids=positions, use_cache=False)
     embeddings = model.model.embed_tokens(ids)
-    whole = model.model.forward_mtp(trunk.last_hidden_state, embeddings, trunk.attention_context).mtp_states[0]
+    whole = model.model.forward_mtp(trunk.last_hidden_state, embeddings, mask, positions).mtp_states[0]
     found = drafted(model, trunk.last_hidden_state, ids, [6, 1, 4], attention_mask=mask, position_ids=positions)[0]
     known = (mask * ahead_of(mask, 1)).bool()
     assert (found - whole)[known].abs().max() < CLOSE

@@ -59,7 +59,7 @@ def test_recorded_steps_equal_plain_ones(seed: int, batch: int, width: int, padd
     for cache in caches:
         model.model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
     with on_cpu(recorder):
-        decoder = model.decoder(caches[0])
+        decoder = model.step_decoder(caches[0])
     assert decoder is not None
     steps = 0
     for turn in range(12):
@@ -97,7 +97,7 @@ def test_a_step_is_recorded_again_where_its_window_ends_or_the_cache_moves() -> 
     with on_cpu(recorder), torch.inference_mode():
         cache = LatentCache(model.config, capacity=2 * NARROWEST + 1)
         model.model(tokens(2, NARROWEST - 9), past_key_values=cache)
-        decoder = model.decoder(cache)
+        decoder = model.step_decoder(cache)
 
         made: list[Step] = []
 
@@ -130,7 +130,7 @@ def test_failed_recordings_leave_the_modules(caplog: pytest.LogCaptureFixture) -
     with on_cpu(fails):
         cache = LatentCache(model.config, capacity=64)
         model.model(tokens(1, 9), past_key_values=cache)
-        decoder = model.decoder(cache)
+        decoder = model.step_decoder(cache)
         for _ in range(PLAIN_STEPS + 5):
             new, positions = tokens(1, 1), torch.tensor([[cache.get_seq_length()]])
             assert decoder.step(new, positions, None, 1) is None
@@ -191,7 +191,7 @@ def test_graphs_on_a_gpu() -> None:
     for cache in caches:
         model.model(ids, past_key_values=cache)
     with patch.dict(RUNNERS, {"cuda": CUDARunner()}, clear=True):
-        decoder = model.decoder(caches[0])
+        decoder = model.step_decoder(caches[0])
     recorded = 0
     for turn in range(20):
         new, positions = tokens(2, 1, turn).to("cuda"), torch.tensor([[9 + turn]], device="cuda")

@@ -268,7 +268,7 @@ def test_a_long_prompt_runs_in_pieces(monkeypatch):
     assert found is not None
     torch.testing.assert_close(found, states, atol=0.06, rtol=0.02)
     torch.testing.assert_close(pieces.layers[2].joint, whole.layers[2].joint, atol=0.06, rtol=0.02)
-    decoder = model.decoder(LatentCache(model.config))
+    decoder = model.step_decoder(LatentCache(model.config))
     assert decoder is not None
     assert decoder.step(ids, torch.arange(150)[None], None, 1) is None, "in pieces by whoever asks"
 
@@ -353,7 +353,7 @@ def test_whole_steps_are_those_of_the_layers(dtype):
     mask[1, :7] = 0
     one, other = (prefilled(model, ids[:, :27], mask[:, :27]) for _ in range(2))
     positions = torch.arange(27, 30)[None]
-    decoder = model.decoder(one)
+    decoder = model.step_decoder(one)
     assert decoder is not None
     found = decoder.step(ids[:, 27:], positions, mask, 2)
     states = step(model, other, ids[:, 27:], mask)
@@ -382,7 +382,7 @@ def test_states_that_nobody_wants_change_nothing(dtype, tokens):
     mask[0, :4] = 0
     one, other = (prefilled(model, ids[:, :12], mask[:, :12]) for _ in range(2))
     places, keep = torch.arange(12, 12 + tokens)[None], min(2, tokens)
-    decoders = [model.decoder(one), model.decoder(other)]
+    decoders = [model.step_decoder(one), model.step_decoder(other)]
     whole = decoders[0].step(ids[:, 12:], places, mask, keep)
     last = decoders[1].step(ids[:, 12:], places, mask, keep, whole=False)
     drafted = decoders[0].draft(whole.states, ids[:, 12:], places, mask[:, 12:], 1)
@@ -419,7 +419,7 @@ def test_a_step_with_drafts_is_its_parts(dtype, batch, waiting, count, few, seed
     together, parts = (prefilled(model, ids[:, :12], ones[:, :12]) for _ in range(2))
     newest, positions = ids[:, -1:], torch.arange(12, 12 + waiting)[None]
     ahead = torch.arange(12 + waiting, 13 + waiting + count)[None]
-    decoders = [model.decoder(cache) for cache in (together, parts)]
+    decoders = [model.step_decoder(cache) for cache in (together, parts)]
     states = [decoder.step(ids[:, 12:-1], positions, None, 1).states for decoder in decoders]
     found = decoders[0].speculate((states[0], ids[:, 13:], positions), newest, ahead, count)
     assert found is not None
@@ -451,7 +451,7 @@ def test_a_short_head_gives_the_whole_ones_logits():
     ids = torch.arange(30, 42)[None]
     for chosen in (None, [45, 44, 300, 7, 41]):
         model.generation_config.draft_token_ids = chosen
-        decoder = model.decoder(LatentCache(model.config))
+        decoder = model.step_decoder(LatentCache(model.config))
         states = decoder.step(ids, ids, None, 1).states
         draft, head = decoder.draft(states, ids, ids, None, 12), draft_head(model)
         assert torch.equal(draft.best, draft.logits.argmax(-1))
@@ -468,7 +468,7 @@ def test_decoders_are_made_of_plain_models_only():
     def decoder(change: Any) -> Any:
         model = copy.deepcopy(MODELS["nano"])
         change(model)
-        return model.decoder(LatentCache(model.config))
+        return model.step_decoder(LatentCache(model.config))
 
     assert decoder(lambda m: None) is not None
     for change in (

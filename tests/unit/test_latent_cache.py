@@ -199,3 +199,15 @@ def test_known_length_is_allocated_once() -> None:
     assert len(places) == 1
     width = model.config.kv_lora_rank + model.config.qk_rope_head_dim
     assert cache.nbytes == 3 * 2 * 12 * width * 4
+
+
+def test_a_cache_of_another_kind_is_refused() -> None:
+    """Keys and values a head (of a prefix, or of another model), or latents of another width."""
+    model, other = small_model(), DynamicCache()
+    other.update(torch.zeros(1, 2, 4, 16), torch.zeros(1, 2, 4, 16), 0)
+    with pytest.raises(ValueError, match=r"keys of 2 heads and 16 values.*prefix tuning"):
+        model(tokens(1, 3), past_key_values=other)
+    narrow = LatentCache(AXK1Config.preset("nano", kv_lora_rank=10))
+    narrow.update(torch.zeros(1, 1, 4, 10), torch.zeros(1, 1, 4, 64), 0)
+    with pytest.raises(ValueError, match="1 heads and 10 values"):
+        model(tokens(1, 3), past_key_values=narrow)

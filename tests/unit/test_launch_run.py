@@ -68,6 +68,15 @@ def test_the_example_of_the_page_is_what_is_printed():
 
 
 @pytest.mark.usefixtures("no_engine")
+def test_the_plan_for_a_cpu_speaks_of_processes():
+    machine = ["--weights", "bf16", "--engine", "vllm", "--device", "cpu", "--dry-run"]
+    plan = serve("serve", "k1", *machine, "--gpus", "8", "--gpu-memory", "900").stdout.partition("$ ")[0]
+    assert "each process" in plan and "GPU" not in plan and "CUDA" not in plan
+    refused = serve("serve", "k1", *machine, "--gpus", "1", "--gpu-memory", "9").stderr
+    assert "each process would hold" in refused and "GPU" not in refused
+
+
+@pytest.mark.usefixtures("no_engine")
 def test_json_and_secrets():
     result = serve(*K1, "--engine", "sglang", "--json", "--api-key", "k3y", "--think", "--node-rank", "3")
     found = json.loads(result.stdout)
@@ -81,6 +90,7 @@ def test_json_and_secrets():
     ("arguments", "message"),
     [
         (["--engine", "tgi"], "--engine is 'tgi'; use vllm or sglang"),
+        ([], "--engine is missing; use vllm or sglang"),
         (["--engine", "vllm"], "needs --head"),
         (["--engine", "vllm", "--head", "a"], "vllm is not installed here. Install it with pip install 'axk1[vllm]'"),
         (["--engine", "vllm", "--dtype", "fp8", "--dry-run"], "--dtype is 'fp8'; use auto, bfloat16"),

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axk1.modeling.losses import IGNORE, shifted_labels, token_loss
+from axk1.modeling.objectives import IGNORE, shifted_labels, token_loss
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -1,5 +1,6 @@
 """The router against a plain Python reference, and the experts against a loop over tokens."""
 
+import copy
 import itertools
 import math
 import random
@@ -10,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ROUTINGS, small_model, tokens
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from axk1 import AXK1Config
-from axk1.modeling.moe import AXK1Experts, AXK1MoE, AXK1Router, one_by_one
+from axk1.modeling.moe import BY_PROCESSOR, AXK1Experts, AXK1MoE, AXK1Router, one_by_one
 
 
 def make_config(**fields: Any) -> AXK1Config:
@@ -202,9 +204,50 @@ def test_a_prompts_experts_are_as_close_to_fp32_as_transformers_are(
     assert error <= 1.2 * reference + torch.finfo(dtype).eps * exact.square().mean().sqrt() / 2
 
 
-def test_default_path_has_no_loop_over_experts() -> None:
-    model = small_model()
-    assert model.config._experts_implementation == "grouped_mm"
+WAYS = ["batched_mm", "grouped_mm"]
+
+
+def ways_run(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, chosen: str | None) -> list[str]:
+    """Which of the interface's functions a prompt runs."""
+    model, ran = small_model().to(dtype), []
+    if chosen:
+        model.set_experts_implementation(chosen)
+    for way in WAYS:
+        function = ALL_EXPERTS_FUNCTIONS[way]
+        spy = lambda *args, way=way, function=function, **kwargs: ran.append(way) or function(*args, **kwargs)  # noqa: E731
+        monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, way, spy)
+    with torch.no_grad():
+        model(tokens(1, 5), use_cache=False)
+    return sorted(set(ran))
+
+
+def test_default_path_has_no_loop_over_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert small_model().config._experts_implementation == BY_PROCESSOR
+    assert ways_run(monkeypatch, torch.float32, None) == ["grouped_mm"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chosen", [*WAYS, None])
+def test_a_chosen_way_is_what_runs(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, chosen: str | None) -> None:
+    """In 16 bits on the CPU the default takes the loop; a way asked for by name is never replaced."""
+    assert ways_run(monkeypatch, dtype, chosen) == ([chosen] if chosen else [])
+
+
+def test_experts_of_other_ranks_add_nothing() -> None:
+    """Under expert parallelism a rank numbers its experts from 0, and all higher indices are other ranks'."""
+    torch.manual_seed(0)
+    config = make_config(n_routed_experts=6, n_group=1, topk_group=1, num_experts_per_tok=2)
+    config._experts_implementation = "eager"
+    whole: Any = AXK1Experts(config)
+    torch.nn.init.normal_(whole.gate_up_proj)
+    torch.nn.init.normal_(whole.down_proj)
+    x, weights = torch.randn(7, 16), torch.rand(7, 2)
+    indices = torch.rand(7, 6).topk(2).indices
+    expected = whole(x, indices, weights * (indices < 4))
+    part: Any = copy.deepcopy(whole)
+    part.num_experts = 4
+    part.gate_up_proj, part.down_proj = (torch.nn.Parameter(w[:4]) for w in (whole.gate_up_proj, whole.down_proj))
+    assert torch.allclose(part(x, indices.clamp(max=4), weights), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shared", [0, 1, 2])

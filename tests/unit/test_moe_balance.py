@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny import pack_rows, pad_rows, small_model, tokens
 
 from axk1 import AXK1Config
-from axk1.modeling.losses import sequence_balance_loss, tokens_per_expert
 from axk1.modeling.moe import AXK1Router
+from axk1.modeling.objectives import sequence_balance_loss, tokens_per_expert
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_:FutureWarning")  # renamed in 5.23
 

@@ -119,15 +119,14 @@ def test_contract_is_visible() -> None:
     exact = model(ids, output_mtp_logits=True).mtp_logits[0]
     layer, hidden_size = model.model.mtp_layers[0], model.config.hidden_size
     trunk = model.model(ids, output_hidden_states=True)
-    context = trunk.attention_context
     embeddings = model.model.embed_tokens(ids)
-    same = model.lm_head(model.model.forward_mtp(trunk.last_hidden_state, embeddings, context).mtp_states[0])
+    same = model.lm_head(model.model.forward_mtp(trunk.last_hidden_state, embeddings).mtp_states[0])
     assert torch.equal(same, exact)
     seen: dict[str, torch.Tensor] = {}
     hook = model.model.layers[2].register_forward_hook(lambda m, args, out: seen.update(pre_norm=out))
     model.model(ids)
     hook.remove()
-    pre_norm = model.lm_head(model.model.forward_mtp(seen["pre_norm"], embeddings, context).mtp_states[0])
+    pre_norm = model.lm_head(model.model.forward_mtp(seen["pre_norm"], embeddings).mtp_states[0])
     assert (pre_norm - exact).abs().max() > 1e-2
     for tensor, changed in (
         (layer.eh_proj.weight, layer.eh_proj.weight.roll(hidden_size, dims=1)),
@@ -254,7 +253,7 @@ def test_drafts_that_cannot_be_trained() -> None:
     model.config._attn_implementation = "flex_attention"  # its masks are objects of their own
     states = torch.zeros(1, 8, model.config.hidden_size)
     with pytest.raises(ValueError, match='need attention "sdpa" or "eager", not "flex_attention"'):
-        model.model.forward_mtp(states, states, {"attention_mask": object()}, drafts=2)
+        model.model.forward_mtp(states, states, drafts=2)
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -63,6 +63,42 @@ def test_report_prints_what_the_tokenizer_does(corpus, trained):
     assert f"{cell['bytes']:,}" in table
 
 
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ('{"text": 5}', "line 4: 'text' is 5; it must be text"),
+        ('{"text": null}', "line 4: 'text' is None"),
+        ('{"body": "a"}', "line 4 is not a JSON object"),
+        ("5", "line 4 is not a JSON object"),
+        ('["text"]', "line 4 is not a JSON object"),
+        ("[" * 100_000, "line 4 is not a JSON object"),
+        ('{"text": "\\ud800"}', "line 4: 'text' has a lone surrogate"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "report"])
+def test_lines_of_another_type_are_named(trained, tmp_path, command, line, error):
+    file = tmp_path / "text.jsonl"
+    file.write_text('\ufeff{"text": "fine"}\n\n  \n' + line + "\n", encoding="utf-8")
+    arguments = (
+        [str(tmp_path / "out"), str(file), *SIZES] if command == "train" else [str(trained), "--corpus", str(file)]
+    )
+    result = CliRunner().invoke(app, [command, *arguments])
+    assert isinstance(result.exception, ValueError) and error in str(result.exception)
+    assert str(file) in str(result.exception)
+
+
+def test_a_byte_order_mark_and_blank_lines_are_no_text(tmp_path):
+    lines, plain = tmp_path / "a.jsonl", tmp_path / "b.txt"
+    lines.write_text('\ufeff\n{"text": "one"}\n\n{"text": ""}\n', encoding="utf-8")
+    plain.write_text("\ufefftwo\n", encoding="utf-8")
+    assert texts_of(tmp_path) == {"a": ["one"], "b": ["two\n"]}
+    lines.write_text('{"text": ""}\n')
+    with pytest.raises(ValueError, match="are empty"):
+        sample_texts(find_files([lines]), 500)
+    with pytest.raises(ValueError, match="max_bytes: 0"):
+        sample_texts(find_files([plain]), 0)
+
+
 @pytest.mark.parametrize("weight", ["ko", "ko=x"])
 def test_a_malformed_weight_is_refused(corpus, tmp_path, weight):
     result = CliRunner().invoke(app, ["train", str(tmp_path), str(corpus), *SIZES, "--weight", weight])

@@ -15,7 +15,8 @@ Message = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 _ALIASES = {"developer": "system"}
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-_FIELDS = {"role", "content", "reasoning_content", "reasoning", "tool_calls", "tool_call_id", "name", "interrupted"}
+_FIELDS = {"role", "content", "reasoning_content", "reasoning", "tool_calls", "tool_call_id", "name"}
+_OURS = {"interrupted"}  # of saved conversations
 _EMPTY = (None, [], "", False)  # what clients send back for fields that they do not use
 _DEEPEST = 64
 
@@ -68,7 +69,7 @@ def _message(given: Any) -> Message:
     role = _ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise ValueError(f"A message must be an object whose role is one of {', '.join(ROLES)}; got {_shown(given)}.")
-    if unknown := [key for key in given if key not in _FIELDS and given[key] not in _EMPTY]:
+    if unknown := [key for key in given if key not in _FIELDS | _OURS and given[key] not in _EMPTY]:
         raise ValueError(f"A {role} message has {', '.join(map(repr, unknown))}, which nothing reads; leave it out.")
     message: Message = {"role": role}
     calls = _calls(given.get("tool_calls"), role)

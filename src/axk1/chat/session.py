@@ -27,6 +27,10 @@ def load(path: str | Path | None = None, *, device: str | None = None, dtype: st
     return Chat(*load_checkpoint(path, device=device, dtype=dtype))
 
 
+class ContextFullError(ValueError):
+    """A prompt fills the model's context."""
+
+
 class ReplyStream(Iterator[Delta]):
     """A reply being generated: iterate for its deltas, then read ``reply``.
 
@@ -177,18 +181,12 @@ class Chat:
         drafts: Drafts | None = None,
         logprobs: int | None = None,
     ) -> _Batch:
-        if not _is_whole(budget) or budget < UNLIMITED:
-            raise ValueError(f"budget is {budget!r}; it must be -1 (unlimited), 0 (no reasoning) or more.")
+        _check_budget(budget)
         modes = _modes(think, len(conversations))
         modes = [mode and budget != 0 for mode in modes]
         prompts = [self.prompt(messages, mode, tools) for messages, mode in zip(conversations, modes, strict=True)]
         width = max(map(len, prompts))
-        max_new_tokens = self.room(width, max_new_tokens)
-        if any(modes) and budget >= max_new_tokens:
-            raise ValueError(
-                f"A budget of {budget} reasoning tokens leaves no room for an answer in {max_new_tokens} new tokens; "
-                "lower the budget or raise max_new_tokens."
-            )
+        max_new_tokens = self.check_room(width, any(modes), budget, max_new_tokens)
         drafts = drafts or Drafts()
         recorded, statistics = None if logprobs is None else Logprobs(logprobs), DraftStatistics()
         steps = decode(
@@ -213,6 +211,20 @@ class Chat:
         ]
         return _Batch(self.tokenizer, builders, steps, recorded, statistics)
 
+    def check_room(self, prompt_tokens: int, think: bool, budget: int, max_new_tokens: int | None = None) -> int:
+        """How many new tokens may follow a prompt, with an answer after ``budget`` of them.
+
+        Raises:
+            ValueError: where the prompt or the budget leaves none.
+        """
+        room = self.room(prompt_tokens, max_new_tokens)
+        if think and budget >= room:
+            raise ValueError(
+                f"A budget of {budget} reasoning tokens leaves no room for an answer in {room} new tokens; "
+                "lower the budget or raise max_new_tokens."
+            )
+        return room
+
     def room(self, prompt_tokens: int, max_new_tokens: int | None = None) -> int:
         """How many new tokens may follow a prompt: what the context still holds, or ``max_new_tokens`` if that is less.
 
@@ -221,7 +233,7 @@ class Chat:
         """
         room = self.context_length - prompt_tokens
         if room < 1:
-            raise ValueError(
+            raise ContextFullError(
                 f"The prompt has {prompt_tokens} tokens and the model's context holds {self.context_length}; "
                 "shorten the conversation."
             )
@@ -230,6 +242,11 @@ class Chat:
         if not _is_whole(max_new_tokens) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number, at least 1.")
         return min(max_new_tokens, room)
+
+
+def _check_budget(budget: object) -> None:
+    if not isinstance(budget, int) or isinstance(budget, bool) or budget < UNLIMITED:
+        raise ValueError(f"budget is {budget!r}; it must be -1 (unlimited), 0 (no reasoning) or more.")
 
 
 def _is_whole(value: object) -> bool:

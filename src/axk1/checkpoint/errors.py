@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ValueError, RuntimeError):
     """A checkpoint that cannot be used: which file, which tensor, what to do.
+
+    Also a ``RuntimeError``: callers of ``from_pretrained`` know transformers' own for tensors of another shape.
 
     Attributes:
         file: the file at fault, where there is one.

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import inspect
-import io
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from axk1.terminal import printable as printable
+from axk1.cli import streams
 
 if TYPE_CHECKING:
     from axk1.chat import Chat
     from axk1.generation.sampling import Sampling
     from axk1.generation.speculate import Drafts
 
+Model = Annotated[
+    str | None, typer.Argument(help="Checkpoint folder or name on the hub. Default: AXK1_MODEL, else the nano.")
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; as many as torch finds when left out.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU when there is one.")]
 
 
@@ -53,6 +55,25 @@ class ReplyOptions:
             "bfloat16 in 12 bits, without loss."
         ),
     ] = "auto"
+    threads: Threads = None
+
+    def check(self) -> None:
+        """Refuses what cannot go together, before the model is loaded.
+
+        Raises:
+            ValueError: naming the options.
+        """
+        if self.budget < -1:
+            raise ValueError(f"budget is {self.budget}; it must be -1 (unlimited), 0 (no reasoning) or more.")
+        if self.max_new_tokens is None:
+            return
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be a whole number, at least 1.")
+        if self.think and self.budget >= self.max_new_tokens:
+            raise ValueError(
+                f"A budget of {self.budget} reasoning tokens leaves no room for an answer in {self.max_new_tokens} new "
+                "tokens; lower the budget or raise max_new_tokens."
+            )
 
     def sampling(self) -> "Sampling":
         """The sampling options.
@@ -78,9 +99,9 @@ class ReplyOptions:
             raise ValueError(f"--drafts is {self.drafts!r}; it must be auto, or a number of tokens (0: none).")
         return Drafts(AUTO if self.drafts == "auto" else int(self.drafts))
 
-    def load(self, model: Path | None) -> "Chat":
+    def load(self, model: str | Path | None) -> "Chat":
         """The checkpoint, on the device and in the dtype chosen."""
-        return load_chat(model, self.device, self.dtype)
+        return load_chat(model, self.device, self.dtype, self.threads)
 
 
 def with_reply_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -112,19 +133,30 @@ def _bias(text: str) -> tuple[int, float]:
         raise ValueError(f"--logit-bias is {text!r}; it must be a token id, =, and a number, as in 42=-5.") from error
 
 
-def lenient_stdin() -> None:
-    """Makes bytes on standard input that are not text arrive as replacement characters."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
+def load_chat(model: str | Path | None, device: str | None, dtype: str, threads: int | None = None) -> "Chat":
+    """Loads a checkpoint; meanwhile a terminal's standard error says which.
 
+    Raises:
+        ValueError: where there is none, or for an option that is not right.
+    """
+    from axk1.load import resolve_model_path
 
-def load_chat(model: Path | None, device: str | None, dtype: str) -> "Chat":
-    """Loads a checkpoint without transformers' progress bars and notices."""
-    from axk1.chat import load, resolve_model_path
-
+    check_threads(threads)
     folder = resolve_model_path(model)  # before the slow imports: a wrong path is reported at once
-    from transformers.utils import logging
+    with streams.status(f"Loading {folder}"):
+        import torch
+        from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    return load(folder, device=device, dtype=dtype)
+        from axk1.chat import load
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        return load(folder, device=device, dtype=dtype)
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuses a number of threads below one."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads is {threads}; it must be at least 1.")

@@ -1,13 +1,13 @@
 """`axk1 demo`: held-out problems in five languages, answered in Think and in Non-Think."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from axk1.cli import chat_options as options
+from axk1.cli import streams
+from axk1.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,19 +50,20 @@ class Answered(NamedTuple):
 
 
 def demo(
-    model: Annotated[Path | None, typer.Argument(help="Checkpoint folder. Default: AXK1_MODEL, else the nano.")] = None,
+    model: options.Model = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     seed: Annotated[int, typer.Option(help="Another seed asks other problems.")] = SEED,
     device: options.Device = None,
+    threads: options.Threads = None,
 ) -> None:
     """Answer ten held-out problems in five languages, with reasoning (Think) and directly (Non-Think)."""
     from rich.console import Console
 
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, quiet=as_json)
-    engine = options.load_chat(model, device, "auto")
+    engine = options.load_chat(model, device, "auto", threads)
     results = list(_answer_all(engine, console, draw_problems(seed)))
     if as_json:
-        typer.echo(json.dumps([_record(result) for result in results], indent=2, ensure_ascii=False))
+        typer.echo(streams.json_text([_record(result) for result in results], indent=2))
     console.print(_table(results))
     console.print("Held-out problems: training saw other numbers, names and wordings. Decoding is greedy.", style="dim")
 
@@ -103,7 +104,7 @@ def _answer(engine: "Chat", console: "Console", problem: "Problem", think: bool)
         if previous == "reasoning" and delta.kind == "answer":
             console.print(f"\n  {'':<11}", end="")
         style = "dim" if delta.kind == "reasoning" else "bold"
-        console.print(options.printable(delta.text), style=style, end="")
+        console.print(printable(delta.text), style=style, end="")
         previous = delta.kind
     result = Answered(problem, think, stream.reply)
     verdict = "right" if result.right else f"wrong, it is {problem.value}"

@@ -5,31 +5,41 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from axk1.cli import chat_options as options
+from axk1.cli import streams
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 def evaluate(
-    model: Annotated[Path | None, typer.Argument(help="Checkpoint folder; the shipped nano when left out.")] = None,
+    model: options.Model = None,
     count: Annotated[int, typer.Option("--problems", help="How many held-out problems, each in both modes.")] = 1000,
     seed: Annotated[int, typer.Option(help="Another seed draws other problems.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Problems answered at once.")] = 64,
     details: Annotated[Path | None, typer.Option(help="Write every reply to this JSONL file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    device: options.Device = None,
+    threads: options.Threads = None,
 ) -> None:
     """Ask held-out problems in five languages, in Think and in Non-Think, and report what was right."""
     if count < 1:
         raise ValueError(f"--problems is {count}; it must be at least 1.")
+    if batch_size < 1:
+        raise ValueError(f"--batch-size is {batch_size}; it must be at least 1.")
+    streams.check_writable("--details", details)
+    chat = options.load_chat(model, device, "auto", threads)
     from rich.console import Console
     from rich.progress import Progress
 
-    from axk1.chat import load
     from axk1.evaluation import held_out
     from axk1.evaluation.acceptance import reply_acceptance
     from axk1.files import write_text
 
-    chat = load(model)
     problems = held_out.held_out_problems(count, seed)
     results: list[held_out.Result] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -52,26 +62,43 @@ def evaluate(
 
 
 def _show(report: dict[str, Any], console: Any) -> None:
+    console.print(_table(report["think"], report["non_think"]))
+    for label, name in (("Multi-step, Think", "think"), ("Multi-step, Non-Think", "non_think")):
+        console.print(f"{label}: {_share(report[name]['multi_step'])}", highlight=False)
+    console.print(f"Mode obeyed: {_share(report['mode_obeyed'])}", highlight=False)
+    console.print(f"Language kept: {_share(report['language_kept'])}", highlight=False)
+    if "mtp_acceptance" in report:
+        console.print(f"MTP second-token acceptance: {report['mtp_acceptance']:.1%}", highlight=False)
+
+
+def _table(think: dict[str, Any], plain: dict[str, Any]) -> Table:
+    """A row a task, a column a language: narrow enough for 80 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    def percent(cell: dict[str, Any] | None) -> str:
-        return f"{cell['share']:.1%}" if cell and cell["share"] is not None else "-"
+    table = Table(
+        title="Right answers in Think / Non-Think, and of how many problems", box=SIMPLE_HEAD, pad_edge=False, padding=0
+    )
+    table.add_column("Task", no_wrap=True)
+    for language in (*think["by_language"], "all"):
+        table.add_column(language, justify="right", no_wrap=True)
+    for task in think["by_task"]:
+        names = [f"{language}/{task}" for language in think["by_language"]]
+        cells = [_cell(think["by_language_and_task"][name], plain["by_language_and_task"][name]) for name in names]
+        table.add_row(task, *cells, _cell(think["by_task"][task], plain["by_task"][task]))
+    table.add_section()
+    totals = [
+        _cell(think["by_language"][language], plain["by_language"][language]) for language in think["by_language"]
+    ]
+    table.add_row("all", *totals, _cell(think["all"], plain["all"]))
+    return table
 
-    think, plain = report["think"], report["non_think"]
-    tasks = list(think["by_task"])
-    table = Table("Language", *tasks, "All", title="Think / Non-Think")
-    for language in think["by_language"]:
-        cells = [f"{language}/{task}" for task in tasks]
-        row = [
-            f"{percent(think['by_language_and_task'].get(c))} / {percent(plain['by_language_and_task'].get(c))}"
-            for c in cells
-        ]
-        total = f"{percent(think['by_language'][language])} / {percent(plain['by_language'][language])}"
-        table.add_row(language, *row, total)
-    row = [f"{percent(think['by_task'][t])} / {percent(plain['by_task'][t])}" for t in tasks]
-    table.add_row("all", *row, f"{percent(think['all'])} / {percent(plain['all'])}")
-    console.print(table)
-    console.print(f"Multi-step: Think {percent(think['multi_step'])}, Non-Think {percent(plain['multi_step'])}")
-    console.print(f"Mode obeyed {percent(report['mode_obeyed'])}, language kept {percent(report['language_kept'])}")
-    if "mtp_acceptance" in report:
-        console.print(f"MTP second-token acceptance {report['mtp_acceptance']:.1%}")
+
+def _cell(think: dict[str, Any], plain: dict[str, Any]) -> str:
+    if not think["count"]:
+        return "-"
+    return f"{think['share']:.0%}/{plain['share']:.0%}\nof {think['count']:,}"
+
+
+def _share(part: dict[str, Any]) -> str:
+    return f"{part['share']:.1%} of {part['count']:,}" if part["count"] else "none asked"

@@ -1,6 +1,6 @@
 """`axk1 generate`: one prompt, or a file of them."""
 
-import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from axk1.cli import chat_options as options
+from axk1.cli import streams
+from axk1.terminal import printable
 
 if TYPE_CHECKING:
     from axk1.chat import Chat
+    from axk1.chat.batch import Record
     from axk1.generation.speculate import DraftStatistics
+
+INCOMPLETE = 3
+"""Exit code of a file of requests some of which could not be answered."""
 
 
 @options.with_reply_options
 def generate(
-    model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    model: Annotated[
+        str | None, typer.Argument(help="Checkpoint folder or name on the hub. Default: AXK1_MODEL, else the nano.")
+    ] = None,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads standard input.")] = None,
-    input: Annotated[Path | None, typer.Option(help="JSONL: prompt or messages; optional id, think.")] = None,
+    input: Annotated[
+        Path | None, typer.Option(help="JSONL: prompt or messages; optional id, think and options of the reply.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL of replies; an interrupted run goes on.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reply and its counts as JSON.")] = False,
     logprobs: Annotated[
@@ -29,10 +39,16 @@ def generate(
     *,
     how: options.ReplyOptions,
 ) -> None:
-    """Answer a prompt, or a JSONL file of them. The answer goes to standard output, the reasoning to standard error."""
+    """Answer a prompt, or a JSONL file of them. The answer goes to standard output, the reasoning to standard error.
+
+    With one argument, that is the model if it names a folder, else the prompt: axk1 generate "What is 17 + 25?"
+    """
+    if prompt is None and input is None and model is not None and _is_prompt(model):
+        model, prompt = None, model
     _check_sources(prompt, input, output, as_json)
     if logprobs is not None and not as_json and input is None:
         raise ValueError("--logprobs needs --json, or --input and --output.")
+    how.check()
     reply_options = {
         "think": how.think,
         "budget": how.budget,
@@ -43,18 +59,25 @@ def generate(
         "logprobs": logprobs,
     }
     if input is None or output is None:
-        options.lenient_stdin()
         text = sys.stdin.read().rstrip("\n") if prompt in (None, "-") else prompt
         if not text.strip():
             raise ValueError("The prompt is empty.")
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         _answer(how.load(model), text, as_json, reply_options)
         return
     from axk1.chat.batch import read_records
 
     records = read_records(input)
+    _name_unknown(records)
     if output.exists() and output.samefile(input):
         raise ValueError("--output is the --input file; choose another.")
+    streams.check_writable("--output", output)
     _answer_file(how.load(model), records, output, {"batch_size": batch_size, **reply_options})
+
+
+def _is_prompt(text: str) -> bool:
+    """Whether the only argument is a prompt: no folder, and no path or name on the hub that was meant as one."""
+    return text == "-" or (not Path(text).exists() and (len(text.split()) != 1 or not {"/", os.sep} & set(text)))
 
 
 def _check_sources(prompt: str | None, input: Path | None, output: Path | None, as_json: bool) -> None:
@@ -70,6 +93,15 @@ def _check_sources(prompt: str | None, input: Path | None, output: Path | None, 
         raise ValueError("--input takes its prompts from the file and writes JSON; leave out the prompt and --json.")
 
 
+def _name_unknown(records: "list[Record]") -> None:
+    """Says which keys of the lines nothing reads."""
+    names = list(dict.fromkeys(name for record in records for name in record.unknown))
+    if names:
+        first = next(record.line for record in records if record.unknown)
+        text = f"Not read, from line {first} on: {', '.join(names)}. Options of a line have the names of the command's."
+        typer.echo(printable(text), err=True)
+
+
 def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None:
     """Streams one reply; with ``as_json``, prints it when it is finished."""
     from rich.console import Console
@@ -83,13 +115,13 @@ def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None
         if delta.kind == "answer":
             if previous == "reasoning":
                 stderr.print()
-            typer.echo(options.printable(delta.text) if sys.stdout.isatty() else delta.text, nl=False)
+            typer.echo(printable(delta.text) if sys.stdout.isatty() else delta.text, nl=False)
         else:
-            stderr.print(options.printable(delta.text), style="dim", end="")
+            stderr.print(printable(delta.text), style="dim", end="")
         previous = delta.kind
     if as_json:
         reply = {"think": how["think"], **stream.reply.record(), "drafts": _drafts(stream.statistics)}
-        typer.echo(json.dumps(reply, ensure_ascii=False))
+        typer.echo(streams.json_text(reply))
     else:
         typer.echo()
     if not stream.reply.closed:
@@ -108,14 +140,22 @@ def _drafts(statistics: "DraftStatistics") -> dict[str, Any]:
     }
 
 
-def _answer_file(chat: "Chat", records: list, output: Path, how: dict[str, Any]) -> None:
+def _answer_file(chat: "Chat", records: "list[Record]", output: Path, how: dict[str, Any]) -> None:
+    """Answers a file; exit code 3 where a request could not be answered."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from axk1.chat.batch import answer_records
+    from axk1.chat.batch import Done, answer_records
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    done = Done(0, 0, 0)
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("replies", total=len(records))
-        for finished in answer_records(chat, records, output, **how):
-            bar.update(task, completed=finished)
+        for done in answer_records(chat, records, output, **how):
+            bar.update(task, completed=done.finished)
+    if done.unclosed:
+        typer.echo(f"{done.unclosed} of {len(records)} replies ended inside the reasoning (closed is false).", err=True)
+    if done.failed:
+        text = f"{done.failed} of {len(records)} requests could not be answered; their lines say why in 'error'."
+        typer.echo(text, err=True)
+        raise typer.Exit(INCOMPLETE)

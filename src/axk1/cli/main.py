@@ -3,7 +3,9 @@
 The files of the commands import torch and transformers inside their functions, so that `axk1 --help` is fast.
 """
 
+import errno
 import os
+import sys
 import warnings
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ from axk1.cli import (
     info,
     quantize,
     serve,
+    streams,
     tokenizer,
     train,
     verify,
@@ -44,11 +47,16 @@ class Group(TyperGroup):
         except (ValueError, OSError) as error:
             if _debugging():
                 raise
-            typer.secho(error_line(error), fg=typer.colors.RED, err=True)
+            _show_error(error)
             raise typer.Exit(2) from None
 
 
-app = typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 _COMMANDS = (demo.demo, chat.chat, generate.generate, info.info, verify.verify, convert.convert, quantize.quantize)
 for function in _COMMANDS:
     app.command()(function)
@@ -88,7 +96,31 @@ def common(
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+def _show_error(error: BaseException) -> None:
+    colour = typer.colors.RED if streams.coloured(sys.stderr) else None
+    typer.secho(error_line(error), fg=colour, err=True)
+
+
 def main() -> None:
     """The entry point of the `axk1` command."""
+    streams.prepare()
     keep_freed_memory()
-    app()
+    try:
+        code: Any = app() or 0
+    except SystemExit as ended:
+        code = ended.code
+    except OSError as error:  # of standard output, outside of any command: --help on a full disk
+        code = _output_failed(error)
+    try:
+        sys.stdout.flush()  # here, where a full disk can still be named
+    except OSError as error:
+        code = code or _output_failed(error)
+        streams.give_up_output()
+    sys.exit(code)
+
+
+def _output_failed(error: OSError) -> int:
+    if error.errno == errno.EPIPE:
+        return 1
+    _show_error(error)
+    return 2

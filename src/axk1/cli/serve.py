@@ -19,7 +19,7 @@ def serve(
     model: Annotated[
         str, typer.Argument(help="Checkpoint folder or name on the hub, or with --weights a path elsewhere.")
     ],
-    engine: Annotated[str, typer.Option(help="vllm or sglang.")],
+    engine: Annotated[str | None, typer.Option(help="vllm or sglang.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     gpus: Annotated[int | None, typer.Option(help="GPUs of a machine. Default: those found.")] = None,
@@ -61,7 +61,8 @@ def serve(
     from axk1.plan.placement import Wish, choose
 
     if engine not in ENGINES:
-        raise ValueError(f"--engine is {engine!r}; use {' or '.join(ENGINES)}.")
+        given = "missing" if engine is None else repr(engine)
+        raise ValueError(f"--engine is {given}; use {' or '.join(ENGINES)}.")
     if dtype not in DTYPES:
         raise ValueError(f"--dtype is {dtype!r}; use {', '.join(DTYPES)}. Quantised weights: axk1 quantize.")
     for option, value, least in (
@@ -80,11 +81,15 @@ def serve(
     copies = data or 1
     step = Step(max(step_tokens // copies, 1), max_requests)
     wish = Wish(tensor, pipeline, data, expert, length, mtp)
+    try:
+        choice = choose(found, hardware, wish, step, fraction, SPARE[engine])
+    except ValueError as error:
+        raise ValueError(hardware.words(str(error))) from None
     order = Order(
         model=model,
         engine=engine,
         hardware=hardware,
-        choice=choose(found, hardware, wish, step, fraction, SPARE[engine]),
+        choice=choice,
         step=step,
         fraction=fraction,
         host=host,

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import axk1
+from axk1.cli import chat_options as options
+
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/nano.toml.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/nano.toml; nano for the shipped one.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; goes on where it stopped.")] = Path("runs/nano"),
-    threads: Annotated[int | None, typer.Option(help="CPU threads; as many as torch finds when left out.")] = None,
+    threads: options.Threads = None,
     export: Annotated[Path | None, typer.Option(help="Write the finished model here, bf16, with tokenizer.")] = None,
 ) -> None:
     """Run every stage of a recipe that is not finished yet, resuming the one that was cut off."""
+    options.check_threads(threads)
     typer.echo("Loading PyTorch and transformers.", err=True)
     import torch
 
     from axk1.train.recipe import Recipe
     from axk1.train.stages import export_model, run
 
-    plan = Recipe.load(recipe)
+    plan = Recipe.load(_shipped(recipe, Path("recipes") / f"{recipe}.toml"))
+    plan = replace(plan, tokenizer=str(_shipped(Path(plan.tokenizer), Path(plan.tokenizer))))
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"--threads is {threads}; it must be at least 1.")
         torch.set_num_threads(threads)
     start = time.monotonic()
 
@@ -40,3 +44,10 @@ def train(
     if export is not None:
         export_model(final, Path(plan.tokenizer), export)
     typer.echo(f"Finished: {export or final}")
+
+
+def _shipped(path: Path, name: Path) -> Path:
+    """``path``, or where there is nothing, the file or folder ``name`` that comes with axk1, if there is one."""
+    package = Path(axk1.__file__).parent
+    places = [package / name, package.parents[1] / name]  # installed; in a clone, src/axk1/../..
+    return path if path.exists() else next((place for place in places if place.exists()), path)

@@ -21,6 +21,7 @@ from axk1.generation.pages import PAGE, Pool, Table
 from axk1.kernels.draft_head import DraftHead, draft_head
 from axk1.modeling import AXK1ForCausalLM
 from axk1.modeling.cache import LatentLayer
+from axk1.modeling.compat import CACHE
 
 
 class Executor(Protocol):
@@ -211,9 +212,9 @@ class WholeExecutor:
             output = self._model(
                 input_ids=batch.ids[None, here],
                 position_ids=batch.positions[None, here],
-                past_key_values=self._caches[table],
                 use_cache=True,
                 logits_to_keep=max(batch.wanted[b], 1),
+                **{CACHE: self._caches[table]},
             )
             logits.append(output.logits[0, -max(batch.wanted[b], 1) :][: batch.wanted[b]])
         scores = torch.cat(logits).float().to(batch.ids.device)

@@ -25,11 +25,11 @@ from axk1.kernels.build import are_wanted
 from axk1.modeling.attention import absorbing_pays
 from axk1.modeling.cache import LatentCache, LatentLayer
 from axk1.modeling.conditions import is_hooked
-from axk1.modeling.moe import AXK1Experts, AXK1MoE
+from axk1.modeling.moe import BY_PROCESSOR, AXK1Experts, AXK1MoE
 from axk1.modeling.runners import Step
 
 if TYPE_CHECKING:
-    from axk1.modeling.model import AXK1ForCausalLM
+    from axk1.modeling.causal_lm import AXK1ForCausalLM
 
 MOST_TOKENS = 16
 """Tokens a row of a recorded step: one, or a few to verify."""
@@ -91,7 +91,11 @@ def can_record(model: AXK1ForCausalLM) -> bool:
         return False
     layers = trunk.decoder_layers
     experts = [module.experts for layer in layers for module in layer.modules() if isinstance(module, AXK1MoE)]
-    grouped = model.config._experts_implementation in ("grouped_mm", "batched_mm")  # others ask for counts
+    grouped = model.config._experts_implementation in (
+        BY_PROCESSOR,
+        "grouped_mm",
+        "batched_mm",
+    )  # others ask for counts
     if experts and not (grouped and all(type(module) is AXK1Experts for module in experts)):
         return False
     devices = {weight.device for weight in model.parameters()}

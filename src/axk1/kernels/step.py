@@ -18,11 +18,12 @@ from axk1.modeling.runners import Step
 if TYPE_CHECKING:
     from axk1.config import AXK1Config
     from axk1.modeling.cache import LatentCache
+    from axk1.modeling.causal_lm import AXK1ForCausalLM
     from axk1.modeling.layer import AXK1DecoderLayer
-    from axk1.modeling.model import AXK1ForCausalLM, AXK1Model
     from axk1.modeling.mtp import AXK1MTPLayer
     from axk1.modeling.norm import AXK1RMSNorm
     from axk1.modeling.rope import AXK1RotaryEmbedding
+    from axk1.modeling.trunk import AXK1Model
 
 MOST_ROWS = {torch.bfloat16: 128, torch.float32: 64}
 """Tokens of a step, over all sequences, by the states' dtype: with more, PyTorch's operators are faster. Its rows have

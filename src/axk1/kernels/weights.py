@@ -18,9 +18,10 @@ from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
 
 if TYPE_CHECKING:
     from axk1.modeling.attention import AXK1Attention
+    from axk1.modeling.causal_lm import AXK1ForCausalLM
     from axk1.modeling.layer import AXK1DecoderLayer
-    from axk1.modeling.model import AXK1ForCausalLM, AXK1Model
     from axk1.modeling.mtp import AXK1MTPLayer
+    from axk1.modeling.trunk import AXK1Model
 
 FORMATS = (torch.float32, torch.bfloat16)
 LATENT_EPS = 1e-6

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from axk1.config import AXK1Config
 from axk1.modeling.cache import LatentLayer
+from axk1.modeling.compat import accepts_both_cache_names
 from axk1.modeling.conditions import is_half_inference_on_cpu
 from axk1.modeling.norm import AXK1RMSNorm
 from axk1.modeling.rope import rotate
@@ -122,12 +123,13 @@ class AXK1Attention(nn.Module):
         # read by transformers' attention functions
         self.is_causal, self.num_key_value_groups, self.attention_dropout = True, 1, config.attention_dropout
 
+    @accepts_both_cache_names
     def forward(
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         absorb: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -146,10 +148,10 @@ class AXK1Attention(nn.Module):
         latent_B1SC, k_rope_B1SR = self.kv_a_layernorm(latent).unsqueeze(1), k_rope.unsqueeze(1)
         q_rope = rotate(q_rope, *position_embeddings, interleave=config.rope_interleave)
         k_rope_B1SR = rotate(k_rope_B1SR, *position_embeddings, interleave=config.rope_interleave)
-        if past_key_values is not None:
-            latent_B1SC, k_rope_B1SR = past_key_values.update(latent_B1SC, k_rope_B1SR, self.layer_idx)
-        if absorb and past_key_values is not None:
-            layer = past_key_values.layers[self.layer_idx]
+        if cache is not None:
+            latent_B1SC, k_rope_B1SR = cache.update(latent_B1SC, k_rope_B1SR, self.layer_idx)
+        if absorb and cache is not None:
+            layer = cache.layers[self.layer_idx]
             has_joint = isinstance(layer, LatentLayer)
             joint_B1SW = layer.joint.unsqueeze(1) if has_joint else torch.cat([latent_B1SC, k_rope_B1SR], dim=-1)
             output_BHTV, weights = self.attend_absorbed(q_nope, q_rope, joint_B1SW, attention_mask, **kwargs)
@@ -159,7 +161,7 @@ class AXK1Attention(nn.Module):
                 latent_B1SC,
                 k_rope_B1SR,
                 attention_mask,
-                bounded=past_key_values is not None and not torch.is_grad_enabled() and is_standard(config),
+                bounded=cache is not None and not torch.is_grad_enabled() and is_standard(config),
                 **kwargs,
             )
         return self.o_proj(output_BHTV.transpose(1, 2).reshape(batch, tokens, -1)), weights

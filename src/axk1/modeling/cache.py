@@ -170,6 +170,25 @@ class LatentLayer(DynamicLayer):
             self.buffer = self.buffer.to(self.device, non_blocking=True)
 
 
+def check_fits(cache: Cache | None, config: AXK1Config) -> None:
+    """Refuses a cache whose tokens are not latents of this configuration.
+
+    Raises:
+        ValueError: it holds keys a head, as prefix tuning makes them, or latents of another width.
+    """
+    keys = getattr(cache.layers[0], "keys", None) if isinstance(cache, Cache) and cache.layers else None
+    if not isinstance(keys, torch.Tensor) or keys.dim() != 4:
+        return  # empty, or of a kind that only transformers reads
+    heads, width = keys.shape[1], keys.shape[3]
+    if (heads, width) == (1, config.kv_lora_rank):
+        return
+    raise ValueError(
+        f"The cache holds keys of {heads} heads and {width} values; multi-head latent attention caches one latent of "
+        f"kv_lora_rank={config.kv_lora_rank} values for all heads. A cache of another model, or the keys and values of "
+        "PEFT's prefix tuning, cannot stand in for it: use LoRA or prompt tuning."
+    )
+
+
 def _is_foreign_to_this_mode(tensor: torch.Tensor) -> bool:
     return tensor.is_inference() and not torch.is_inference_mode_enabled()
 

@@ -55,11 +55,11 @@ def attention_context(
     # absorbed heads are rows of one query, which masks of other kinds cannot express
     borrowed = absorb and config._attn_implementation not in ("eager", "sdpa")
     mask = create_causal_mask(
-        config=MaskConfig(getattr(config, "is_causal", True)) if borrowed else config,  # pyright: ignore
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
-        past_key_values=cache,
-        position_ids=position_ids,
+        MaskConfig(getattr(config, "is_causal", True)) if borrowed else config,  # pyright: ignore
+        inputs_embeds,
+        attention_mask,
+        cache,
+        position_ids,
         layer_idx=layer_idx,
         allow_is_causal_skip=not borrowed,
     )

@@ -8,6 +8,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from axk1.config import AXK1Config
 from axk1.modeling.attention import AXK1Attention
+from axk1.modeling.compat import accepts_both_cache_names
 from axk1.modeling.moe import AXK1MLP, AXK1MoE
 from axk1.modeling.norm import AXK1RMSNorm
 
@@ -29,17 +30,18 @@ class AXK1DecoderLayer(GradientCheckpointingLayer):
         self.post_mlp_layernorm = AXK1RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_mlp_layernorm.requires_grad_(self.is_moe)
 
+    @accepts_both_cache_names
     def forward(
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """``[batch, tokens, hidden]`` to the same shape; updates ``past_key_values`` in place."""
+        """``[batch, tokens, hidden]`` to the same shape; appends to ``cache`` in place."""
         attended, _ = self.self_attn(
-            self.input_layernorm(hidden_states), position_embeddings, attention_mask, past_key_values, **kwargs
+            self.input_layernorm(hidden_states), position_embeddings, attention_mask, cache, **kwargs
         )
         hidden_states = hidden_states + attended
         update = self.mlp(self.post_attention_layernorm(hidden_states))

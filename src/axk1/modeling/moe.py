@@ -2,19 +2,18 @@
 
 Shapes: T tokens (batch and sequence flattened), D hidden, E routed experts, G groups, K experts a token,
 F expert width.
-Source: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2); the norm after the block is A.X K1's (see ``model.py``).
+Source: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2); the norm after the block is A.X K1's (see ``layer.py``).
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.integrations.moe import use_experts_implementation
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 
 from axk1.config import AXK1Config
 from axk1.modeling.conditions import is_half_inference_on_cpu, is_hooked
@@ -89,12 +88,12 @@ class AXK1Router(nn.Module):
     def kept_experts(self, choice: torch.Tensor) -> torch.Tensor:
         """``[T, E]`` bool: experts in the ``topk_group`` best groups. Ties follow ``torch.topk``."""
         config = self.config
-        grouped = choice.view(len(choice), config.n_group, -1)
+        grouped = choice.view(choice.shape[0], config.n_group, -1)
         best = 2 if config.topk_method == "noaux_tc" else 1
         group_scores = grouped.topk(best, dim=-1).values.sum(dim=-1)
         kept_groups = group_scores.topk(config.topk_group, dim=-1, sorted=False).indices
         mask = torch.zeros_like(group_scores, dtype=torch.bool).scatter_(1, kept_groups, True)
-        return mask.unsqueeze(-1).expand_as(grouped).reshape(len(choice), -1)
+        return mask.unsqueeze(-1).expand_as(grouped).reshape(choice.shape[0], -1)
 
     @torch.no_grad()
     def update_bias(self, rate: float) -> None:
@@ -110,7 +109,8 @@ class AXK1Experts(nn.Module):
 
     ``gate_up_proj`` is ``[E, 2F, D]``, gate rows first; ``down_proj`` is ``[E, D, F]``.
     This forward is the reference ("eager"): one expert after the other. transformers' experts interface replaces it by
-    ``grouped_mm`` (default), ``batched_mm`` or any function that is registered there.
+    :func:`by_processor` (default), ``grouped_mm``, ``batched_mm`` or any function that is registered there. Under
+    expert parallelism ``num_experts`` and both tensors are this rank's; higher indices are other ranks' experts.
     """
 
     def __init__(self, config: AXK1Config) -> None:
@@ -130,10 +130,11 @@ def one_by_one(experts: Any, hidden_states: torch.Tensor, indices: torch.Tensor,
     """``AXK1Experts`` (a type that transformers' decorator hides): each expert over all its tokens, then each token's
     weighted outputs together."""
     order, counts = by_expert(indices, experts.num_experts)
-    tokens = (order // indices.shape[-1]).split(counts)
+    held = sum(counts)  # the slots after these are other ranks'
+    tokens = (order[:held] // indices.shape[-1]).split(counts)
     joined, places = None, [None] * len(counts)
     if is_half_inference_on_cpu(hidden_states):  # allocating megabytes for every expert costs more than filling them
-        joined = hidden_states.new_empty(len(order), hidden_states.shape[-1])
+        joined = hidden_states.new_empty(held, hidden_states.shape[-1])
         places = joined.split(counts)
     outputs = []
     stacks = zip(experts.gate_up_proj.unbind(), experts.down_proj.unbind(), strict=True)
@@ -141,13 +142,14 @@ def one_by_one(experts: Any, hidden_states: torch.Tensor, indices: torch.Tensor,
         inputs = hidden_states.index_select(0, tokens[expert])
         gate, up = F.linear(inputs, gate_up).chunk(2, dim=-1)
         outputs.append(torch.mm(experts.act_fn(gate) * up, down.t(), out=places[expert]))
-    return weighted_sum(torch.cat(outputs) if joined is None else joined, order, weights).to(hidden_states.dtype)
+    outputs = F.pad(torch.cat(outputs) if joined is None else joined, (0, 0, 0, len(order) - held))
+    return weighted_sum(outputs, order, weights).to(hidden_states.dtype)
 
 
 def by_expert(indices: torch.Tensor, experts: int) -> tuple[torch.Tensor, list[int]]:
     """The T K slots (token, k) of the routing ``[T, K]`` sorted by expert, ``[T K]``, and how many each expert has."""
     slots = indices.reshape(-1)
-    return slots.argsort(stable=True), torch.bincount(slots, minlength=experts).tolist()
+    return slots.argsort(stable=True), torch.bincount(slots, minlength=experts)[:experts].tolist()
 
 
 def weighted_sum(outputs: torch.Tensor, order: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -164,12 +166,27 @@ def weighted_sum(outputs: torch.Tensor, order: torch.Tensor, weights: torch.Tens
 
 
 def loop_pays(experts: Any, hidden_states: torch.Tensor) -> bool:
-    """Whether ``one_by_one`` stands in for transformers' ``grouped_mm``: for prompts in 16-bit floats on the CPU, where
-    it is the faster. In fp32 that one stays, to the bit."""
+    """Whether ``one_by_one`` is taken in place of transformers' ``grouped_mm``: in 16 bits on the CPU, where it is the
+    faster for prompts. In fp32 that one stays, to the bit."""
     if is_hooked(experts) or not is_half_inference_on_cpu(hidden_states):
         return False
     kind = type(experts)
-    return kind is AXK1Experts and experts.config._experts_implementation == "grouped_mm"
+    return kind is AXK1Experts and experts.config._experts_implementation == BY_PROCESSOR
+
+
+BY_PROCESSOR = "axk1"
+"""The name of :func:`by_processor` in transformers' experts interface: the default."""
+
+
+def by_processor(
+    experts: Any, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """``one_by_one`` where that pays, transformers' ``grouped_mm`` elsewhere; what is asked for by name always runs."""
+    run = one_by_one if loop_pays(experts, hidden_states) else ALL_EXPERTS_FUNCTIONS["grouped_mm"]
+    return run(experts, hidden_states, indices, weights)
+
+
+ALL_EXPERTS_FUNCTIONS.register(BY_PROCESSOR, by_processor)
 
 
 class AXK1MoE(nn.Module):
@@ -185,8 +202,7 @@ class AXK1MoE(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """``[batch, tokens, D]`` to the same shape: the complete sum, which the norm must see."""
-        routing: Routing = self.gate(hidden_states)
+        _, weights, indices = self.gate(hidden_states)
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-        run = partial(one_by_one, self.experts) if loop_pays(self.experts, flat) else self.experts
-        routed = run(flat, routing.indices, routing.weights).view_as(hidden_states)
+        routed = self.experts(flat, indices, weights).view_as(hidden_states)
         return routed if self.shared_experts is None else routed + self.shared_experts(hidden_states)

@@ -17,9 +17,10 @@ from axk1.modeling.cache import LatentCache
 from axk1.modeling.conditions import is_hooked, is_inference
 
 if TYPE_CHECKING:
+    from axk1.modeling.causal_lm import AXK1ForCausalLM
     from axk1.modeling.layer import AXK1DecoderLayer
-    from axk1.modeling.model import AXK1ForCausalLM, AXK1Model
     from axk1.modeling.norm import AXK1RMSNorm
+    from axk1.modeling.trunk import AXK1Model
 
 
 class Step(NamedTuple):

@@ -31,6 +31,12 @@ class Hardware:
         """GPUs of all machines."""
         return self.gpus * self.nodes
 
+    def words(self, text: str) -> str:
+        """A sentence about GPUs, in words that are true of this hardware: on ``cpu`` there are processes."""
+        if self.device != "cpu":
+            return text
+        return text.replace("CUDA context, ", "").replace("GPUs", "processes").replace("GPU", "process")
+
     def __str__(self) -> str:
         machines = f"{self.nodes} machines with " if self.nodes > 1 else ""
         return f"{machines}{self.gpus} x {self.name} of {self.memory / GB:.1f} GB"

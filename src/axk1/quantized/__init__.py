@@ -5,8 +5,29 @@ Files are compressed-tensors files (``axk1 quantize`` writes them, vLLM reads th
 needed. ``docs/quantization.md`` describes both.
 """
 
-from axk1.quantized.lossless import pack_weights, unpack_weights
-from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
-from axk1.quantized.plan import KINDS, Kind, Plan, Scheme
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from axk1.quantized.lossless import pack_weights, unpack_weights
+    from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
+    from axk1.quantized.plan import KINDS, Kind, Plan, Scheme
+
+_HOME = {
+    "KINDS": "plan",
+    "Kind": "plan",
+    "Plan": "plan",
+    "QuantizedExperts": "modules",
+    "QuantizedLinear": "modules",
+    "Scheme": "plan",
+    "pack_weights": "lossless",
+    "unpack_weights": "lossless",
+}
 
 __all__ = ["KINDS", "Kind", "Plan", "QuantizedExperts", "QuantizedLinear", "Scheme", "pack_weights", "unpack_weights"]
+
+
+def __getattr__(name: str) -> Any:  # what reads a plan needs no module that computes
+    if name not in _HOME:
+        raise AttributeError(f"module 'axk1.quantized' has no attribute {name!r}")
+    return getattr(import_module(f"axk1.quantized.{_HOME[name]}"), name)

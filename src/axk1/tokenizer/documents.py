@@ -36,19 +36,31 @@ def find_files(inputs: list[Path]) -> list[TextFile]:
 
 
 def _read_jsonl(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                yield json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"corpus: {path} line {number} is not a JSON object with a 'text'.") from error
+            if line.strip():
+                yield _text(path, number, line)
+
+
+def _text(path: Path, number: int, line: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"corpus: {path} line {number} is not a JSON object with a 'text'.") from error
+    if not isinstance(text, str):
+        raise ValueError(f"corpus: {path} line {number}: 'text' is {text!r:.60}; it must be text.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"corpus: {path} line {number}: 'text' has a lone surrogate; leave it out.") from error
+    return text
 
 
 def _read_plain(path: Path) -> Iterator[str]:
     """Whole lines in chunks, so that a file of any size streams."""
     lines: list[str] = []
     size = 0
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         for line in file:
             lines.append(line)
             size += len(line)

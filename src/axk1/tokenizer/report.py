@@ -36,15 +36,23 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def sample_texts(files: list[TextFile], max_bytes: int) -> dict[str, list[str]]:
-    """Documents by label, from the start of its files until `max_bytes` of UTF-8 are reached."""
+    """Documents by label, from the start of its files until `max_bytes` of UTF-8 are reached.
+
+    Raises ValueError where there is no text at all.
+    """
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes: {max_bytes} given, it must be at least 1.")
     texts: dict[str, list[str]] = {}
     sizes: dict[str, int] = {}
     for file in files:
         for text in read_documents(file):
             if sizes.get(file.label, 0) >= max_bytes:
                 break
-            texts.setdefault(file.label, []).append(text)
+            if text:
+                texts.setdefault(file.label, []).append(text)
             sizes[file.label] = sizes.get(file.label, 0) + len(text.encode())
+    if not texts:
+        raise ValueError(f"corpus: the texts of {[str(file.path) for file in files]} are empty.")
     return texts
 
 

@@ -88,17 +88,6 @@ def run(recipe: Recipe, out: Path, say: Say = lambda line: None) -> Path:
     return before
 
 
-def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``folder``; files of this machine only.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    if not (Path(folder) / "tokenizer.json").is_file():
-        raise ValueError(f"tokenizer = {folder!r} of the recipe holds no tokenizer.json; see docs/tokenizer.md.")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
 def export_model(final: Path, tokenizer: Path, out: Path) -> None:
     """Writes the trained model in bf16 to ``out``, beside its tokenizer and template."""
     model = AXK1ForCausalLM.from_pretrained(final, dtype="bfloat16")

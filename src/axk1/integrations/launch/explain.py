@@ -37,7 +37,8 @@ def explanation(order: Order, weights: Weights) -> str:
     lines = [f"{order.model}: {size / GB:,.2f} GB in {weights.stored}", f"on {order.hardware}, for {order.engine}"]
     lines += [f"  {reason}" for reason in order.choice.reasons]
     lines.append("a GPU of the fullest stage" if order.choice.parallel.pipeline > 1 else "each GPU")
-    return "\n".join([*lines, *(f"  {name:<12}{text}" for name, text in memory_rows(order))])
+    lines += [f"  {name:<12}{text}" for name, text in memory_rows(order)]
+    return "\n".join([*lines[:2], *map(order.hardware.words, lines[2:])])
 
 
 def to_dict(order: Order, machines: Mapping[int, Sequence[Command]]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def to_dict(order: Order, machines: Mapping[int, Sequence[Command]]) -> dict[str
         "parallel": asdict(order.choice.parallel),
         "memory": {**asdict(order.choice.memory), "tokens": order.choice.memory.tokens},
         "context": order.choice.context,
-        "reasons": list(order.choice.reasons),
+        "reasons": [order.hardware.words(reason) for reason in order.choice.reasons],
         "machines": {rank: [plain(command) for command in commands] for rank, commands in machines.items()},
     }
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from axk1.config import AXK1Config
+from axk1.modeling.moe import AXK1Router
 
 IGNORE = -100
 
@@ -25,6 +29,20 @@ def shifted_labels(labels: torch.Tensor, position_ids: torch.Tensor | None, shif
         return targets
     ahead = F.pad(position_ids[:, shift:], (0, shift), value=-1)[:, : labels.shape[1]]
     return targets.masked_fill((ahead - position_ids != shift).expand_as(targets), IGNORE)
+
+
+def targets_at(
+    depth: int, labels: torch.Tensor | None, shift_labels: torch.Tensor | None, position_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """Targets of the trunk (depth 0) or of the MTP module of this depth, from labels or from already shifted ones.
+
+    ``shift_labels`` ``[batch, tokens]`` are what position i predicts, as loops give them that cut sequences over ranks
+    (where the next rank's tokens are not seen); they are taken as they are, and shifted by ``depth`` only.
+    """
+    if shift_labels is None:
+        assert labels is not None
+        return shifted_labels(labels, position_ids, depth + 1)
+    return shift_labels if depth == 0 else shifted_labels(shift_labels, position_ids, depth)
 
 
 def token_loss(
@@ -69,3 +87,63 @@ def tokens_per_expert(indices: torch.Tensor, mask: torch.Tensor, num_experts: in
     weight = mask.reshape(-1, 1).long().expand(-1, indices.shape[-1])
     counts = torch.zeros(num_experts, dtype=torch.int64, device=indices.device)
     return counts.scatter_add_(0, indices.reshape(-1), weight.reshape(-1))
+
+
+def balance_loss(
+    routers: Sequence[AXK1Router],
+    logits: Sequence[torch.Tensor],
+    indices: Sequence[torch.Tensor],
+    mask: torch.Tensor,
+    config: AXK1Config,
+) -> torch.Tensor:
+    """Mean of :func:`sequence_balance_loss` over the MoE layers whose ``routers`` made ``logits`` and ``indices``.
+
+    Args:
+        logits, indices: ``[batch * tokens, E]`` and ``[batch * tokens, K]`` a layer.
+        mask: ``[batch, tokens]``, 1 for real tokens.
+    """
+    shape = (*mask.shape, -1)
+    losses = [
+        sequence_balance_loss(router.scores(scores).view(shape), chosen.view(shape), mask, config)
+        for router, scores, chosen in zip(routers, logits, indices, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def update_biases(routers: Sequence[AXK1Router], rate: float, summed: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Auxiliary-loss-free balancing (arXiv 2408.15664) from the choices counted since the last call.
+
+    Routers whose weights are frozen keep their biases.
+
+    Args:
+        summed: makes this process's counts ``[layers, E]`` those of all ranks, so that all move their biases alike.
+    """
+    if not routers:
+        return
+    counts = summed(torch.stack([router.tokens_per_expert for router in routers]))
+    for router, count in zip(routers, counts, strict=True):
+        router.tokens_per_expert.copy_(count)
+        router.update_bias(rate if router.weight.requires_grad else 0.0)
+
+
+def attached(states: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``states`` as they are, with ``parameters`` in their graph, for which no gradient comes of it.
+
+    What a step leaves out would otherwise end data-parallel training: it waits for every parameter's gradient. Not for
+    parameters that the step does use: under reentrant checkpointing they would be reported twice.
+    """
+    if not parameters or torch.compiler.is_compiling():
+        return states
+    return _Attached.apply(states, *parameters)  # pyright: ignore[reportReturnType]
+
+
+class _Attached(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        ctx.count = len(parameters)
+        return states.view_as(states)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return (*gradients, *[None] * ctx.count)

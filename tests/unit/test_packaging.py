@@ -1,0 +1,61 @@
+"""What is installed: the demo needs less than the tests do, and the wheel holds what the commands name."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from axk1.cli.train import _shipped
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def targets() -> dict[str, str]:
+    """Each target and what it needs, and the commands below it."""
+    rules = re.findall(r"^([^\s#:=]+):([^\n]*)\n((?:\t[^\n]*\n)*)", MAKEFILE, re.MULTILINE)
+    return {name: needs + "\n" + commands for name, needs, commands in rules}
+
+
+def test_the_demo_needs_no_tools_of_developers():
+    rules = targets()
+    assert ".venv/.ready" in rules["demo"] and ".dev" not in rules["demo"]
+    assert "[dev]" not in rules[".venv/.ready"] and "'.[train]'" in rules[".venv/.ready"]
+    assert "'.[dev]'" in rules[".venv/.dev"]
+    for target in ("lint", "docs", "setup", "readme-demo", "ray"):
+        assert ".venv/.dev" in rules[target], target
+    names = {re.split(r"[\[<>=;]", need)[0] for need in PROJECT["project"]["dependencies"]}
+    names |= {re.split(r"[\[<>=;]", need)[0] for need in PROJECT["project"]["optional-dependencies"]["train"]}
+    assert not names & {"pyright", "mkdocs", "pytest", "ruff", "hypothesis", "matplotlib"}
+
+
+def test_every_dependency_is_bounded_and_pinned():
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    for need in PROJECT["project"]["dependencies"]:
+        assert re.fullmatch(r"[\w-]+(\[\w+\])?>=[\d.]+,<[\d.]+", need), need
+        assert re.split(r"[\[<>=]", need)[0].lower().replace("_", "-") in pinned, need
+
+
+def test_the_wheel_holds_models_and_recipes():
+    included = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included == {"models/nano": "axk1/models/nano", "recipes": "axk1/recipes"}
+    assert all((ROOT / source).is_dir() for source in included)
+
+
+def test_a_shipped_recipe_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _shipped(Path("nano"), Path("recipes/nano.toml")).samefile(ROOT / "recipes" / "nano.toml")
+    assert _shipped(Path("models/nano"), Path("models/nano")).samefile(ROOT / "models" / "nano")
+    (tmp_path / "own.toml").touch()
+    assert _shipped(Path("own.toml"), Path("recipes/own.toml.toml")) == Path("own.toml")
+    assert _shipped(Path("none"), Path("recipes/none.toml")) == Path("none")
+
+
+@pytest.mark.parametrize("name", ["none", "none.toml"])
+def test_a_recipe_that_does_not_exist(name):
+    from axk1.train.stages import Recipe
+
+    with pytest.raises(ValueError, match="does not exist"):
+        Recipe.load(_shipped(Path(name), Path(name)))
