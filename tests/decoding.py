@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -55,8 +57,50 @@ class Watched:
     def draft(self, batch: Batch, hidden: torch.Tensor) -> Step:
         return self.inner.draft(batch, hidden)
 
-    def speculate(self, *given: Any) -> tuple[torch.Tensor, Step] | None:
-        return self.inner.speculate(*given)
+    def speculate(
+        self, module: Batch, hidden: torch.Tensor, trunk: Batch, count: int
+    ) -> tuple[torch.Tensor, Step] | None:
+        return self.inner.speculate(module, hidden, trunk, count)
+
+
+class OneByOne:
+    """The modules, a token of a reply at a time: slow, and exact."""
+
+    exact = True
+
+    def __init__(self, model: Any) -> None:
+        self.modules = ModuleExecutor(model)
+
+    def step(self, batch: Batch) -> Step:
+        return self.run(batch, lambda part, here: self.modules.step(part))
+
+    def draft(self, batch: Batch, hidden: torch.Tensor) -> Step:
+        return self.run(batch, lambda part, here: self.modules.draft(part, hidden[here]))
+
+    def speculate(self, module: Batch, hidden: torch.Tensor, trunk: Batch, count: int) -> tuple[torch.Tensor, Step]:
+        ids, made = trunk.ids.view(-1, count + 1), self.draft(module, hidden)
+        ids[:, 1] = made.best
+        for ahead in range(1, count):
+            first = [cached + ahead - 1 for cached in trunk.cached]
+            again = replace(
+                module, ids=made.best, positions=torch.tensor(first), starts=list(range(len(ids) + 1)), cached=first
+            )
+            made = self.draft(again, made.states)
+            ids[:, ahead + 1] = made.best
+        return ids, self.step(trunk)
+
+    def run(self, batch: Batch, run: Callable[[Batch, slice], Step]) -> Step:
+        found = []
+        for b, (first, last) in enumerate(pairwise(batch.starts)):
+            width = last - first if b < batch.prompts else 1
+            for at in range(first, last, width):
+                here, left = slice(at, at + width), last - at - width
+                wanted, states = ([max(min(n - left, width), 0)] for n in (batch.wanted[b], batch.states[b]))
+                cached, prompts = [batch.cached[b] + at - first], int(b < batch.prompts)
+                alone = batch.pages[b : b + 1], batch.tables[b : b + 1]
+                part = batch.ids[here], batch.positions[here], [0, width], cached, prompts, wanted, states, *alone
+                found.append(run(Batch(*part), here))
+        return Step(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def use_executor(patch: pytest.MonkeyPatch, make: Callable[[Any, Pool], Executor]) -> None:

@@ -4,15 +4,17 @@ import gc
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from decoding import Watched, is_compiled, use_executor, use_modules
+from decoding import OneByOne, Watched, is_compiled, replies, use_executor, use_modules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sampling import Forbid
 from tiny import VOCAB, build, draw_fields, small_model, tokens
+from transformers import LogitsProcessor
 from transformers.cache_utils import DynamicCache
 
 from axk1.generation.batch import Assembler, Sequence
@@ -29,7 +31,7 @@ SAMPLINGS = [
     Sampling(temperature=0.8, top_p=0.9, presence_penalty=0.5),
     Sampling(temperature=1.3, top_k=20, min_p=0.02, logit_bias={7: 2.0}),
 ]
-DRAWN = ["modules", "compiled"]
+EXECUTORS = ["modules", "one by one", "compiled"]
 
 
 @dataclass
@@ -99,7 +101,7 @@ def cut(request: Request, whole: Sequence, found: Sequence) -> int:
     return len(found.reply) if request.leaves is not None else len(whole.reply)
 
 
-@pytest.mark.parametrize("executor", DRAWN)
+@pytest.mark.parametrize("executor", EXECUTORS)
 @settings(deadline=None, max_examples=8)
 @given(
     seed=st.integers(0, 10**6),
@@ -120,17 +122,42 @@ def test_sequences_that_join_and_leave_are_what_they_are_alone(executor, seed, c
         if executor == "modules":
             use_modules(patch)
             model = model.float()
+        elif executor == "one by one":
+            use_executor(patch, lambda model, pool: OneByOne(model))
         elif not is_compiled(model):
             pytest.skip("no exact kernels here")
         whole = [alone(model, r, Drafts(0), piece) for r in requests]
         found = together(model, requests, Drafts(drafts), piece, **how)
     for r, expected, sequence in zip(requests, whole, found, strict=True):
         length = cut(r, expected, sequence)
-        if executor == "compiled":
+        if executor != "modules":
             assert sequence.reply == expected.reply[:length]
             assert sequence.logprobs == expected.logprobs[:length]
         else:
             assert_close(sequence, expected, length)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sixteen_sequences_of_a_hundred_to_two_thousand_tokens(dtype):
+    """Different sampling, joining and leaving at random: every token and log-probability to the bit."""
+    chance, model = random.Random(0), small_model(num_nextn_predict_layers=1, max_position_embeddings=4_096).to(dtype)
+    if not is_compiled(model):
+        pytest.skip("no exact kernels here")
+
+    def one(number: int) -> Request:
+        prompt = tokens(1, chance.randrange(100, 2_000), number)[0].tolist()
+        sampling, new = SAMPLINGS[number % len(SAMPLINGS)], chance.randrange(1, 200)
+        made = lambda: Sequence(prompt, sampling, max_new_tokens=new, seed=number, top_logprobs=2)  # noqa: E731
+        return Request(chance.randrange(60), chance.choice([None, None, chance.randrange(60, 200)]), made)
+
+    requests = [one(number) for number in range(16)]
+    for drafts in (Drafts(0), Drafts(2)):
+        found = together(model, requests, drafts, 512)
+        for r, sequence in zip(requests, found, strict=True):
+            expected = alone(model, r, Drafts(0), 512)
+            length = cut(r, expected, sequence)
+            assert sequence.reply == expected.reply[:length] and sequence.logprobs == expected.logprobs[:length]
 
 
 def assert_close(found: Sequence, expected: Sequence, length: int) -> None:
@@ -288,6 +315,105 @@ def test_a_pool_with_a_limit() -> None:
     pool.free(one)
     pool.close(table)
     assert (pool.in_use, pool.reserved, pool.nbytes, one, table.pages) == (0, 0, 0, [], [])
+
+
+def test_a_parked_sequence_goes_on_where_it_was() -> None:
+    """While its prompt is read and while it replies; its pages stay meanwhile."""
+    model, prompt = small_model(num_nextn_predict_layers=1), tokens(1, 100)[0].tolist()
+    whole = alone(model, Request(0, None, lambda: Sequence(prompt, GREEDY, max_new_tokens=9)), Drafts(0), 16)
+    loop = Loop(model, Drafts(2), prefill_tokens=16)
+    parked, other = (Sequence(prompt, GREEDY, max_new_tokens=9) for _ in range(2))
+    loop.add(parked)
+    loop.step()
+    loop.park(parked)
+    loop.add(other)
+    loop.step()
+    assert loop.pool is not None and parked.cached == 16 and loop.pool.in_use == 2
+    loop.resume(parked)
+    while len(parked.reply) < 3:
+        loop.step()
+    loop.park(parked)
+    while len(loop):
+        loop.step()
+    assert loop.pool.in_use == len(parked.table.pages if parked.table else ()) > 0
+    loop.resume(parked)
+    while len(loop):
+        loop.step()
+    assert parked.reply == other.reply == whole.reply and loop.pool.in_use == 0
+
+
+class Fails(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        raise KeyError("no such state")
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_an_error_of_one_sequence_is_its_own(drafts) -> None:
+    """The others go on; ``decode`` raises it."""
+    model = small_model(num_nextn_predict_layers=1)
+    loop, good = Loop(model, Drafts(drafts)), Sequence([3, 4], GREEDY, max_new_tokens=9)
+    bad = Sequence([5], GREEDY, max_new_tokens=9, processors=[Fails()])
+    for sequence in (bad, good):
+        loop.add(sequence)
+    found = loop.step()
+    assert found[bad] == [] and isinstance(bad.error, KeyError) and not bad.running and len(loop) == 1
+    while len(loop):
+        loop.step()
+    assert good.reply == replies(model, [[3, 4]], GREEDY, max_new_tokens=9)[0] and good.error is None
+    assert loop.pool is not None and loop.pool.nbytes == 0
+    with pytest.raises(KeyError, match="no such state"):
+        replies(model, [[3, 4], [5]], GREEDY, processors=[[], [Fails()]], drafts=Drafts(drafts))
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_a_step_that_failed_can_be_tried_again(monkeypatch, drafts) -> None:
+    model, prompts = small_model(num_nextn_predict_layers=1), [[3, 4, 5], [6]]
+    expected = replies(model, prompts, GREEDY, max_new_tokens=9)
+    calls = []
+
+    class Interrupted(Watched):
+        def step(self, batch):
+            calls.append(1)
+            if len(calls) in (1, 3, 4):
+                raise RuntimeError("out of memory")
+            return super().step(batch)
+
+    use_executor(monkeypatch, lambda model, pool: Interrupted(ModuleExecutor(model)))
+    loop, sequences = Loop(model, Drafts(drafts)), [Sequence(p, GREEDY, max_new_tokens=9) for p in prompts]
+    for sequence in sequences:
+        loop.add(sequence)
+    failed = 0
+    while len(loop):
+        try:
+            loop.step()
+        except RuntimeError:
+            failed += 1
+    assert failed == 3 and [s.reply for s in sequences] == expected
+
+
+def test_the_documentations_example(capsys) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "decoding.md").read_text(encoding="utf-8")
+    example = text[text.index("```python\nfrom axk1.generation.batch") :].split("```")[1].removeprefix("python\n")
+    exec(example, {"model": small_model()})
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[0].startswith("False [")
+        and lines[1].startswith("True [")
+        and lines[-1].endswith("False")
+        and len(lines) >= 19
+    )
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[:3])
+def test_scores_that_are_not_finite_end_a_reply(sampling) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = float("nan")
+    loop, sequences = Loop(model), [Sequence(prompt, sampling, max_new_tokens=3) for prompt in ([3, 7, 4], [3, 4])]
+    for sequence in sequences:
+        loop.add(sequence)
+    loop.step()
+    assert "not finite" in str(sequences[0].error) and sequences[1].error is None and len(sequences[1].reply) == 1
 
 
 def test_a_model_without_a_module_makes_no_drafts() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import Watched, chi_square_fits, is_compiled, replies, use_executor, use_modules
+from decoding import OneByOne, Watched, chi_square_fits, is_compiled, replies, use_executor, use_modules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import make_scripted_model
@@ -161,14 +161,17 @@ def test_agreeing():
     assert [agreeing(drafts, [1, 2, 3, 4]) for drafts in ([1, 2, 3], [1, 9, 3], [9, 2, 3], [])] == [3, 1, 0, 0]
 
 
+@pytest.mark.parametrize("executor", ["one by one", "compiled"])
 @pytest.mark.parametrize("ids", [None, range(1, VOCAB, 2)])
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_compiled_steps_draft_what_their_parts_do(batch, count, ids):
+def test_whole_steps_draft_what_their_parts_do(monkeypatch, batch, count, ids, executor):
     """A scripted model, half of whose tokens can be drafted or all, and a random one: tokens as without drafts, and as
     many accepted at each place as when the module is run on its own."""
     rises = make_scripted_model({token: token + 1 for token in range(2, 60)} | {60: 2})
-    if not is_compiled(rises):
+    if executor == "one by one":
+        use_executor(monkeypatch, lambda model, pool: OneByOne(model))
+    elif not is_compiled(rises):
         pytest.skip("no compiled steps here")
     model: Any
     for model, start in ((rises, 10), (drawn(2), 3)):
@@ -307,6 +310,17 @@ def test_near_ties_are_decided_as_plain_decoding_does(unsteady, sampling):
         found = replies(unsteady, PROMPTS[:1], sampling, max_new_tokens=150, drafts=drafts, statistics=statistics)
         assert found == plain
         assert statistics.replays > 0 or sampling is not GREEDY
+
+
+def test_a_near_tie_after_the_prompt_reads_it_no_second_time(unsteady):
+    statistics = DraftStatistics()
+    drafts = Drafts(2, tie_gap=1e9)  # every token is near to another
+    plain = replies(unsteady, PROMPTS[:1], GREEDY, max_new_tokens=1)
+    assert replies(unsteady, PROMPTS[:1], GREEDY, max_new_tokens=1, drafts=drafts, statistics=statistics) == plain
+    assert statistics.replays == 0
+    plain = replies(unsteady, PROMPTS[:1], GREEDY, max_new_tokens=9)
+    assert replies(unsteady, PROMPTS[:1], GREEDY, max_new_tokens=9, drafts=drafts, statistics=statistics) == plain
+    assert statistics.replays == statistics.steps - 1 == 7  # the last makes no drafts
 
 
 def test_fast_drafts_differ_only_where_two_tokens_are_near(unsteady):

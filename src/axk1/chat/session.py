@@ -148,7 +148,7 @@ class Chat:
     def reply_batch(
         self, conversations: Sequence[Sequence[Message]], *, think: bool | Sequence[bool] = False, **options: Any
     ) -> list[Reply]:
-        """Answers many conversations in one batch, padded on the left.
+        """Answers many conversations in one batch.
 
         Args:
             conversations: lists of messages ``{"role": ..., "content": ...}``.

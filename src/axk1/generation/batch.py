@@ -104,6 +104,8 @@ class Sequence:
         """Of each token of the reply, if they are wanted."""
         self.running = True
         """Whether the reply has not ended."""
+        self.error: Exception | None = None
+        """What ended it, where its tokens could not be chosen; its neighbours go on."""
         self.drafted, self.accepted = 0, 0
         """Drafts that were made for it, and how many of them held."""
         self.table: Table | None = None

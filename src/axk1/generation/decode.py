@@ -50,7 +50,7 @@ def decode(
 
     Yields:
         For each prompt, in order, its new token ids: none once its reply has ended, and while its prompt is being
-        read; one a step without drafts; up to ``drafts + 1`` with them.
+        read; one per step without drafts; up to ``drafts + 1`` with them.
 
     Raises:
         ValueError: an empty prompt, no room for a token, lists of another length than ``prompts``, or drafts from a
@@ -84,6 +84,9 @@ def decode(
     try:
         while len(loop):
             new = loop.step()
+            for sequence in new:
+                if sequence.error is not None:
+                    raise sequence.error
             yield [new.get(sequence, []) for sequence in sequences]
     finally:
         for sequence in sequences:

@@ -18,11 +18,11 @@ from transformers.cache_utils import Cache, DynamicCache
 from axk1.config import AXK1Config
 from axk1.generation.batch import Batch, Step
 from axk1.generation.pages import PAGE, Pool, Table
-from axk1.generation.sampling import check_chosen
 from axk1.kernels.dispatch import executor
 from axk1.kernels.draft_head import DraftHead, draft_head
 from axk1.modeling import AXK1ForCausalLM
 from axk1.modeling.cache import LatentLayer
+from axk1.modeling.compat import CACHE
 
 
 class Executor(Protocol):
@@ -78,9 +78,7 @@ class ModuleExecutor:
 
     def step(self, batch: Batch) -> Step:
         """The trunk over ``batch``."""
-        step = self._score(batch, self._run(batch, None), self._model.lm_head)
-        check_chosen(step.logits.gather(1, step.best[:, None]))
-        return step
+        return self._score(batch, self._run(batch, None), self._model.lm_head)
 
     def draft(self, batch: Batch, hidden: Tensor) -> Step:
         """The first MTP module over ``hidden`` and ``batch``."""
@@ -108,20 +106,20 @@ class ModuleExecutor:
     def _run_group(self, batch: Batch, group: list[int], hidden: Tensor | None) -> Tensor:
         """``[G, T, D]`` of sequences with T new tokens each."""
 
-        def rows(flat: Tensor) -> Tensor:
+        def stacked(flat: Tensor) -> Tensor:
             return torch.stack([flat[batch.starts[b] : batch.starts[b + 1]] for b in group])
 
         cached = [batch.cached[b] for b in group]
         view = PageView(self._config, [batch.tables[b] for b in group], cached)
-        ids = rows(batch.ids)
+        ids = stacked(batch.ids)
         where: dict[str, Any] = {
             "past_key_values": view,
-            "position_ids": rows(batch.positions),
+            "position_ids": stacked(batch.positions),
             "attention_mask": _mask(cached, ids),
         }
         if hidden is None:
             return self._model.model(input_ids=ids, use_cache=True, **where).last_hidden_state
-        return self._model.model.draft(rows(hidden), ids, **where)
+        return self._model.model.draft(stacked(hidden), ids, **where)
 
     def _score(self, batch: Batch, states: list[Tensor], head: Any) -> Step:
         held = states[0] if len(states) == 1 else torch.cat(states)
@@ -193,7 +191,7 @@ class PageLayer(LatentLayer):
 
 
 class WholeExecutor:
-    """Models that are not ours: each sequence by itself, behind transformers' own cache. They have no MTP module."""
+    """Models that are not ours: each sequence by itself, with transformers' own cache. They have no MTP module."""
 
     exact = False
 
@@ -211,9 +209,9 @@ class WholeExecutor:
             output = self._model(
                 input_ids=batch.ids[None, here],
                 position_ids=batch.positions[None, here],
-                past_key_values=self._caches[table],
                 use_cache=True,
                 logits_to_keep=max(batch.wanted[b], 1),
+                **{CACHE: self._caches[table]},
             )
             logits.append(output.logits[0, -max(batch.wanted[b], 1) :][: batch.wanted[b]])
         scores = torch.cat(logits).float().to(batch.ids.device)

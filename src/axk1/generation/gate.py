@@ -1,10 +1,10 @@
-"""How many tokens to draft: as many as measured tokens a second say, none where drafts do not pay."""
+"""How many tokens to draft: as many as the measured tokens per second say, none where drafts do not pay."""
 
 MOST_DRAFTS = 4
 
 
 class Gate:
-    """Chooses the number of drafts a step, by measuring.
+    """Chooses the number of drafts per step, by measuring.
 
     It tries no drafts and one, then one more as long as that is faster, ``trial`` steps each (and one that is not
     counted, since it pays for the change). It holds the fastest for ``hold`` steps and then tries it against one draft
@@ -13,7 +13,7 @@ class Gate:
     apart. One gate may serve many calls, one after the other; it starts each with what it knows.
 
     Args:
-        most: drafts a step at most.
+        most: drafts per step at most.
         trial: steps a number of drafts is tried for.
         hold: steps a decision holds at first.
     """
@@ -22,28 +22,28 @@ class Gate:
         self._shape = most, trial, hold
         self._trials: dict[int, _Trials] = {}
 
-    def choose(self, rows: int) -> int:
-        """Drafts for the next step of a batch of ``rows``."""
-        return self._of(rows).choice
+    def choose(self, sequences: int) -> int:
+        """Drafts for the next step of a batch of ``sequences``."""
+        return self._of(sequences).choice
 
-    def may_draft(self, rows: int) -> bool:
+    def may_draft(self, sequences: int) -> bool:
         """Whether drafts may be chosen soon: they are held, or being tried."""
-        trials = self._of(rows)
+        trials = self._of(sequences)
         return trials.choice > 0 or trials.trying
 
-    def record(self, rows: int, drafts: int, tokens: int, seconds: float) -> None:
+    def record(self, sequences: int, drafts: int, tokens: int, seconds: float) -> None:
         """That step yielded ``tokens``. Steps with another number of drafts than was chosen are passed over."""
-        trials = self._of(rows)
+        trials = self._of(sequences)
         if drafts == trials.choice:
             trials.record(tokens, seconds)
 
-    def rates(self, rows: int) -> dict[int, float]:
-        """Tokens a second by number of drafts, as last measured."""
-        trials = self._of(rows)
+    def rates(self, sequences: int) -> dict[int, float]:
+        """Tokens per second by number of drafts, as last measured."""
+        trials = self._of(sequences)
         return {drafts: trials.rate(drafts) for drafts in trials.tokens}
 
-    def _of(self, rows: int) -> "_Trials":
-        size = rows.bit_length()
+    def _of(self, sequences: int) -> "_Trials":
+        size = sequences.bit_length()
         if size not in self._trials:
             self._trials[size] = _Trials(*self._shape)
         return self._trials[size]

@@ -1,6 +1,7 @@
 """Generation as it runs: sequences join, each gets its next tokens, and leave, one step of the model at a time."""
 
 from collections import deque
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from axk1.generation.batch import Assembler, Batch, Sequence, Step
 from axk1.generation.executors import Executor, executor_for
 from axk1.generation.gate import Gate
 from axk1.generation.pages import Pool, PoolFull, Table, pages_of
-from axk1.generation.sampling import choose, margins
+from axk1.generation.sampling import check_chosen, choose, margins
 from axk1.generation.speculate import (
     AUTO,
     NO_DRAFTS,
@@ -73,7 +74,7 @@ class Loop:
         self._replying: list[Sequence] = []
 
     def __len__(self) -> int:
-        """Sequences that have joined and not left."""
+        """Sequences that have joined and neither left nor been parked."""
         return len(self._reading) + len(self._replying)
 
     def add(self, sequence: Sequence) -> None:
@@ -99,12 +100,28 @@ class Loop:
             self._replying.remove(sequence)
         self._free(sequence)
 
+    def park(self, sequence: Sequence) -> None:
+        """Takes ``sequence`` out of the steps; it keeps its pages, and can resume."""
+        if sequence in self._reading:
+            self._reading.remove(sequence)
+        else:
+            self._replying.remove(sequence)
+
+    def resume(self, sequence: Sequence) -> None:
+        """Lets a parked ``sequence`` go on."""
+        if sequence.reading:
+            self._reading.append(sequence)
+        else:
+            self._replying.append(sequence)
+
     @torch.no_grad()
     def step(self) -> dict[Sequence, list[int]]:
         """One step of the model.
 
         Returns:
-            The new tokens of each sequence that has any. Those whose ``running`` is then False have left.
+            The new tokens of each sequence that has any. Those whose ``running`` is then False have left; one whose
+            tokens could not be chosen has none, and an ``error``. Where the model raises, all sequences stay what they
+            were, and the step can be tried again.
         """
         pieces = self._next_pieces()
         if pieces:
@@ -114,10 +131,16 @@ class Loop:
         clock = self.drafts.clock
         start, running, number = clock(), len(self._replying), self._next_drafts()
         counts = [min(number, s.left - 1) if s.drafting else 0 for s in self._replying] if number else [0] * running
-        found = self._reply(self._replying, counts)
+        try:
+            found = self._reply(self._replying, counts)
+        except BaseException:  # of the model; what the next drafts would be computed from may be lost
+            for s in self._replying:
+                s.drafting = False
+                s.waiting.clear()
+            raise
         seconds, made = clock() - start, sum(map(len, found.values()))
         self.gate.record(running, number, made, seconds)
-        self.statistics.record(counts, [len(new) - 1 for new in found.values()], made, seconds)
+        self.statistics.record(counts, [max(len(new) - 1, 0) for new in found.values()], made, seconds)
         self._leave()
         return found
 
@@ -157,10 +180,10 @@ class Loop:
         )
         for s, size in pieces:
             s.cached += size
+            s.clean = s.cached
         found = self._take(batch, step, [*reading, *replying], {})
         for s, whole in zip(reading, last, strict=True):
             if whole:
-                s.clean = s.cached
                 self._reading.remove(s)
                 self._replying.append(s)
         if self._drafter is not None:
@@ -170,6 +193,8 @@ class Loop:
 
     def _reply(self, sequences: list[Sequence], counts: list[int]) -> dict[Sequence, list[int]]:
         """A token of each reply, and so many drafts after it."""
+        for s in sequences:
+            s.history.drafts = []
         asked: dict[Sequence, Tensor] = {}
         if any(counts):
             assert self._drafter is not None
@@ -224,7 +249,10 @@ class Loop:
             logits = step.logits if alone else step.logits[scored : scored + wanted]
             states = step.states if alone else step.states[stated : stated + held]
             if wanted:
-                found[s] = self._continue(s, logits, best[scored : scored + wanted], asked.get(s))
+                try:
+                    found[s] = self._continue(s, logits, best[scored : scored + wanted], asked.get(s))
+                except Exception as error:  # of its processors or scores: no matter of the others
+                    found[s], s.error, s.running = [], error, False
                 states = states if at < batch.prompts else states[: len(found[s])]
             if s.drafting and s.running and self._drafter is not None:
                 self._drafter.follow(s, states)
@@ -233,29 +261,35 @@ class Loop:
 
     def _continue(self, s: Sequence, logits: Tensor, best: list[int], asked: Tensor | None) -> list[int]:
         """Takes the tokens of one sequence, at logits ``[k + 1, V]`` after its newest token and its k drafts."""
-        drafts, scores, noise = s.history.drafts, logits, None
-        if s.plain:
-            tokens = best
-        else:
-            scores = s.scorer(logits, s.history)
-            if asked is None and s.draws is not None:
-                noise = s.draws.noise(*scores.shape)
-            tokens = [] if asked is not None else choose(scores, noise).tolist()
-        if asked is not None:
-            drawn, kept = accept(scores[None], torch.tensor([drafts], device=scores.device), asked[None])
-            tokens, accepted = drawn[0].tolist(), int(kept)
-        else:
-            accepted = agreeing(drafts, tokens) if drafts else 0
-        clean = s.clean == s.cached and not drafts
+        made = len(s.history.drafts)
+        tokens, accepted, scores, noise = self._choose(s, logits, best, asked)
+        clean = s.clean == s.cached and not made
         if self._gap and not clean and (at := self._near_tie(s, scores, noise, accepted)) is not None:
             tokens, accepted, logits = self._replay(s, at, tokens, logits)
-        s.drafted, s.history.drafts = s.drafted + len(drafts), []
+        s.drafted, s.history.drafts = s.drafted + made, []
         new = s.take(tokens[: accepted + 1], logits)
         s.accepted += len(new) - 1
         s.cached = len(s.tokens) - 1
         if clean and len(self) == 1:
             s.clean = s.cached
         return new
+
+    def _choose(
+        self, s: Sequence, logits: Tensor, best: list[int], asked: Tensor | None
+    ) -> tuple[list[int], int, Tensor, Tensor | None]:
+        """A token at each of the logits, the number of drafts that hold, and the scores and noise of the choice."""
+        drafts = s.history.drafts
+        if s.plain:
+            if not isfinite(logits[0, best[0]]):
+                check_chosen(logits[0, best[0]])
+            return best, agreeing(drafts, best), logits, None
+        scores = s.scorer(logits, s.history)
+        if asked is not None:
+            tokens, kept = accept(scores[None], torch.tensor([drafts], device=scores.device), asked[None])
+            return tokens[0].tolist(), int(kept), scores, None
+        noise = None if s.draws is None else s.draws.noise(*scores.shape)
+        chosen = choose(scores, noise).tolist()
+        return chosen, agreeing(drafts, chosen), scores, noise
 
     def _near_tie(self, s: Sequence, scores: Tensor, noise: Tensor | None, accepted: int) -> int | None:
         """The first position whose token another was so near to that plain decoding might have taken that."""

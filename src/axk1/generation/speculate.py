@@ -36,7 +36,7 @@ class Drafts:
     """How a call drafts.
 
     Args:
-        count: drafts a step, 0 for none, ``AUTO`` for as many as measurably pay (none, if none do).
+        count: drafts per step, 0 for none, ``AUTO`` for as many as measurably pay (none, if none do).
         exact: with one prompt, greedy or seeded: decide every near-tie as plain decoding does, by computing it again
             as plain decoding would. Compiled kernels need no second look: they give the same bits however many tokens
             they check at once, and whoever the neighbours are. Otherwise the output may differ where the best two are
@@ -94,7 +94,7 @@ class DraftStatistics:
 
     @property
     def rates(self) -> tuple[float | None, float | None]:
-        """Tokens a second of the whole batch, in steps without and in steps with drafts."""
+        """Tokens per second of the whole batch, in steps without and in steps with drafts."""
         without, drafting = (n / s if s else None for n, s in zip(self.tokens, self.seconds, strict=True))
         return without, drafting
 
@@ -252,7 +252,7 @@ def accept(scores: Tensor, drafts: Tensor, probabilities: Tensor) -> tuple[Tenso
     """Rejection sampling (arXiv 2211.17192, 2302.01318): tokens distributed exactly as draws from ``scores``.
 
     Draft j, drawn by q, stays with probability min(1, p / q). The first that does not is replaced by a draw from
-    max(p - q, 0); behind the last, one more token is drawn from p.
+    max(p - q, 0); after the last, one more token is drawn from p.
 
     Args:
         scores: the trunk's ``[B, k + 1, V]``; p is their softmax.

@@ -205,15 +205,15 @@ class CPUExecutor:
         self._module.run(fields)
         return outputs
 
-    def speculate(self, waiting: Batch, hidden: Tensor, batch: Batch, count: int) -> tuple[Tensor, Step] | None:
-        """Greedy drafts of the module after ``waiting``, then the trunk over each sequence's newest token, the first of
-        its ``count + 1`` in ``batch``, and its drafts, which are written after it."""
+    def speculate(self, module: Batch, hidden: Tensor, trunk: Batch, count: int) -> tuple[Tensor, Step] | None:
+        """Greedy drafts of the module over what waits for it, then the trunk over each sequence's newest token, the first
+        of its ``count + 1`` in ``trunk``, and its drafts, which are written after it."""
         if self._module is None:
             return None
-        mine, _, _held = self._fields(waiting, hidden)
-        step, outputs, _ = self._fields(batch, None)
+        mine, _, _held = self._fields(module, hidden)
+        step, outputs, _also = self._fields(trunk, None)
         self._trunk.speculate(self._module, mine, step, count)
-        return batch.ids.view(-1, count + 1), outputs
+        return trunk.ids.view(-1, count + 1), outputs
 
     def _fields(self, batch: Batch, hidden: Tensor | None) -> tuple[StepFields, Step, Any]:
         """A step of the trunk, or with ``hidden`` of the module; what it returns; and what it points to."""
