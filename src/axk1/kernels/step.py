@@ -206,8 +206,8 @@ class CPUExecutor:
         return outputs
 
     def speculate(self, module: Batch, hidden: Tensor, trunk: Batch, count: int) -> tuple[Tensor, Step] | None:
-        """Greedy drafts of the module over what waits for it, then the trunk over each sequence's newest token, the first
-        of its ``count + 1`` in ``trunk``, and its drafts, which are written after it."""
+        """Greedy drafts of the module over what waits for it, then the trunk over each sequence's newest token, the
+        first of its ``count + 1`` in ``trunk``, and its drafts, which are written after it."""
         if self._module is None:
             return None
         mine, _, _held = self._fields(module, hidden)
