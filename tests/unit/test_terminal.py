@@ -17,7 +17,7 @@ def test_control_characters_are_replaced():
 
 def test_errors_can_always_be_written():
     line = error_line(OSError(2, "No such file", "caf\udce9"))
-    assert line.encode().decode() == line and line.startswith("Error: [Errno 2] No such file")
+    assert line.encode().decode() == line and line.startswith("Error: ") and "No such file" in line
 
 
 def test_errors_of_commands_carry_no_escapes(tmp_path):
