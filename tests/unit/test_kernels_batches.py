@@ -288,7 +288,8 @@ def test_experts_come_from_a_store() -> None:
     def fetch(layer: int, experts: list[int]) -> Any:
         if missing:
             raise KeyError(experts)
-        stored: Any = model.model.layers[layer].mlp.experts
+        decoder_layer: Any = model.model.layers[layer]
+        stored = decoder_layer.mlp.experts
         asked.extend(experts)
         return [(matrix(stored.gate_up_proj[e]), matrix(stored.down_proj[e])) for e in experts]
 
