@@ -11,12 +11,12 @@ import torch
 from tiny import PAD
 
 from axk1.generation import loop
-from axk1.generation.batch import Batch, Step
 from axk1.generation.decode import decode
-from axk1.generation.executors import Executor, ModuleExecutor
+from axk1.generation.executors import ModuleExecutor
 from axk1.generation.loop import Loop
 from axk1.generation.pages import Pool
 from axk1.generation.sampling import Sampling
+from axk1.kernels.batch import Batch, Executor, Step
 
 
 def replies(model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, **options: Any) -> list[list[int]]:

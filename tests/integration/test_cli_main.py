@@ -130,3 +130,12 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_info_names_the_path_that_this_machine_takes():
+    done = run("info", "--paths", env=os.environ | {"AXK1_KERNELS": "0"})
+    assert done.returncode == 0 and done.stdout.strip() == "all: PyTorch's operators (AXK1_KERNELS=0)"
+    done = run("info", "--paths", "--json", env=os.environ | {"AXK1_KERNELS": "nope"})
+    assert done.returncode == 2 and "AXK1_KERNELS=nope: this processor has" in done.stderr
+    done = run("info")
+    assert done.returncode == 2 and "Name a checkpoint folder or a preset" in done.stderr

@@ -457,7 +457,7 @@ def test_what_the_documentation_says_about_the_released_model():
         assert f"| {drafts} | {' | '.join(cells)} |" in text
     sizes = (1, 8, 32, 128)
     for name, values in {
-        "experts a layer, plain": [f"{touched(n):.1f}" for n in sizes],
+        "experts per layer, plain": [f"{touched(n):.1f}" for n in sizes],
         "with drafts": [f"{touched(2 * n):.1f}" for n in sizes],
         "bytes": [f"{ratio(1, n):.2f}" for n in sizes],
         "gain while reading is the bound": [f"{1.85 / ratio(1, n):.2f}" for n in sizes],

@@ -12,10 +12,20 @@ if TYPE_CHECKING:
 
 
 def info(
-    name: Annotated[str, typer.Argument(help="Checkpoint folder, or a preset: nano, mini, k1.", metavar="PATH|PRESET")],
+    name: Annotated[
+        str | None, typer.Argument(help="Checkpoint folder, or a preset: nano, mini, k1.", metavar="PATH|PRESET")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="Which instructions this machine computes by, and why.")
+    ] = False,
 ) -> None:
     """Parameters by part, total and active, bytes by dtype, KV cache by context; no weight is read."""
+    if paths:
+        _show_paths(as_json)
+        return
+    if name is None:
+        raise ValueError("Name a checkpoint folder or a preset (nano, mini, k1), or ask for --paths.")
     from axk1.checkpoint.info import describe
 
     found = describe(name)
@@ -35,6 +45,18 @@ def info(
     )
     for table in (_parts(found), _bytes(found), _cache(found)):
         console.print(table)
+
+
+def _show_paths(as_json: bool) -> None:
+    """What computes on this machine, of steps and prompts; kernels are compiled for that if they are not yet."""
+    from axk1.kernels.dispatch import describe
+
+    found = describe()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for what, how in found.items():
+        typer.echo(f"{what}: {how}")
 
 
 def _parts(found: "Info") -> "Table":

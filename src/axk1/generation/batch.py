@@ -1,4 +1,4 @@
-"""What a step of the model reads and returns: tokens of many sequences, one after the other, without padding.
+"""Sequences, and the batches that a step makes of them: tokens one after the other, without padding.
 
 Shapes: B sequences, N tokens of a step, P pages of the longest sequence, D hidden, V vocabulary, W tokens whose logits
 are wanted.
@@ -6,7 +6,6 @@ are wanted.
 
 import collections.abc
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,45 +14,10 @@ from transformers import LogitsProcessor
 from axk1.generation.history import History
 from axk1.generation.pages import Table
 from axk1.generation.sampling import Draws, Sampling, Scorer, TokenLogprobs, token_logprobs
+from axk1.kernels.batch import Batch
 
 PLACES = 4_096
 """Positions that are made at once, to be sliced: an operator for each step costs more than it computes."""
-
-
-@dataclass(slots=True)
-class Batch:
-    """The new tokens of a step. First come the sequences that read a piece of their prompt, then those that reply."""
-
-    ids: Tensor
-    """``[N]`` int64."""
-    positions: Tensor
-    """``[N]`` int64: each sequence counts its own tokens."""
-    starts: list[int]
-    """B + 1 places in ``ids``: sequence b has those from ``starts[b]`` to ``starts[b + 1]``."""
-    cached: list[int]
-    """Tokens that each sequence has in its pages before this step, in the layers that run."""
-    prompts: int
-    """How many of the first sequences read a piece of their prompt. What a token is computed by depends on this role
-    and on nothing else of the batch."""
-    wanted: list[int]
-    """Of how many of its last tokens logits are wanted, for each sequence."""
-    states: list[int]
-    """Of how many of its last tokens states are wanted: no fewer."""
-    pages: Tensor
-    """``[B, P]`` int64, on the CPU: the addresses of each sequence's pages, 0 where there is none."""
-    tables: list[Table]
-    """The pages themselves."""
-
-
-class Step(NamedTuple):
-    """What the model made of a batch."""
-
-    states: Tensor
-    """``[sum(states), D]``, after the norm, in the order of the tokens."""
-    logits: Tensor
-    """``[W, V]`` float32, W = sum(wanted); rounded as the states' dtype is."""
-    best: Tensor
-    """``[W]`` int64: the most probable tokens, of equal ones the first."""
 
 
 class Sequence:

@@ -7,7 +7,7 @@ D hidden, V vocabulary.
 
 from collections import defaultdict
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,41 +16,13 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from axk1.config import AXK1Config
-from axk1.generation.batch import Batch, Step
 from axk1.generation.pages import PAGE, Pool, Table
+from axk1.kernels.batch import Batch, Executor, Step
 from axk1.kernels.dispatch import executor
 from axk1.kernels.draft_head import DraftHead, draft_head
 from axk1.modeling import AXK1ForCausalLM
 from axk1.modeling.cache import LatentLayer
 from axk1.modeling.compat import CACHE
-
-
-class Executor(Protocol):
-    """Runs steps of one model on one pool. Every token of a batch is written to its sequence's pages."""
-
-    exact: bool
-    """Whether the bits that a sequence gets depend neither on its neighbours nor on how many of a reply's tokens are
-    run at once."""
-
-    def step(self, batch: Batch) -> Step:
-        """The trunk over ``batch``."""
-        ...
-
-    def draft(self, batch: Batch, hidden: Tensor) -> Step:
-        """The first MTP module over states ``hidden`` ``[N, D]`` (post-norm: the trunk's, or its own) at the batch's
-        positions and ``ids``, the tokens after them; logits by :func:`axk1.kernels.draft_head.draft_head` where the
-        model has one."""
-        ...
-
-    def speculate(self, module: Batch, hidden: Tensor, trunk: Batch, count: int) -> tuple[Tensor, Step] | None:
-        """A greedy step with ``count`` drafts for each sequence: ``draft`` of ``module`` and ``hidden``; its most
-        probable token, and count - 1 more by the module on its own last state and draft, at the positions that follow;
-        then ``step`` of ``trunk``, whose ids hold each sequence's newest token and, for the drafts after it, any.
-
-        Returns:
-            The trunk's ids ``[B, count + 1]``, and what it made of them; None where the step has to be taken in parts.
-        """
-        ...
 
 
 def executor_for(model: PreTrainedModel, pool: Pool | None) -> Executor:
@@ -61,7 +33,7 @@ def executor_for(model: PreTrainedModel, pool: Pool | None) -> Executor:
     """
     if not isinstance(model, AXK1ForCausalLM) or pool is None:
         return WholeExecutor(model)
-    return executor(model, pool) or ModuleExecutor(model)
+    return executor(model, pool.dtype) or ModuleExecutor(model)
 
 
 class ModuleExecutor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from axk1.generation.batch import Assembler, Batch, Sequence, Step
-from axk1.generation.executors import Executor, executor_for
+from axk1.generation.batch import Assembler, Sequence
+from axk1.generation.executors import executor_for
 from axk1.generation.gate import Gate
 from axk1.generation.pages import Pool, PoolFull, Table, pages_of
 from axk1.generation.sampling import check_chosen, choose, margins
@@ -23,6 +23,7 @@ from axk1.generation.speculate import (
     can_draft,
     tie_gap,
 )
+from axk1.kernels.batch import Batch, Executor, Step
 from axk1.modeling import AXK1ForCausalLM
 
 PREFILL_TOKENS = 4_096
@@ -280,8 +281,9 @@ class Loop:
         """A token at each of the logits, the number of drafts that hold, and the scores and noise of the choice."""
         drafts = s.history.drafts
         if s.plain:
-            if not isfinite(logits[0, best[0]]):
-                check_chosen(logits[0, best[0]])
+            for at, token in enumerate(best):
+                if not isfinite(logits[at, token]):
+                    check_chosen(logits[at, token])
             return best, agreeing(drafts, best), logits, None
         scores = s.scorer(logits, s.history)
         if asked is not None:

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from axk1.generation.batch import Assembler, Batch, Sequence, Step
-from axk1.generation.executors import Executor
+from axk1.generation.batch import Assembler, Sequence
 from axk1.generation.gate import Gate
 from axk1.generation.pages import Table
 from axk1.generation.sampling import choose
+from axk1.kernels.batch import Batch, Executor, Step
 from axk1.modeling import AXK1ForCausalLM
 
 AUTO = -1

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from axk1.kernels import instructions, native
+from axk1.kernels.batch import Executor
 from axk1.modeling.attention import products
 from axk1.modeling.conditions import is_hooked, is_inference
 
 if TYPE_CHECKING:
     from axk1.config import AXK1Config
-    from axk1.generation.executors import Executor
-    from axk1.generation.pages import Pool
     from axk1.modeling.causal_lm import AXK1ForCausalLM
 
 STEP_TOKENS = 32
@@ -66,17 +65,17 @@ def describe() -> dict[str, str]:
     }
 
 
-def executor(model: AXK1ForCausalLM, pool: Pool) -> Executor | None:
-    """What runs paged batches of ``model`` with the weights and hooks that it has now; None where its modules have to:
+def executor(model: AXK1ForCausalLM, dtype: torch.dtype) -> Executor | None:
+    """What runs paged batches of ``model``, with pages of ``dtype`` and the weights and hooks that it has now; None where its modules have to:
     on other devices, in training, while something records what is computed or listens in on a module, with an attention
     that was chosen for itself."""
     from axk1.kernels.step import CPUExecutor
     from axk1.kernels.weights import FORMATS, read_model
 
     outside = (model, model.model, model.model.embed_tokens, model.lm_head)
-    if model.device.type != "cpu" or model.training or not is_inference() or pool.dtype not in FORMATS:
+    if model.device.type != "cpu" or model.training or not is_inference() or dtype not in FORMATS:
         return None
     if any(is_hooked(module) for module in outside) or not model.model._may_be_compiled() or not native.available():
         return None
     trunk = read_model(model)
-    return None if trunk is None else CPUExecutor(model, pool, trunk)
+    return None if trunk is None else CPUExecutor(model, dtype, trunk)

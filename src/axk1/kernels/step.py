@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from axk1.kernels import native
+from axk1.kernels.batch import Batch, Step
 from axk1.kernels.dispatch import PROMPT_TOKENS, is_prompt, may_pay
 from axk1.kernels.native import DTYPES, Layers, StepFields, available, numbers
 from axk1.kernels.weights import FORMATS, read_layers, read_model
 
 if TYPE_CHECKING:
-    from axk1.generation.batch import Batch, Step
-    from axk1.generation.pages import Pool
     from axk1.modeling.cache import LatentCache
     from axk1.modeling.causal_lm import AXK1ForCausalLM
     from axk1.modeling.layer import AXK1DecoderLayer
@@ -165,19 +164,19 @@ def _kept(mask: Tensor | None) -> Tensor | None:
 
 
 class CPUExecutor:
-    """Steps over paged batches (:mod:`axk1.generation.batch`): a token's bits depend on its own sequence alone.
+    """Steps over paged batches: a token's bits depend on its own sequence alone.
 
     Weights and hooks are looked at when it is made.
     """
 
     exact = True
 
-    def __init__(self, model: AXK1ForCausalLM, pool: Pool, trunk: Layers) -> None:
+    def __init__(self, model: AXK1ForCausalLM, dtype: torch.dtype, trunk: Layers) -> None:
         config = model.config
         self._model, self._trunk, self._rotary = model, trunk, model.model.rotary_emb
         self._dtype, self._vocabulary = model.model.embed_tokens.weight.dtype, config.vocab_size
-        self._cache_format = DTYPES[pool.dtype]
-        size = (config.kv_lora_rank + config.qk_rope_head_dim) * pool.dtype.itemsize * PAGE
+        self._cache_format = DTYPES[dtype]
+        size = (config.kv_lora_rank + config.qk_rope_head_dim) * dtype.itemsize * PAGE
         depth = config.num_hidden_layers
         self._layers, self._module_layers = numbers([i * size for i in range(depth)]), numbers([depth * size])
         self._fixed = None if self._rotary.changes_with_length else _frequencies(self._rotary, _FP32)
@@ -217,8 +216,6 @@ class CPUExecutor:
 
     def _fields(self, batch: Batch, hidden: Tensor | None) -> tuple[StepFields, Step, Any]:
         """A step of the trunk, or with ``hidden`` of the module; what it returns; and what it points to."""
-        from axk1.generation.batch import Step
-
         count, scored = sum(batch.states), sum(batch.wanted)
         states = torch.empty(count, self._trunk.sizes["hidden"], dtype=self._dtype)  # pyright: ignore
         logits = torch.empty(scored, self._vocabulary)

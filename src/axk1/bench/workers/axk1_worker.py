@@ -30,7 +30,9 @@ class AXK1Engine(TorchEngine):
         if context > COMPUTED:
             return super().decode(context, tokens, batch)
         self.forget()
-        how: dict[str, Any] = {"prefill_tokens": batch * context} if batch > 1 else {}  # all begin to reply in the same step
+        how: dict[str, Any] = (
+            {"prefill_tokens": batch * context} if batch > 1 else {}
+        )  # all begin to reply in the same step
         steps = self.loop(self.prompt(batch, context, seed=1).tolist(), tokens + 1, **how)
         while not any(next(steps)):  # a long prompt takes several steps
             pass

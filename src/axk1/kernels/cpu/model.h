@@ -353,8 +353,6 @@ private:
                     if (parts[role].all.count) through<P>(team, *layers[i], {Matrix::Kind(step.cache_format), bool(given.exact), shape.joint(), step.layers[i]}, parts[role], i + 1 == given.layers);
             leave(team, step, parts);
         });
-        if (wrong.exchange(false))
-            throw Refused("The model's scores for the next token are not finite (NaN or infinity), so none can be chosen: check the weights (axk1 verify).");
         for (Workspace& space : attention) space.trim();
         for (Workspace& space : mlp) space.trim();
     }
@@ -459,8 +457,7 @@ private:
         team.barrier();
         team.each(rows, [&](int64_t row) {
             const int64_t place = place_of_largest(scores + row * outputs, outputs);
-            if (place < 0) wrong.store(true, std::memory_order_relaxed);
-            if (step.best) step.best[row] = head_ids.empty() || place < 0 ? place : head_ids[place];
+            if (step.best) step.best[row] = head_ids.empty() ? place : head_ids[place];
             if (head_ids.empty() || !step.logits) return;
             float* out = step.logits + row * given.vocabulary;
             std::fill_n(out, given.vocabulary, -std::numeric_limits<float>::infinity());
@@ -469,7 +466,6 @@ private:
     }
 
     std::mutex running;  // one step at a time
-    std::atomic<bool> wrong{false};
     std::vector<float> combined, inputs, few;
 };
 

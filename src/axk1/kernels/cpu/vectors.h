@@ -108,7 +108,7 @@ inline Lanes silu(Lanes x) {
     return x * (negative ? small : zero + 1.0f) / (small + 1.0f);
 }
 
-// The first place of the largest of `count` values; -1 where one is not finite.
+// The first place of the largest of `count` values; where some are not finite, the first place of those.
 inline int64_t place_of_largest(const float* values, int64_t count) {
     float most = values[0], wrong = 0.0f;
     int64_t i = 0;
@@ -121,10 +121,10 @@ inline int64_t place_of_largest(const float* values, int64_t count) {
         most = largest(high), wrong = sum(nothing);
     }
     for (; i < count; ++i) most = values[i] > most ? values[i] : most, wrong += values[i] - values[i];
-    if (!(wrong == 0.0f)) return -1;
+    const bool finite = wrong == 0.0f;
     for (int64_t place = 0; place < count; ++place)
-        if (values[place] == most) return place;
-    return -1;
+        if (finite ? values[place] == most : !std::isfinite(values[place])) return place;
+    return 0;
 }
 
 // `count` values to bfloat16.
