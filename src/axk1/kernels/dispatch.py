@@ -66,9 +66,10 @@ def describe() -> dict[str, str]:
 
 
 def executor(model: AXK1ForCausalLM, dtype: torch.dtype) -> Executor | None:
-    """What runs paged batches of ``model``, with pages of ``dtype`` and the weights and hooks that it has now; None where its modules have to:
-    on other devices, in training, while something records what is computed or listens in on a module, with an attention
-    that was chosen for itself."""
+    """What runs paged batches of ``model``, with pages of ``dtype`` and the weights and hooks that it has now.
+
+    None where its modules have to: on other devices, in training, while something records what is computed or listens
+    in on a module, with an attention that was chosen for itself."""
     from axk1.kernels.step import CPUExecutor
     from axk1.kernels.weights import FORMATS, read_model
 
