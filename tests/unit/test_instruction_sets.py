@@ -52,7 +52,7 @@ def test_what_runs_where(monkeypatch, machine, has, expected):
 def test_the_path_is_named_with_its_reason(monkeypatch):
     assert native.instructions() == (instructions.chosen() or instructions.usable()[0]).name
     described = describe()
-    assert native.instructions() in described["replies"] and "instruction set" in described
+    assert str(native.instructions()) in described["replies"] and "instruction set" in described
     monkeypatch.setattr(native, "instructions", lambda: None)
     monkeypatch.setenv("AXK1_KERNELS", "0")
     assert describe() == {"all": "PyTorch's operators (AXK1_KERNELS=0)"}

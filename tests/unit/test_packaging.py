@@ -1,12 +1,19 @@
 """What is installed: the demo needs less than the tests do, and the wheel holds what the commands name."""
 
+import ctypes
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from axk1.cli.train import _shipped
+from axk1.kernels.instructions import of_this_machine, usable
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -59,3 +66,19 @@ def test_a_recipe_that_does_not_exist(name):
 
     with pytest.raises(ValueError, match="does not exist"):
         Recipe.load(_shipped(Path(name), Path(name)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+def test_a_wheel_can_bring_the_kernels_built(tmp_path):
+    """For machines without a compiler: one library per instruction set, each of which loads and says its name."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, env=os.environ | {"AXK1_BUILD_KERNELS": "1"})
+    (wheel,) = tmp_path.glob("*.whl")
+    assert not wheel.name.endswith("-any.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    for instructions in of_this_machine():
+        library = ctypes.CDLL(str(tmp_path / "axk1/kernels/built" / f"axk1_{instructions.name}.so"))
+        library.axk1_instructions.restype = ctypes.c_char_p
+        if instructions in usable():
+            assert library.axk1_instructions().decode() == instructions.name

@@ -15,13 +15,11 @@ from functools import cache
 from pathlib import Path
 
 from axk1.folders import user_cache
-from axk1.kernels.instructions import InstructionSet, chosen
+from axk1.kernels.instructions import FLAGS, InstructionSet, chosen
 
 SOURCES = Path(__file__).parent / "cpu"
 BUILT = Path(__file__).parent / "built"
 """Libraries that a wheel brings along, ``axk1_NAME.so``."""
-FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast")
-QUIET = ("-Wno-psabi", "-Wno-unknown-pragmas")
 SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 COMPILE_SECONDS = 600
 logger = logging.getLogger(__name__)
@@ -140,7 +138,7 @@ def compile_library(instructions: InstructionSet, out: Path, compiler: str = "g+
     Raises:
         BuildError: the compiler fails or takes longer than ``COMPILE_SECONDS``.
     """
-    command = [compiler, *FLAGS, *instructions.flags, *QUIET, *(SANITIZERS if _sanitized() else ())]
+    command = [compiler, *FLAGS, *instructions.flags, *(SANITIZERS if _sanitized() else ())]
     try:
         done = subprocess.run(
             [*command, str(SOURCES / "library.cpp"), "-o", str(out)],

@@ -25,6 +25,9 @@ class InstructionSet:
     flags: tuple[str, ...]
 
 
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast")
+FLAGS += ("-Wno-psabi", "-Wno-unknown-pragmas")
+"""The compiler's flags for every set."""
 X86 = ("x86_64", "AMD64")
 AVX2 = frozenset({"avx2", "fma", "bmi2", "f16c"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
@@ -67,10 +70,14 @@ def has_amx() -> bool:
     return "amx_bf16" in features()
 
 
+def of_this_machine() -> list[InstructionSet]:
+    """The sets of this kind of machine, whether its processor has them or not."""
+    return [each for each in SETS if not each.machines or platform.machine() in each.machines]
+
+
 def usable() -> list[InstructionSet]:
     """What runs here, the best first."""
-    machine = platform.machine()
-    return [each for each in SETS if (not each.machines or machine in each.machines) and each.needs <= features()]
+    return [each for each in of_this_machine() if each.needs <= features()]
 
 
 def wanted() -> str:
