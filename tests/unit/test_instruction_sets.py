@@ -117,3 +117,26 @@ def test_the_core_needs_no_headers_of_pytorch():
         text = path.read_text()
         assert "torch" not in [line.split("/")[0].split("<")[-1] for line in text.splitlines() if "#include" in line]
         assert "<ATen" not in text and "omp.h" not in text
+
+
+def steps_of(compilers: list[str], runner: list[str], out: Path) -> list[float]:
+    """What ``tests/cross/steps.cpp`` prints, compiled and run so."""
+    flags = ["-O2", "-std=c++20", "-pthread", "-static", "-ffp-contract=fast", "-Wno-psabi", f"-I{SOURCES}"]
+    sources = [str(SOURCES / "library.cpp"), str(UNIT.parent / "cross" / "steps.cpp")]
+    subprocess.run([*compilers, *flags, *sources, "-o", str(out)], check=True)
+    done = subprocess.run([*runner, str(out)], check=True, capture_output=True, text=True)
+    return [float(line) for line in done.stdout.splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("g++", "aarch64-linux-gnu-g++", "qemu-aarch64"))),
+    reason="no cross compiler and emulator: apt-get install g++-aarch64-linux-gnu qemu-user",
+)
+def test_neon_computes_the_same_under_emulation(tmp_path):
+    """Prompts and replies, every format; sums are made in another order."""
+    here = steps_of(["g++", "-march=x86-64"], [], tmp_path / "plain")
+    there = steps_of(["aarch64-linux-gnu-g++"], ["qemu-aarch64"], tmp_path / "neon")
+    assert len(here) == len(there) > 10_000
+    differences = [abs(one - other) for one, other in zip(here, there, strict=True)]
+    assert max(differences) < 2e-3 and sum(differences) / len(differences) < 2e-5
