@@ -69,3 +69,10 @@ def test_this_machine():
     found = describe()
     assert found["instruction_set"] == instruction_set(found["features"]) and found["cores"] >= 1
     assert found["processor"] and found["memory_gib"] > 0
+
+
+def test_results_of_a_set_that_was_asked_for_are_filed_apart(monkeypatch):
+    monkeypatch.setenv("AXK1_KERNELS", "avx2")
+    assert describe()["instruction_set"] == "AVX2 (asked for)"
+    monkeypatch.setenv("AXK1_KERNELS", "0")
+    assert "asked" not in describe()["instruction_set"]

@@ -26,6 +26,8 @@ INSTRUCTION_SETS = {
     "NEON": ("asimd",),
 }
 """By which results are filed, the first that fits; each with the features that it needs."""
+KERNELS = {"avx512_bf16": "AVX-512+bf16", "avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON"}
+"""What ``AXK1_KERNELS`` calls them."""
 _SYSCTL = {
     "hw.optional.avx2_0": "avx2",
     "hw.optional.avx512f": "avx512f",
@@ -69,7 +71,7 @@ def describe(device_name: str | None = None) -> dict[str, Any]:
     return {
         "processor": processor,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "instruction_set": instruction_set(flags),
+        "instruction_set": asked_for() or instruction_set(flags),
         "features": [name for name in FEATURES if name in flags],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": device_name,
@@ -78,6 +80,13 @@ def describe(device_name: str | None = None) -> dict[str, Any]:
         "torch": torch.__version__,
         "axk1": axk1.__version__,
     }
+
+
+def asked_for() -> str | None:
+    """The set that ``AXK1_KERNELS`` makes our kernels take in place of the best (other engines take theirs); None: the
+    best."""
+    asked = os.environ.get("AXK1_KERNELS", "1")
+    return None if asked in ("0", "1") else f"{KERNELS.get(asked, asked)} (asked for)"
 
 
 def instruction_set(features: Collection[str]) -> str:
