@@ -76,7 +76,8 @@ def run_suite(folder: Path) -> dict[str, str]:
     report = folder / "report.xml"
     shutil.copy(SUITE, folder / "tests" / "test_axk1_suite.py")
     settings = ["-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", os.devnull, f"--junitxml={report}"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "warning"}  # a command that ran here may have set it
+    environment = {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "pytest", *settings, "tests/test_axk1_suite.py"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stdout[-4000:] + done.stderr[-4000:]
