@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from axk1 import AXK1Config, AXK1ForCausalLM
-from axk1.generation.batch import Assembler, Sequence
-from axk1.generation.loop import Loop
-from axk1.generation.pages import PAGE, Pool, Table, pages_of
-from axk1.generation.sampling import GREEDY, Sampling
-from axk1.generation.speculate import Drafts
+from axk1.generation.batch import Assembler
+from axk1.generation.pages import Pool, Table
 from axk1.kernels.batch import Step
 from axk1.kernels.dispatch import executor
 from axk1.kernels.draft_head import draft_head
@@ -311,64 +308,3 @@ def test_experts_come_from_a_store() -> None:
         paged.step([paged.open()], [ids], [0], prompts=1)
     missing = False
     assert torch.equal(paged.step([paged.open()], [ids], [0], prompts=1).logits, expected.logits)
-
-
-SAMPLINGS = [
-    GREEDY,
-    Sampling(seed=7),
-    Sampling(temperature=1.3, top_p=0.8, top_k=40, seed=8),
-    Sampling(temperature=0.8, repetition_penalty=1.2, presence_penalty=0.4, seed=9),
-    Sampling(temperature=0.0, logit_bias={5: 4.0}, frequency_penalty=0.3),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("drafts", [0, 2])
-@pytest.mark.parametrize("dtype", DTYPES)
-@torch.no_grad()
-def test_sixteen_sequences_join_and_leave_at_random(dtype: torch.dtype, drafts: int) -> None:
-    """100 to 2,000 tokens, different sampling, seeds, stops and limits: every token and log-probability bit for bit
-    that of the sequence alone; memory is the pages in use, and none is left in the end."""
-    model, chance = MODELS[dtype], random.Random(11)
-    model.generation_config.draft_token_ids = None
-
-    def sequence(index: int) -> Sequence:
-        own = random.Random(index)
-        prompt, sampling = numbers(own.randint(100, 2_000), index), SAMPLINGS[index % len(SAMPLINGS)]
-        stops = numbers(40, 200 + index)
-        return Sequence(
-            prompt, sampling, max_new_tokens=own.randint(1, 40), stop_ids=stops, seed=sampling.seed, top_logprobs=2
-        )
-
-    alone = []
-    for index in range(16):
-        loop, one = Loop(model, Drafts(0)), sequence(index)
-        loop.add(one)
-        while one.running:
-            loop.step()
-        alone.append(one)
-    loop = Loop(model, Drafts(drafts), prefill_tokens=512)
-    left, running, cancelled = [sequence(index) for index in range(16)], [], set()
-    numbered = {id(one): index for index, one in enumerate(left)}
-    everyone = list(left)
-    chance.shuffle(left)
-    assert loop.pool is not None
-    while left or len(loop):
-        while left and chance.random() < 0.5:
-            running.append(left.pop())
-            loop.add(running[-1])
-        loop.step()
-        held = [one for one in running if one.table is not None]
-        assert loop.pool.nbytes == sum(len(one.table.pages) for one in held) * loop.pool.page_bytes  # pyright: ignore
-        for one in held:
-            assert len(one.table.pages) <= pages_of(len(one.tokens) + drafts + 1)  # pyright: ignore
-        if chance.random() < 0.05 and held:
-            victim = chance.choice(held)
-            cancelled.add(numbered[id(victim)])
-            loop.cancel(victim)
-    assert loop.pool.nbytes == 0 and PAGE == 64
-    for index, one in enumerate(everyone):
-        expected = alone[index]
-        count = len(one.reply)
-        assert one.reply == expected.reply[:count] and (count == len(expected.reply) or index in cancelled)
-        assert one.logprobs == expected.logprobs[:count]
