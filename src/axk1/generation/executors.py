@@ -149,8 +149,9 @@ class PageLayer(LatentLayer):
 
     def _read(self, table: Table, out: Tensor) -> None:
         """The first tokens of a sequence to ``out`` ``[S, C + R]``."""
-        for page, rows in zip(table.pages, out.split(PAGE), strict=False):
-            rows.copy_(page[self._index, : len(rows)])
+        pages = [page[self._index] for page in table.pages[: -(-len(out) // PAGE)]]  # one operator, however many
+        if pages:
+            out.copy_(torch.cat(pages)[: len(out)])
 
     def _write(self, table: Table, first: int, new: Tensor) -> None:
         """``new`` ``[T, C + R]`` to the positions from ``first`` on."""
