@@ -58,6 +58,16 @@ inline float sum(const Lanes& v) {
     return (fours[0][0] + fours[0][2]) + (fours[0][1] + fours[0][3]);
 }
 
+// a * b + c, rounded as vectors round it: once where the processor fuses the two. Which columns are vectors' may depend on how
+// many inputs there are; their bits may not.
+inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return std::fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 inline Lanes maximum(const Lanes& a, const Lanes& b) { return b > a ? b : a; }
 
 inline float largest(const Lanes& v) {

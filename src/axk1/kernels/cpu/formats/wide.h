@@ -68,7 +68,7 @@ struct Wide {
             #pragma GCC unroll 6
             for (int t = 0; t < T; ++t) {
                 float total = sum(first[r][t] + second[r][t]);
-                for (int64_t j = i; j < m.length; ++j) total = std::fma(F::one(w + F::place(r * m.stride), j), x.values[t * x.stride + j], total);
+                for (int64_t j = i; j < m.length; ++j) total = multiply_add(F::one(w + F::place(r * m.stride), j), x.values[t * x.stride + j], total);
                 out[t * out_stride + r] = F::kScaled ? total * m.scale[r] : total;
             }
     }
@@ -104,7 +104,7 @@ struct Wide {
         for (; c < columns; ++c)
             for (int t = 0; t < T; ++t) {
                 float total = out[t * out_stride + c];
-                for (int64_t j = 0; j < rows; ++j) total = std::fma(F::one(w + F::place(j * m.stride), c), p[t * p_stride + j], total);
+                for (int64_t j = 0; j < rows; ++j) total = multiply_add(F::one(w + F::place(j * m.stride), c), p[t * p_stride + j], total);
                 out[t * out_stride + c] = total;
             }
     }
