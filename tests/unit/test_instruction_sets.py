@@ -88,12 +88,14 @@ def test_every_set_that_this_processor_has(name):
 
 
 def sanitizer() -> str | None:
-    """The library of AddressSanitizer, which has to be loaded first; None where there is none."""
+    """The libraries that have to be loaded first: AddressSanitizer's, and the one whose exceptions it watches; None
+    where there are none."""
     if shutil.which("g++") is None or platform.system() != "Linux":
         return None
-    found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    path = Path(found.stdout.strip())
-    return str(path.resolve()) if path.is_absolute() else None
+    names = ("libasan.so", "libstdc++.so")
+    found = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
+    paths = [Path(name) for name in found]
+    return " ".join(str(path.resolve()) for path in paths) if all(path.is_absolute() for path in paths) else None
 
 
 @pytest.mark.slow
