@@ -29,11 +29,6 @@ class BuildError(Exception):
     """A library that cannot be compiled, written or loaded."""
 
 
-def are_wanted() -> bool:
-    """Whether ``AXK1_KERNELS`` leaves faster steps on; 0 turns them off, on CPUs and GPUs."""
-    return chosen() is not None
-
-
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels for this processor (or for the set that ``AXK1_KERNELS`` names), compiled first if need be: about

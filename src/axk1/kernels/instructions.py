@@ -70,6 +70,11 @@ def has_amx() -> bool:
     return "amx_bf16" in features()
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether PyTorch's own operators, training's, are fast in bfloat16 here."""
+    return bool(features() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def of_this_machine() -> list[InstructionSet]:
     """The sets of this kind of machine, whether its processor has them or not."""
     return [each for each in SETS if not each.machines or platform.machine() in each.machines]

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from axk1.files import write_text
-from axk1.kernels import is_fast
+from axk1.kernels.instructions import multiplies_bfloat16
 from axk1.load import load_tokenizer
 from axk1.pretrained import AXK1ForCausalLM
 from axk1.train.corpus import PARTS
@@ -141,7 +141,7 @@ def _dtype(recipe: Recipe) -> str:
     """Of matrix products: what the recipe says, or what the processor is fast in."""
     if recipe.dtype != "auto":
         return recipe.dtype
-    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else is_fast(torch.bfloat16)
+    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else multiplies_bfloat16()
     return "bfloat16" if fast else "float32"
 
 
