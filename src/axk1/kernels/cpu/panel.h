@@ -20,6 +20,20 @@ constexpr int64_t kVectors = kWide / kLanes;   // of results
 constexpr int kTogether = 6;                   // inputs
 typedef Lanes Sums[kVectors];
 
+// Calls `some<inputs>()` for one to six inputs.
+template <class Some>
+inline void with_number(int64_t inputs, const Some& some) {
+    static_assert(kTogether == 6);
+    switch (inputs) {
+        case 1: return some.template operator()<1>();
+        case 2: return some.template operator()<2>();
+        case 3: return some.template operator()<3>();
+        case 4: return some.template operator()<4>();
+        case 5: return some.template operator()<5>();
+        default: return some.template operator()<6>();
+    }
+}
+
 // kLanes values of a row from `column` on as float32, times their scale; zero after the last.
 inline Lanes widened(const Matrix& row, int64_t column) {
     const int64_t count = row.length - column;
@@ -120,14 +134,7 @@ struct Singles {
         // sums[m] gains, or `fresh` becomes, what input m, x[m], gives with every row.
         template <bool fresh>
         void add(int64_t inputs, const float* const* x, Sums* sums) const {
-            switch (inputs) {
-                case 1: return add_to<1, fresh>(x, sums);
-                case 2: return add_to<2, fresh>(x, sums);
-                case 3: return add_to<3, fresh>(x, sums);
-                case 4: return add_to<4, fresh>(x, sums);
-                case 5: return add_to<5, fresh>(x, sums);
-                default: return add_to<kTogether, fresh>(x, sums);
-            }
+            with_number(inputs, [&]<int M>() { add_to<M, fresh>(x, sums); });
         }
     };
 };
