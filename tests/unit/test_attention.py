@@ -12,8 +12,9 @@ from tiny import YARN, pack_rows, pad_rows, small_model, tokens
 
 from axk1 import AXK1Config
 from axk1.config import K1_ROPE
-from axk1.modeling import attention
-from axk1.modeling.attention import AXK1Attention, blocked_attention, eager_attention, softmax_scale
+from axk1.kernels import prompt_attention
+from axk1.kernels.prompt_attention import blocked_attention
+from axk1.modeling.attention import AXK1Attention, eager_attention, softmax_scale
 from axk1.modeling.rope import AXK1RotaryEmbedding, rotate
 
 
@@ -50,7 +51,7 @@ def test_attention_in_blocks_is_the_plain_one(
     mask = {"causal": None, "bool": visible, "added": added}[kind]
     module = torch.nn.Identity()
     expected, _ = eager_attention(module, query, key, value, added, scaling=0.4)
-    with patch.object(attention, "QUERY_BLOCK", block):
+    with patch.object(prompt_attention, "QUERY_BLOCK", block):
         found, _ = blocked_attention(module, query, key, value, mask, scaling=0.4)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
