@@ -307,6 +307,23 @@ def test_linear_in_every_format(rows, outputs, groups, group, kind, odd, exact, 
     assert torch.equal(out[:1], native.linear(x[:1], weight, scale, exact))
 
 
+@torch.no_grad()
+def test_the_head_of_a_step(monkeypatch):
+    """The kernels' after a cache of ours; the module where there is none, and where somebody listens in."""
+    model, ran = make_model(num_hidden_layers=1), []
+    monkeypatch.setattr(native, "linear", lambda *given, run=native.linear, **how: ran.append(1) or run(*given, **how))
+    states, cache = torch.randn(2, 3, model.config.hidden_size), LatentCache(model.config)
+    expected = model.lm_head(states)
+    assert torch.equal(model.logits(states, None), expected) and not ran
+    torch.testing.assert_close(model.logits(states, cache), expected, atol=1e-5, rtol=1e-5)
+    assert len(ran) == 1
+    handle = model.lm_head.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert torch.equal(model.logits(states, cache), 2 * expected) and len(ran) == 1
+    handle.remove()
+    with torch.enable_grad():
+        assert torch.equal(model.logits(states, cache), expected) and len(ran) == 1
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_quantised_layers(kind, tmp_path):
     """On the stored values themselves, as the modules of ``axk1.quantized`` compute with them."""
