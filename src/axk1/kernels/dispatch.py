@@ -159,11 +159,11 @@ def describe() -> dict[str, str]:
     best = [each.name for each in instructions.usable()]
     asked = instructions.wanted()
     why = f"AXK1_KERNELS={asked}" if asked not in ("0", "1") else f"the first of {', '.join(best)}"
-    amx = "PyTorch's operators (AMX)" if instructions.has_amx() else f"kernels, {chosen}"
+    amx = "; in transformers' generate PyTorch's operators (AMX)" if instructions.has_amx() else ""
     narrow = "bfloat16 products" if chosen == "avx512_bf16" else "bfloat16 widened to float32"
     return {
         "instruction set": f"{chosen} ({why})",
         "replies": f"kernels, {chosen}: {narrow}; up to {STEP_ROWS} tokens at once, each with bits of its own",
-        "prompts in bfloat16": amx,
+        "prompts in bfloat16": f"kernels, {chosen}{amx}",
         "prompts in float32": f"kernels, {chosen}",
     }
