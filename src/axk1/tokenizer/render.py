@@ -18,6 +18,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+import markupsafe
+
 from axk1.tokenizer.template_worker import CHARACTERS, MEMORY, SECONDS
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROGRAM = Path(__file__).with_name("template_worker.py")
+_START = "import runpy, sys; sys.path += sys.argv[3:]; runpy.run_path(sys.argv[1], run_name='__main__')"
 
 
 def render(
@@ -101,9 +105,11 @@ class _Process:
 
 
 def _start(seconds: float) -> subprocess.Popen[bytes]:
-    """A session of its own, so that Ctrl-C in a terminal ends no rendering; ``-I``: nothing of the current folder."""
+    """A session of its own, so that Ctrl-C in a terminal ends no rendering; no module of the current folder, and Jinja
+    from where this process has it."""
+    libraries = sorted({str(Path(str(module.__file__)).parents[1]) for module in (jinja2, markupsafe)})
     return subprocess.Popen(
-        [sys.executable, "-I", str(_PROGRAM), str(seconds)],
+        [sys.executable, "-I", "-S", "-c", _START, str(_PROGRAM), str(seconds), *libraries],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
