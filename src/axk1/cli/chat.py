@@ -49,7 +49,8 @@ def chat(
     if markdown is not None:
         session.markdown = markdown
     if interactive:
-        session.say(f"{_describe(engine)}. /help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves.")
+        mode = "reasons first (/nothink: not)" if how.think else "answers directly (/think: with reasoning)"
+        session.say(f"{_describe(engine)}. It {mode}. /help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves.")
     session.run()
 
 
