@@ -532,7 +532,9 @@ def test_pace() -> None:
     assert pace.tokens(4) == LEAST
     free = Pace(100, 2)
     free.record(1, 0, 1.0)
-    free.record(0, 100, 0.001)
+    free.record(0, 100, 9.0)  # nobody waited
+    assert free.tokens(1) == LEAST
+    free.record(1, LEAST, 1.001)
     assert free.tokens(1) == 100
 
 
