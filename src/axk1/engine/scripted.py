@@ -298,7 +298,8 @@ class _Run:
         reasoning = self.generation.request.reasoning
         if self._open and reasoning is not None and not self._closing:
             over = reasoning.budget is not None and len(self._written) >= reasoning.budget
-            if (self._open := not reasoning.is_closed(self._written)) and (over or self.answer_now):
+            self._open = not reasoning.is_closed(self._written)
+            if self._open and (over or self.answer_now):
                 self._closing, self._open, self._thought = list(reasoning.closing), False, []
         if self._closing:
             return self._closing[0]
