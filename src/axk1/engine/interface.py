@@ -246,8 +246,6 @@ class Statistics:
     accepted: int = 0
     preemptions: int = 0
     """Times that a running request had to give way. Always 0 where admission reserves all that a request may need."""
-    parked: int = 0
-    """Running requests that are out of the steps for the time being."""
 
 
 class Engine(Protocol):
