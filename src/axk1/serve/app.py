@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
+from sse_starlette.sse import AppStatus
 from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from transformers import PreTrainedTokenizerFast
@@ -27,6 +28,7 @@ def make_app(
     engine: Engine, tokenizer: PreTrainedTokenizerFast, stop_ids: Collection[int], settings: Settings
 ) -> FastAPI:
     """The application over ``engine``, which it starts with itself and drains at its end."""
+    AppStatus.disable_automatic_graceful_drain()  # a stream that runs when the server is asked to end may finish
     service = Service(engine, tokenizer, stop_ids, settings)
 
     @asynccontextmanager

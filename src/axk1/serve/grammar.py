@@ -20,8 +20,8 @@ from axk1.chat.tools import TOOL_CLOSE, TOOL_OPEN
 from axk1.serve.errors import Refusal
 from axk1.serve.settings import Settings
 
-_FORM: dict[str, Any] = {"whitespace_pattern": r"[ \n]{0,32}"}
-"""White space between the parts of JSON: bounded, for a model may write it without end."""
+_FORM: dict[str, Any] = {"whitespace_pattern": r"(?: |\n {0,32})?"}
+"""White space between the parts of JSON: a space, or a new line and its indent, for a model may write it without end."""
 _CALL_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As the chat template shows calls."""
 _WINDOW = 32
@@ -101,6 +101,8 @@ def _call_schema(tool: Mapping[str, Any], limits: Settings) -> dict[str, Any]:
     parameters = function.get("parameters") or {"type": "object"}
     check_schema(parameters, limits)
     arguments = {key: value for key, value in parameters.items() if key not in ("x-guidance", "$defs", "definitions")}
+    if "properties" in arguments:
+        arguments.setdefault("additionalProperties", False)  # what is declared is what a call is for
     shared = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
     return {
         "type": "object",

@@ -30,6 +30,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings, pages: tuple[str, ...] = ()) -> None:
         self.app, self._pages = app, pages
+        self._most = settings.max_body
         self._hosts = {host.lower() for host in settings.hosts}
         self._origins = {origin.lower().rstrip("/") for origin in settings.origins}
         self._keys = [_digest(key.get_secret_value()) for key in settings.api_keys]
@@ -40,11 +41,18 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._host(headers) or self._origin(headers) or self._key(scope, headers)
+        refusal = self._host(headers) or self._origin(headers) or self._key(scope, headers) or self._size(headers)
         if refusal is None:
             await self.app(scope, receive, send)
         else:
             await respond(scope["path"], refusal)(scope, receive, send)
+
+    def _size(self, headers: Headers) -> Refusal | None:
+        """Refuses a body that says itself that it is too large; others are cut off while they are read."""
+        length = headers.get("content-length", "0")
+        if length.isascii() and length.isdigit() and int(length) > self._most:
+            return Refusal(f"The body has {int(length)} bytes; {self._most} are taken.", 413)
+        return None
 
     def _host(self, headers: Headers) -> Refusal | None:
         named = headers.getlist("host")
