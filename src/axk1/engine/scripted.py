@@ -46,6 +46,8 @@ class Script:
     reply: list[str]
     prompt: str = ""
     reasoning: str = ""
+    closes: bool = True
+    """Whether the reasoning is closed; a model may forget to, and then its reply ends there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,8 @@ class ScriptedEngine:
         prompt = self.tokenizer.decode(list(request.prompt), skip_special_tokens=False)
         found = next((script for script in self.scripts if script.prompt in prompt), Script([""]))
         reply = found.reply[(request.sampling.seed or 0) % len(found.reply)]
+        if request.reasoning and not found.closes:
+            return self._encode(found.reasoning), []
         thought = f"{found.reasoning}</think>" if request.reasoning else ""
         return self._encode(thought), self._encode(reply)
 
