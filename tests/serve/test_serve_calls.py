@@ -58,7 +58,10 @@ def test_the_same_calls_as_of_a_whole_answer(parts):
 
 def test_arguments_come_as_they_are_written():
     stream = CallStream()
-    assert stream.feed('<tool_call>\n{"name": "f", "arguments": {"a": ') == [CallStart(0, "f"), CallArguments(0, '{"a": ')]
+    assert stream.feed('<tool_call>\n{"name": "f", "arguments": {"a": ') == [
+        CallStart(0, "f"),
+        CallArguments(0, '{"a": '),
+    ]
     assert stream.feed("12") == [CallArguments(0, "12")]
     assert stream.feed("}}\n</tool_") == [CallArguments(0, "}")]
     assert stream.feed("call>") == [CallEnd(0)]

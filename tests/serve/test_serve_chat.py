@@ -218,9 +218,8 @@ def test_a_silent_stream_is_kept_alive(tokenizer):
 def test_who_leaves_is_cancelled(slow):
     """Before the first token, in a stream, and while the whole reply is waited for."""
     for body in ({"stream": True}, {}):
-        with slow.client() as client:
-            with pytest.raises(httpx2.TimeoutException):
-                client.post(PATH, json={"messages": user("long reply"), **body}, timeout=0.2)
+        with slow.client() as client, pytest.raises(httpx2.TimeoutException):
+            client.post(PATH, json={"messages": user("long reply"), **body}, timeout=0.2)
         slow.wait_idle()
     with slow.client() as client, client.stream("POST", PATH, json={"messages": user("long reply"), "stream": True}):
         wait_for(lambda: slow.service.engine.statistics().running == 1)

@@ -21,7 +21,8 @@ def test_echo_gives_the_prompts_own_log_probabilities(client, tokenizer):
         assert len(scores["tokens"]) == len(prompt) + 1 and scores["token_logprobs"][0] is None
         assert all(score <= 0 for score in scores["token_logprobs"][1:])
         assert "".join(scores["tokens"]) == choice["text"]
-        greedy = [p == max(top.values()) for p, top in zip(scores["token_logprobs"], scores["top_logprobs"]) if top]
+        pairs = zip(scores["token_logprobs"][1:], scores["top_logprobs"][1:], strict=True)
+        greedy = [score == max(top.values()) for score, top in pairs]
         assert all(greedy)  # the scripted engine is certain of every prompt
     assert reply["usage"]["prompt_tokens"] == len(ids) + 3 and reply["usage"]["completion_tokens"] == 2
 

@@ -87,7 +87,11 @@ def test_messages_take_their_own_output_back_and_count(client):
         if block["type"] == "tool_use"
     ]
     content = [*results, {"type": "text", "text": "And now?", "cache_control": {"type": "ephemeral"}}]
-    past = [*user("look twice"), {"role": "assistant", "content": first["content"]}, {"role": "user", "content": content}]
+    past = [
+        *user("look twice"),
+        {"role": "assistant", "content": first["content"]},
+        {"role": "user", "content": content},
+    ]
     body = {"messages": past, "tools": CLAUDE, "system": [{"type": "text", "text": "Be brief."}]}
     counted = client.post(MESSAGES + "/count_tokens", json=body).json()["input_tokens"]
     usage = client.post(MESSAGES, json={**body, "max_tokens": 50}).json()["usage"]

@@ -160,7 +160,10 @@ def test_a_schema_within_a_schema_within(client):
 def test_hard_schemas_do_not_stop_the_event_loop(server):
     """A request that others wait behind would show in how long the health route takes."""
     pattern = {"type": "string", "pattern": "(" * 60_000}
-    wide = {"type": "object", "properties": {f"p{i}": {"type": "string", "pattern": "[a-z]{1,50}x?"} for i in range(300)}}
+    wide = {
+        "type": "object",
+        "properties": {f"p{i}": {"type": "string", "pattern": "[a-z]{1,50}x?"} for i in range(300)},
+    }
     bodies = [{**HELLO, "max_tokens": 1, "response_format": {"type": "json_schema", "json_schema": {"schema": each}}}
               for each in (pattern, wide)]  # fmt: skip
     codes: list[int] = []
@@ -204,7 +207,10 @@ def test_no_prompt_in_logs(client, caplog, capfd):
 
 def test_a_full_engine_says_when_to_come_again(tokenizer):
     with serving(scripted(tokenizer, token=0.01, running=1, waiting=1), tokenizer) as running:
-        with running.client() as client, client.stream("POST", PATH, json={"messages": user("long reply"), "stream": True}):
+        with (
+            running.client() as client,
+            client.stream("POST", PATH, json={"messages": user("long reply"), "stream": True}),
+        ):
             wait_for(lambda: running.service.engine.statistics().running == 1)
             with client.stream("POST", PATH, json={"messages": user("long reply"), "stream": True}):
                 wait_for(lambda: running.service.engine.statistics().waiting == 1)
@@ -220,7 +226,9 @@ def test_a_slow_reader_is_given_up(tokenizer):
     """It takes nothing: what was written for it goes no further than the socket's buffers, and then it is cut off."""
     with serving(scripted(tokenizer, token=0.0), tokenizer, Settings(send_timeout=0.3)) as running:
         host, port = running.url.removeprefix("http://").split(":")
-        body = json.dumps({"prompt": "long reply", "ignore_eos": True, "max_tokens": 4000, "stream": True, "logprobs": 20})
+        body = json.dumps(
+            {"prompt": "long reply", "ignore_eos": True, "max_tokens": 4000, "stream": True, "logprobs": 20}
+        )
         with socket.socket() as reader:
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             reader.connect((host, int(port)))

@@ -91,7 +91,9 @@ def serve(
     Arguments after -- go to vLLM or SGLang as they are.
     """
     if engine is None:
-        _refuse(context, ENGINE_OPTIONS, "--engine is missing; use vllm or sglang (or leave out {}, which are for these).")
+        _refuse(
+            context, ENGINE_OPTIONS, "--engine is missing; use vllm or sglang (or leave out {}, which are for these)."
+        )
         if context.args:
             raise ValueError(f"{context.args[0]!r} is not read: arguments after -- are for --engine vllm or sglang.")
         from axk1.cli.serve_here import Here, serve_here

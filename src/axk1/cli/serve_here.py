@@ -81,10 +81,12 @@ def _engine(asked: Here) -> tuple[Any, Any, Any]:
     """Engine, tokenizer, and the ids that end a turn."""
     if asked.model.startswith(SCRIPTED):
         from axk1.chat.session import TURN_ENDS
-        from axk1.engine.scripted import load_scripted
+        from axk1.engine.scripted import ScriptedEngine, read_scripts
+        from axk1.load import load_tokenizer, resolve_model_path
 
-        engine, tokenizer = load_scripted(Path(asked.model.removeprefix(SCRIPTED)))
-        return engine, tokenizer, tokenizer.convert_tokens_to_ids(list(TURN_ENDS))
+        checkpoint, scripts, pace = read_scripts(Path(asked.model.removeprefix(SCRIPTED)))
+        tokenizer = load_tokenizer(resolve_model_path(checkpoint))
+        return ScriptedEngine(tokenizer, scripts, pace), tokenizer, tokenizer.convert_tokens_to_ids(list(TURN_ENDS))
     from axk1.chat import Chat
     from axk1.engine.engine import ModelEngine
     from axk1.engine.settings import Settings

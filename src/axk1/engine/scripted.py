@@ -1,7 +1,7 @@
 """An engine whose replies are in a file: it tests servers and clients, not a model.
 
-The file is JSON: a tokenizer's folder and a list of replies. The first reply whose ``prompt`` occurs in the decoded
-prompt is written (without one: always), in Think as ``reasoning``, ``</think>`` and ``reply``. A list in ``reply`` is
+The file is JSON: a tokenizer's checkpoint and a list of replies. The first whose ``prompt`` occurs in the decoded prompt
+is written (without one: always), in Think as ``reasoning``, ``</think>`` and ``reply``. A list in ``reply`` is
 chosen from by the seed. A token's logit is high and all others' are zero, so that biases, grammars and log-probabilities
 act as they do on a model.
 
@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -31,7 +30,6 @@ from axk1.engine.interface import (
 )
 from axk1.generation.history import History
 from axk1.generation.sampling import Draws, Scorer, TokenLogprobs, choose, token_logprobs
-from axk1.load import load_tokenizer, resolve_model_path
 
 CERTAIN = 50.0
 """The logit of the script's token."""
@@ -61,8 +59,8 @@ class Pace:
     waiting: int = 256
 
 
-def read_scripts(path: Path) -> tuple[Path, list[Script], Pace]:
-    """Tokenizer's folder, replies and pace (``pace``: an object with the fields of :class:`Pace`) of a file.
+def read_scripts(path: Path) -> tuple[str | None, list[Script], Pace]:
+    """Tokenizer's checkpoint, replies and pace (``pace``: an object with the fields of :class:`Pace`) of a file.
 
     Raises:
         ValueError: it is not such a file.
@@ -73,7 +71,7 @@ def read_scripts(path: Path) -> tuple[Path, list[Script], Pace]:
             Script(**{**entry, "reply": [entry["reply"]] if isinstance(entry["reply"], str) else entry["reply"]})
             for entry in value["replies"]
         ]
-        return resolve_model_path(value.get("tokenizer")), scripts, Pace(**value.get("pace", {}))
+        return value.get("tokenizer"), scripts, Pace(**value.get("pace", {}))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no file of scripted replies ({error!r}); see axk1.engine.scripted.") from error
 
@@ -200,7 +198,9 @@ class ScriptedEngine:
         run.ready = time.monotonic() + self.pace.prompt
         prompt = list(request.prompt)
         if request.prompt_logprobs is None:
-            generation.cached_tokens = max((_shared(prompt, *seen) for seen in self._seen_by(request.tenant)), default=0)
+            generation.cached_tokens = max(
+                (_shared(prompt, *seen) for seen in self._seen_by(request.tenant)), default=0
+            )
         self._seen.append((request.tenant, prompt))
         totals = self._totals
         self._totals = replace(
@@ -227,7 +227,9 @@ class ScriptedEngine:
 
 def _shared(prompt: list[int], other: list[int]) -> int:
     """Tokens that a prompt has in common with an earlier one, in whole pages, but never all."""
-    same = next((i for i, (a, b) in enumerate(zip(prompt, other, strict=False)) if a != b), min(len(prompt), len(other)))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(prompt, other, strict=False)) if a != b), min(len(prompt), len(other))
+    )
     return min(same, len(prompt) - 1) // PAGE * PAGE
 
 
@@ -315,14 +317,3 @@ class _Run:
         logits = torch.zeros(len(prompt) - 1, self._vocabulary)
         logits[range(len(prompt) - 1), prompt[1:]] = CERTAIN
         return [None, *token_logprobs(logits, prompt[1:], top)]
-
-
-def load_scripted(path: Path) -> tuple[ScriptedEngine, Any]:
-    """The engine of a file, and its tokenizer.
-
-    Raises:
-        ValueError: the file or its tokenizer cannot be read.
-    """
-    folder, scripts, pace = read_scripts(path)
-    tokenizer = load_tokenizer(folder)
-    return ScriptedEngine(tokenizer, scripts, pace), tokenizer

@@ -67,7 +67,6 @@ class _Page(StaticFiles):
         return response
 
 
-
 def _mount_page(app: FastAPI) -> tuple[str, ...]:
     """Lets ``/`` lead to the page; the paths that a browser asks for."""
     if not (PAGE / "index.html").is_file():

@@ -21,7 +21,7 @@ from axk1.serve.errors import Refusal
 from axk1.serve.settings import Settings
 
 _FORM: dict[str, Any] = {"whitespace_pattern": r"(?: |\n {0,32})?"}
-"""White space between the parts of JSON: a space, or a new line and its indent, for a model may write it without end."""
+"""White space between the parts of JSON: a space, or a new line and its indent; models may write it without end."""
 _CALL_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As the chat template shows calls."""
 _WINDOW = 32

@@ -109,4 +109,3 @@ def _without_port(host: str) -> str:
     """``host`` as IPv6 addresses and names are written, without its port."""
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdigit() else host
-

@@ -60,8 +60,8 @@ class Order:
     """What a request asks for, whatever its dialect."""
 
     prompt: list[int]
-    thinking: Thinking = Thinking(False)
-    sampling: Sampling = Sampling()
+    thinking: Thinking = field(default_factory=lambda: Thinking(False))
+    sampling: Sampling = field(default_factory=Sampling)
     choices: int = 1
     max_new_tokens: int | None = None
     min_new_tokens: int = 0
@@ -82,7 +82,9 @@ class Order:
     drafts: bool = True
     tenant: str = ""
 
-    def requests(self, processors: Sequence[Sequence[LogitsProcessor]], reasoning, ends: frozenset[int]) -> list[Request]:
+    def requests(
+        self, processors: Sequence[Sequence[LogitsProcessor]], reasoning, ends: frozenset[int]
+    ) -> list[Request]:
         """One request of the engine for each choice, with seeds of their own."""
         seeds = row_seeds(self.sampling.seed or 0, self.choices)
         return [

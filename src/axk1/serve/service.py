@@ -58,7 +58,10 @@ class Service:
         if asked is not None and asked not in self.settings.names:
             names = ", ".join(self.settings.names)
             raise Refusal(
-                f"The model {str(asked)[:200]!r} is not served; use {names}.", 404, param="model", code="model_not_found"
+                f"The model {str(asked)[:200]!r} is not served; use {names}.",
+                404,
+                param="model",
+                code="model_not_found",
             )
         return asked or self.settings.names[0]
 
@@ -99,7 +102,9 @@ class Service:
             most = self.settings.max_choices
             raise Refusal(f"n is {order.choices}; this server gives {most} choices at most.", param="n")
         if len(order.stop) > self.settings.max_stops:
-            raise Refusal(f"There are {len(order.stop)} stop strings; {self.settings.max_stops} are taken.", param="stop")
+            raise Refusal(
+                f"There are {len(order.stop)} stop strings; {self.settings.max_stops} are taken.", param="stop"
+            )
         order = self._fitted(order, tenant)
         processors = await self._processors(order)
         thinking = order.thinking
@@ -124,7 +129,9 @@ class Service:
                 code="context_length_exceeded",
             )
         if any(not 0 <= id < len(self.tokenizer) for id in order.prompt):
-            raise Refusal(f"The prompt has token ids outside of the vocabulary of {len(self.tokenizer)}.", param="prompt")
+            raise Refusal(
+                f"The prompt has token ids outside of the vocabulary of {len(self.tokenizer)}.", param="prompt"
+            )
         if any(not 0 <= id < len(self.tokenizer) for id in order.sampling.logit_bias):
             raise Refusal("logit_bias names token ids outside of the vocabulary.", param="logit_bias")
         seed = order.sampling.seed if order.sampling.seed is not None else secrets.randbelow(SEED_END)

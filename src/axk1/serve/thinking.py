@@ -72,9 +72,7 @@ def choose(
 def _template(given: Mapping[str, Any] | None) -> bool | None:
     if unknown := set(given or {}) - _TEMPLATE:
         names = ", ".join(sorted(unknown))
-        raise Refusal(
-            f"chat_template_kwargs has {names}; only enable_thinking is taken.", param="chat_template_kwargs"
-        )
+        raise Refusal(f"chat_template_kwargs has {names}; only enable_thinking is taken.", param="chat_template_kwargs")
     said = (given or {}).get("enable_thinking")
     if said is not None and not isinstance(said, bool):
         raise Refusal(f"enable_thinking is {said!r}; it must be true or false.", param="chat_template_kwargs")

@@ -62,4 +62,3 @@ class TokenTexts:
 def finite(logprob: float) -> float:
     """A log-probability as JSON can hold it."""
     return max(logprob, -9999.0)
-

@@ -85,7 +85,9 @@ async def _order(service: Service, body: ChatBody) -> Order:
     parallel = body.parallel_tool_calls is not False
     tools = plan_tools(service, body.tools, mode, name, parallel, answer)
     if rules is not None and tools.grammar is not None:
-        raise Refusal("structured_outputs excludes response_format and calls that must come.", param="structured_outputs")
+        raise Refusal(
+            "structured_outputs excludes response_format and calls that must come.", param="structured_outputs"
+        )
     template = body.chat_template_kwargs
     if body.enable_thinking is not None:
         template = {"enable_thinking": body.enable_thinking, **(template or {})}

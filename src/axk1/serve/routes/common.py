@@ -185,9 +185,7 @@ class Tools:
     grammar: str | None
 
 
-def plan_tools(
-    service: Service, tools: Any, mode: str, name: str | None, parallel: bool, answer: Any = None
-) -> Tools:
+def plan_tools(service: Service, tools: Any, mode: str, name: str | None, parallel: bool, answer: Any = None) -> Tools:
     """Tools and answer's schema as what is shown, what is read, and the grammar.
 
     Args:

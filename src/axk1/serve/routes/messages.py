@@ -36,7 +36,7 @@ from axk1.serve.thinking import Thinking, choose
 ROUTE = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
 _BILLING = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n?", re.IGNORECASE)
-"""A line that one client puts before its system prompt, with other numbers each time: no prefix would ever be shared."""
+"""A line that one client puts before its system prompt, with other numbers each time: no prefix would be shared."""
 _CHOICES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 
@@ -299,7 +299,10 @@ def _changes(change: Change) -> list[ServerSentEvent]:
         return [_event({"type": "content_block_start", **index, "content_block": _content(block, "")})]
     if change.what == "ends":
         signed = {"type": "content_block_delta", **index, "delta": {"type": "signature_delta", "signature": ""}}
-        return [*([_event(signed)] if block.kind == "reasoning" else []), _event({"type": "content_block_stop", **index})]
+        return [
+            *([_event(signed)] if block.kind == "reasoning" else []),
+            _event({"type": "content_block_stop", **index}),
+        ]
     names = {
         "reasoning": ("thinking_delta", "thinking"),
         "text": ("text_delta", "text"),

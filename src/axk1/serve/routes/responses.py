@@ -21,7 +21,6 @@ from axk1.serve.routes.common import (
     Tools,
     budgets,
     event,
-    failure,
     headers,
     plan_tools,
     response_schema,
@@ -84,9 +83,7 @@ async def _order(service: Service, body: ResponsesBody) -> tuple[Order, list[str
     answer = response_schema((body.text or {}).get("format"), "text.format")
     tools, unread = _tools(service, body, answer)
     effort = (body.reasoning or {}).get("effort")
-    thinking = choose(
-        service.settings.think, template=body.chat_template_kwargs, effort=effort, budgets=budgets(body)
-    )
+    thinking = choose(service.settings.think, template=body.chat_template_kwargs, effort=effort, budgets=budgets(body))
     logprobs = _LOGPROBS in (body.include or []) or body.top_logprobs
     unread += [f"include.{name}" for name in body.include or [] if name != _LOGPROBS]
     unread += [f"text.{name}" for name in body.text or {} if name != "format"]

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any
 
-import axk1
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 from starlette.responses import Response
 
+import axk1
 from axk1.serve.errors import Refusal
 from axk1.serve.routes.common import Body, budgets
 from axk1.serve.service import Service
