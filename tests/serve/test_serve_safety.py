@@ -149,6 +149,18 @@ def test_bodies_that_are_no_json_or_too_large(client):
     assert client.post("/v1/messages", content=b"{", headers=kind).json()["type"] == "error"
 
 
+@pytest.mark.parametrize("depth", [100, 900, 960, 20_000])
+def test_values_in_each_other_never_break_the_server(client, depth):
+    text = "[" * depth + "]" * depth
+    fields = ["messages", "tools", "response_format", "stream_options", "tool_choice", "thinking", "logit_bias", "x"]
+    for name in fields:
+        for value in (text, f'{{"type": {text}}}', f'[{{"role": "user", "content": {text}}}]'):
+            body = f'{{"messages": [{{"role": "user", "content": "hello"}}], "max_tokens": 3, "{name}": {value}}}'
+            for path in (PATH, "/v1/messages", "/v1/responses"):
+                reply = client.post(path, content=body, headers={"content-type": "application/json"})
+                assert reply.status_code in (200, 400), (name, value[:40], reply.text[:300])
+
+
 def test_a_schema_within_a_schema_within(client):
     schema: dict = {"type": "string"}
     for _ in range(40):

@@ -57,8 +57,11 @@ def _settings(asked: Here) -> "Settings":
 
     from axk1.serve.settings import Settings
 
-    keys = [SecretStr(key.strip()) for key in (asked.api_key or "").split(",") if key.strip()]
-    given: dict[str, Any] = {"names": asked.name or _names(asked.model), "api_keys": keys, "think": asked.think}
+    given: dict[str, Any] = {"names": asked.name or _names(asked.model)}  # what is left out, the environment may say
+    if keys := [SecretStr(key.strip()) for key in (asked.api_key or "").split(",") if key.strip()]:
+        given["api_keys"] = keys
+    if asked.think:
+        given["think"] = True
     if asked.closing is not None:
         given["closing"] = asked.closing
     try:

@@ -1,9 +1,9 @@
 """An engine whose replies are in a file: it tests servers and clients, not a model.
 
-The file is JSON: a tokenizer's checkpoint and a list of replies. The first whose ``prompt`` occurs in the decoded prompt
-is written (without one: always), in Think as ``reasoning``, ``</think>`` and ``reply``. A list in ``reply`` is
-chosen from by the seed. A token's logit is high and all others' are zero, so that biases, grammars and log-probabilities
-act as they do on a model.
+The file is JSON: a tokenizer's checkpoint and a list of replies. The first whose ``prompt`` occurs in the decoded
+prompt is written (without one: always), in Think as ``reasoning``, ``</think>`` and ``reply``. A list in ``reply`` is
+chosen from by the seed. A token's logit is high and all others' are zero, so that biases, grammars and
+log-probabilities act as they do on a model.
 
     {"tokenizer": "models/nano", "replies": [{"prompt": "weather", "reasoning": "Hot.", "reply": "30 degrees"}]}
 """

@@ -104,7 +104,11 @@ def install(app: FastAPI) -> None:
     async def left(request: Request, error: Any) -> Response:
         return Response(status_code=499)  # nobody reads it
 
+    async def deep(request: Request, error: Any) -> JSONResponse:
+        return respond(request.url.path, Refusal("The body has too many objects and lists in each other."))
+
     app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(RecursionError, deep)
     app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

@@ -120,10 +120,10 @@ def check_schema(schema: Any, limits: Settings) -> None:
     Raises:
         Refusal: more text or depth than allowed, or a regular expression that is too long or nested.
     """
+    _check_depth(schema, limits, limits.max_schema_depth)
     size = len(json.dumps(schema))
     if size > limits.max_schema:
         raise Refusal(f"The schema has {size} characters; {limits.max_schema} are taken.", param="response_format")
-    _check_depth(schema, limits, limits.max_schema_depth)
 
 
 def _check_depth(value: Any, limits: Settings, left: int) -> None:

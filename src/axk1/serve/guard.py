@@ -50,8 +50,8 @@ class Guard:
     def _size(self, headers: Headers) -> Refusal | None:
         """Refuses a body that says itself that it is too large; others are cut off while they are read."""
         length = headers.get("content-length", "0")
-        if length.isascii() and length.isdigit() and int(length) > self._most:
-            return Refusal(f"The body has {int(length)} bytes; {self._most} are taken.", 413)
+        if length.isascii() and length.isdigit() and int(length[:18]) > self._most:
+            return Refusal(f"The body has {length[:18]} bytes; {self._most} are taken.", 413)
         return None
 
     def _host(self, headers: Headers) -> Refusal | None:

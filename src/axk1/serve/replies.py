@@ -7,7 +7,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, MinNewTokensLengthLogitsProcessor, Pre
 
 from axk1.chat.reply import ReplyBuilder, StopStrings
 from axk1.chat.tools import extract_tool_calls
-from axk1.engine.interface import Chunk, Generation, Request
+from axk1.engine.interface import Chunk, Generation, Reasoning, Request
 from axk1.generation.sampling import Sampling, TokenLogprobs, row_seeds
 from axk1.serve.calls import CallArguments, CallEnd, CallEvent, CallStart, CallStream, Text
 from axk1.serve.thinking import Thinking
@@ -83,7 +83,7 @@ class Order:
     tenant: str = ""
 
     def requests(
-        self, processors: Sequence[Sequence[LogitsProcessor]], reasoning, ends: frozenset[int]
+        self, processors: Sequence[Sequence[LogitsProcessor]], reasoning: Reasoning | None, ends: frozenset[int]
     ) -> list[Request]:
         """One request of the engine for each choice, with seeds of their own."""
         seeds = row_seeds(self.sampling.seed or 0, self.choices)
@@ -298,7 +298,7 @@ class _Raw:
     closed = True
     reasoning_tokens = 0
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_ids, order: Order) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_ids: Collection[int], order: Order) -> None:
         self._tokenizer, self._stop_ids, self._skip = tokenizer.backend_tokenizer, stop_ids, order.skip_special
         self._stream = DecodeStream(skip_special_tokens=order.skip_special)
         self._stop = StopStrings(order.stop)

@@ -1,5 +1,6 @@
 """Runs the server in this process until it is asked to end: then it drains."""
 
+import logging
 import socket
 from collections.abc import Callable, Collection
 
@@ -30,6 +31,8 @@ def run(
     Raises:
         OSError: the address cannot be had.
     """
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("axk1.serve").setLevel(logging.INFO)
     app = make_app(engine, tokenizer, stop_ids, settings)
     server = Server(app, settings, lambda address: tell(f"{settings.names[0]} answers at {address}"))
     server.run(sockets=[listen(host, port)])

@@ -94,6 +94,9 @@ class Service:
                 choice.generation.cancel()
             raise
         running = Running(prefix, orders, choices, tenant_of(http))
+        if self.settings.log_prompts:
+            for order in orders:
+                log.info("%s: %r", running.id, self.tokenizer.decode(order.prompt))
         self._running[running.id] = running
         return running
 

@@ -19,7 +19,7 @@ from axk1.serve.replies import Running
 from axk1.serve.service import SEED_END, Service
 from axk1.serve.thinking import BUDGETS
 
-Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 MAX_LOGPROBS = 20
 
@@ -44,12 +44,12 @@ class Sampled(Body):
 
     temperature: float | None = None
     top_p: float | None = None
-    top_k: Whole | None = None
+    top_k: Int64 | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: Whole | None = None
+    seed: Int64 | None = None
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool | None = None
     cache_salt: str | None = None

@@ -22,8 +22,8 @@ from axk1.serve.routes.common import (
     Body,
     Count,
     Events,
+    Int64,
     Tools,
-    Whole,
     event,
     failure,
     headers,
@@ -58,7 +58,7 @@ class MessagesBody(CountBody):
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: Whole | None = None
+    top_k: Int64 | None = None
     output_config: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 

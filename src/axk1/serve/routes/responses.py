@@ -170,7 +170,7 @@ class _Telling:
         self._service, self._body, self._running, self._model = service, body, running, model
         self._number = -1
         self._ids: dict[int, str] = {}
-        self._logprobs: list[dict[str, Any]] = []
+        self._mode, self._name = _tool_choice(body.tool_choice)
 
     def response(self, blocks: list[Block], logprobs: Any = (), error: Refusal | None = None) -> dict[str, Any]:
         """The response as it stands."""
@@ -196,8 +196,8 @@ class _Telling:
             "reasoning": {"effort": (self._body.reasoning or {}).get("effort"), "summary": None},
             "store": False,
             "temperature": choice.order.sampling.temperature,
-            "text": {"format": (self._body.text or {}).get("format") or {"type": "text"}},
-            "tool_choice": self._body.tool_choice or "auto",
+            "text": {"format": self._format()},
+            "tool_choice": {"type": "function", "name": self._name} if self._name else self._mode,
             "tools": [tool for tool in self._body.tools or [] if tool.get("type") == "function"],
             "top_p": choice.order.sampling.top_p,
             "truncation": "disabled",
@@ -213,6 +213,11 @@ class _Telling:
             if choice.finish
             else None,
         }
+
+    def _format(self) -> dict[str, Any]:
+        """The text's format, which was checked where it is not plain."""
+        form = (self._body.text or {}).get("format")
+        return {"type": "text"} if response_schema(form) is None else dict(form or {})
 
     def _entry(self, token: Any) -> dict[str, Any]:
         return self._service.texts.entry(token)
@@ -230,7 +235,9 @@ class _Telling:
         call = {"id": id, "type": "function_call", "call_id": f"call_{id}", "name": block.name}
         return call | {"arguments": block.text if done else "", "status": status}
 
-    def _part(self, block: Block, logprobs: list[dict[str, Any]] | None = None, text: str | None = None):
+    def _part(
+        self, block: Block, logprobs: list[dict[str, Any]] | None = None, text: str | None = None
+    ) -> dict[str, Any]:
         if block.kind == "reasoning":
             return {"type": "reasoning_text", "text": block.text if text is None else text}
         told = block.text if text is None else text
