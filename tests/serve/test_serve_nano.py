@@ -83,7 +83,11 @@ def test_a_schema_holds_after_thinking_and_with_drafts(nano, think, seed):
 
 
 def test_a_call_that_must_come_fits_its_schema(nano):
-    numbers = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    numbers = {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["a"],
+    }
     tools = [{"type": "function", "function": {"name": "add", "parameters": numbers}}]
     (choice,) = ask(nano, tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=200)["choices"]
     (call,) = choice["message"]["tool_calls"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from transformers import PreTrainedTokenizerFast
@@ -45,12 +46,12 @@ def make_app(
         docs_url=None,  # they load their scripts from other addresses
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=settings.max_body,
         redirect_slashes=False,
     )
     app.state.service = service
     for room in (chat, completions, responses, messages, system):
-        app.include_router(room.router(service))
+        room.add_routes(app, service)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body)
     app.add_middleware(Guard, settings=settings, pages=_mount_page(app))
     errors.install(app)
     return app

@@ -36,7 +36,7 @@ def choose(
     default: bool,
     *,
     template: Mapping[str, Any] | None = None,
-    effort: str | None = None,
+    effort: Any = None,
     budgets: Mapping[str, int | None] | None = None,
     thinking: Mapping[str, Any] | None = None,
 ) -> Thinking:
@@ -56,13 +56,15 @@ def choose(
     if thinking is not None:
         kind = thinking.get("type")
         if kind not in ("enabled", "disabled", "adaptive"):
-            raise Refusal(f"thinking.type is {kind!r}; use enabled, disabled or adaptive.", param="thinking")
+            raise Refusal(f"thinking.type is {str(kind)[:100]!r}; use enabled, disabled or adaptive.", param="thinking")
         said = said if said is not None else kind != "disabled"
         named["thinking.budget_tokens"] = thinking.get("budget_tokens")
     budget = _budget(named)
     if effort is not None:
-        if effort not in EFFORTS:
-            raise Refusal(f"The effort {effort!r} is unknown; use {', '.join(EFFORTS)}.", param="reasoning_effort")
+        if not isinstance(effort, str) or effort not in EFFORTS:
+            raise Refusal(
+                f"The effort {str(effort)[:100]!r} is unknown; use {', '.join(EFFORTS)}.", param="reasoning_effort"
+            )
         if budget is None:
             budget = -1 if EFFORTS[effort] is None else EFFORTS[effort]
     think = said if said is not None else default if budget is None else budget != 0

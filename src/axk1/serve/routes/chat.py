@@ -4,7 +4,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from sse_starlette import ServerSentEvent
@@ -53,19 +53,19 @@ class ChatBody(Continued):
     budget_tokens: int | None = None
 
 
-def router(service: Service) -> APIRouter:
-    """The routes of this dialect."""
-    routes = APIRouter()
+def add_routes(routes: FastAPI, service: Service) -> None:
+    """Adds the routes of this dialect."""
 
     @routes.post(ROUTE)
     async def chat(body: ChatBody, http: Request) -> Response:
         """Answers a conversation, whole or streamed."""
         ignored = body.others(ROUTE)
         model = service.model(body.model)
+        counting = body.counting()
         order = await _order(service, body)
         running = await service.start("chatcmpl-", order, http)
         if body.stream:
-            return Events(service, running, _stream(service, body, running, model, http), headers(running, ignored))
+            return Events(service, running, _stream(service, counting, running, model, http), headers(running, ignored))
         wholes = await service.collect(running, http)
         return JSONResponse(_whole(service, running, wholes, model), headers=headers(running, ignored))
 
@@ -74,8 +74,6 @@ def router(service: Service) -> APIRouter:
         """Answer now: ends the reasoning of a reply that is being streamed."""
         service.answer_now(id, http)
         return {"id": id, "object": "chat.completion.answer", "reasoning_ended": True}
-
-    return routes
 
 
 async def _order(service: Service, body: ChatBody) -> Order:
@@ -189,9 +187,9 @@ def _logprobs(service: Service, order: Order, tokens: Any) -> dict[str, Any] | N
 
 
 async def _stream(
-    service: Service, body: ChatBody, running: Running, model: str, http: Request
+    service: Service, counting: tuple[bool, bool], running: Running, model: str, http: Request
 ) -> AsyncIterator[ServerSentEvent]:
-    counted, always = body.option("include_usage"), body.option("continuous_usage_stats")
+    counted, always = counting
     common = {"id": running.id, "object": "chat.completion.chunk", "created": running.created, "model": model}
 
     def chunk(*choices: dict[str, Any], counts: bool = always) -> ServerSentEvent:

@@ -98,16 +98,17 @@ class Continued(Sampled):
             "tenant": self.cache_salt or "",
         }
 
-    def option(self, name: str) -> bool:
-        """Whether a stream option is set.
+    def counting(self) -> tuple[bool, bool]:
+        """Whether usage comes at the end of a stream, and whether with every chunk.
 
         Raises:
-            Refusal: it is neither true nor false.
+            Refusal: an option is neither true nor false.
         """
-        value = (self.stream_options or {}).get(name)
-        if value not in (None, True, False):
-            raise Refusal(f"stream_options.{name} must be true or false.", param="stream_options")
-        return bool(value)
+        options = self.stream_options or {}
+        values = [options.get(name) for name in ("include_usage", "continuous_usage_stats")]
+        if not all(value is None or isinstance(value, bool) for value in values):
+            raise Refusal("stream_options must be true or false.", param="stream_options")
+        return bool(values[0]), bool(values[1])
 
 
 def _biases(given: Mapping[str, float]) -> dict[int, float]:

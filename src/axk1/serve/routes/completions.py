@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from sse_starlette import ServerSentEvent
@@ -68,23 +68,21 @@ class _Scores:
         return taken
 
 
-def router(service: Service) -> APIRouter:
-    """The route of this dialect."""
-    routes = APIRouter()
+def add_routes(routes: FastAPI, service: Service) -> None:
+    """Adds the route of this dialect."""
 
     @routes.post(ROUTE)
     async def complete(body: CompletionBody, http: Request) -> Response:
         """Continues one prompt or more, whole or streamed."""
         ignored = body.others(ROUTE)
         model = service.model(body.model)
+        body.counting()
         prompts = _prompts(service, body)
         running = await service.start("cmpl-", [_order(service, body, ids) for ids, _ in prompts], http)
         telling = _Telling(service, body, running, [text for _, text in prompts], model)
         if body.stream:
             return Events(service, running, telling.stream(http), headers(running, ignored))
         return JSONResponse(await telling.whole(http), headers=headers(running, ignored))
-
-    return routes
 
 
 def _prompts(service: Service, body: CompletionBody) -> list[tuple[list[int], str]]:
@@ -161,8 +159,7 @@ class _Telling:
 
     async def stream(self, http: Request) -> AsyncIterator[ServerSentEvent]:
         """Chunks as they come."""
-        counted = self._body.option("include_usage")
-        always = self._body.option("continuous_usage_stats")
+        counted, always = self._body.counting()
 
         def chunk(choices: list[dict[str, Any]], counts: bool) -> ServerSentEvent:
             told = {"usage": usage(self._running.usage) if counts else None} if counted or always else {}

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from sse_starlette import ServerSentEvent
@@ -63,9 +63,8 @@ class MessagesBody(CountBody):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-def router(service: Service) -> APIRouter:
-    """The routes of this dialect."""
-    routes = APIRouter()
+def add_routes(routes: FastAPI, service: Service) -> None:
+    """Adds the routes of this dialect."""
 
     @routes.post(ROUTE)
     async def messages(body: MessagesBody, http: Request) -> Response:
@@ -95,8 +94,6 @@ def router(service: Service) -> APIRouter:
         """Answer now: ends the reasoning of a message that is being streamed."""
         service.answer_now(id, http)
         return {"id": id, "type": "answer", "reasoning_ended": True}
-
-    return routes
 
 
 async def _order(service: Service, body: MessagesBody) -> tuple[Order, list[str]]:
@@ -143,7 +140,7 @@ def _tools(service: Service, body: CountBody, answer: Any = None) -> tuple[Tools
         tools.append({"type": "function", "function": function})
     choice = body.tool_choice or {"type": "auto"}
     kind = choice.get("type")
-    if kind not in _CHOICES:
+    if not isinstance(kind, str) or kind not in _CHOICES:
         raise Refusal(f"tool_choice.type is {kind!r}; use auto, any, tool or none.", param="tool_choice")
     name = choice.get("name") if kind == "tool" else None
     if kind == "tool" and not isinstance(name, str):
@@ -186,11 +183,11 @@ def _user(blocks: list[Mapping[str, Any]], role: str) -> list[dict[str, Any]]:
 
 
 def _assistant(blocks: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    by_kind: dict[Any, list[Mapping[str, Any]]] = {}
+    by_kind: dict[str, list[Mapping[str, Any]]] = {}
     for block in blocks:
-        by_kind.setdefault(block.get("type"), []).append(block)
+        by_kind.setdefault(str(block.get("type")), []).append(block)
     if unknown := set(by_kind) - {"text", "thinking", "redacted_thinking", "tool_use"}:
-        raise Refusal(f"A block of an assistant message is {sorted(map(str, unknown))[0]!r}.", param="messages")
+        raise Refusal(f"A block of an assistant message is {sorted(unknown)[0][:100]!r}.", param="messages")
     message: dict[str, Any] = {"role": "assistant", "content": _text(by_kind.get("text", []), "an assistant message")}
     message["reasoning_content"] = "".join(str(block.get("thinking", "")) for block in by_kind.get("thinking", []))
     if calls := by_kind.get("tool_use"):

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from sse_starlette import ServerSentEvent
@@ -52,9 +52,8 @@ class ResponsesBody(Sampled):
     budget_tokens: int | None = None
 
 
-def router(service: Service) -> APIRouter:
-    """The routes of this dialect."""
-    routes = APIRouter()
+def add_routes(routes: FastAPI, service: Service) -> None:
+    """Adds the routes of this dialect."""
 
     @routes.post(ROUTE)
     async def respond(body: ResponsesBody, http: Request) -> Response:
@@ -75,8 +74,6 @@ def router(service: Service) -> APIRouter:
         """Answer now: ends the reasoning of a response that is being streamed."""
         service.answer_now(id, http)
         return {"id": id, "object": "response.answer", "reasoning_ended": True}
-
-    return routes
 
 
 async def _order(service: Service, body: ResponsesBody) -> tuple[Order, list[str]]:

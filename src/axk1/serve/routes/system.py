@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
@@ -32,9 +31,8 @@ class DetokenizeBody(Body):
     tokens: list[Annotated[int, Field(ge=0)]]
 
 
-def router(service: Service) -> APIRouter:
-    """These routes."""
-    routes = APIRouter()
+def add_routes(routes: FastAPI, service: Service) -> None:
+    """Adds these routes."""
 
     @routes.get("/health")
     async def health() -> dict[str, str]:
@@ -81,8 +79,6 @@ def router(service: Service) -> APIRouter:
         if any(id >= len(service.tokenizer) for id in body.tokens):
             raise Refusal(f"A token id is outside of the vocabulary of {len(service.tokenizer)}.", param="tokens")
         return {"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=False)}
-
-    return routes
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
