@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any
 
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
