@@ -59,6 +59,9 @@ assert found == {
     "AutoModelForSequenceClassification": axk1.AXK1ForSequenceClassification,
     "AutoModelForTokenClassification": axk1.AXK1ForTokenClassification,
 }, found
+import transformers
+names = [name for name in axk1.__all__ if name.startswith("AXK1") and name != "AXK1PreTrainedModel"]
+assert all(getattr(transformers, name) is getattr(axk1, name) for name in names), "what `architectures` names"
 """
 AUTO = (
     "from transformers import (AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, "

@@ -32,6 +32,9 @@ class Sequence:
         seed: in place of ``sampling.seed``. With a seed the reply depends on it alone, not on the global generator, on
             neighbours or on drafts.
         top_logprobs: how many of the most probable tokens to note in each place; None: no log-probabilities at all.
+        prompt_logprobs: the same for the prompt's tokens, but the first.
+        may_draft: whether its loop may draft for it.
+        tenant: whose prompts' pages it may share (:class:`axk1.generation.prompts.Prefixes`); None: nobody's.
         device: the model's.
 
     Raises:
@@ -48,6 +51,9 @@ class Sequence:
         processors: collections.abc.Sequence[LogitsProcessor] = (),
         seed: int | None = None,
         top_logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        may_draft: bool = True,
+        tenant: str | None = None,
         device: torch.device | None = None,
     ) -> None:
         if not prompt:
@@ -57,6 +63,7 @@ class Sequence:
         device = device or torch.device("cpu")
         self.history = History(prompt, device)
         self.sampling, self.scorer = sampling, Scorer(sampling, processors)
+        self._processors = list(processors)
         self.draws = None if sampling.greedy else Draws(sampling.seed if seed is None else seed, device)
         self.plain = sampling.greedy and self.scorer.plain
         """Whether the most probable token is always taken."""
@@ -66,6 +73,10 @@ class Sequence:
         self.top_logprobs = top_logprobs
         self.logprobs: list[TokenLogprobs] = []
         """Of each token of the reply, if they are wanted."""
+        self.prompt_top = prompt_logprobs
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        """Of each token of the prompt from the second on, if they are wanted."""
+        self.may_draft, self.tenant = may_draft, tenant
         self.running = True
         """Whether the reply has not ended."""
         self.error: Exception | None = None
@@ -74,6 +85,8 @@ class Sequence:
         """Drafts that were made for it, and how many of them held."""
         self.table: Table | None = None
         """Its pages; None before it is admitted and after it has left."""
+        self.found = 0
+        """Tokens of its prompt that were in pages already."""
         self.cached = 0
         """Tokens in its pages, in the trunk's layers."""
         self.clean = 0
@@ -109,6 +122,17 @@ class Sequence:
     def seeded(self) -> bool:
         """Whether each token's noise is fixed beforehand."""
         return self.draws is not None and self.draws.seeded
+
+    def add_processor(self, processor: LogitsProcessor) -> None:
+        """Applies ``processor``, after those that there are, from the next token on."""
+        self._processors.append(processor)
+        self.scorer, self.plain = Scorer(self.sampling, self._processors), False
+
+    def note(self, logits: Tensor) -> None:
+        """Notes the log-probabilities of the prompt's next tokens at logits ``[T, V]``."""
+        if self.prompt_top is not None:
+            first = len(self.prompt_logprobs) + 1
+            self.prompt_logprobs += token_logprobs(logits, self.tokens[first : first + len(logits)], self.prompt_top)
 
     def take(self, tokens: list[int], logits: Tensor) -> list[int]:
         """Adds ``tokens`` to the reply, up to its end.
@@ -178,9 +202,9 @@ class Assembler:
         """``Batch.pages``."""
         if len(tables) == 1:
             return tables[0].tensor
-        key = [(table, len(table.pages)) for table in tables]
+        key = [(table, table.changes) for table in tables]
         if key != self._key:
-            most = max(count for _, count in key)
-            rows = [table.addresses + [0] * (most - count) for table, count in key]
+            most = max(len(table.pages) for table in tables)
+            rows = [table.addresses + [0] * (most - len(table.pages)) for table in tables]
             self._key, self._pages = key, torch.tensor(rows, dtype=torch.int64)
         return self._pages

@@ -1,6 +1,5 @@
 """Generation as it runs: sequences join, each gets its next tokens, and leave, one step of the model at a time."""
 
-from collections import deque
 from math import isfinite
 
 import torch
@@ -10,7 +9,8 @@ from transformers import PreTrainedModel
 from axk1.generation.batch import Assembler, Sequence
 from axk1.generation.executors import executor_for
 from axk1.generation.gate import Gate
-from axk1.generation.pages import Pool, PoolFull, Table, pages_of
+from axk1.generation.pages import Pool, pages_of
+from axk1.generation.prompts import Prompts
 from axk1.generation.sampling import check_chosen, choose, margins
 from axk1.generation.speculate import (
     AUTO,
@@ -34,7 +34,8 @@ class Loop:
     """Sequences being continued by one model.
 
     A step reads pieces of prompts, beside single tokens of the sequences that reply already; or where none is read, it
-    makes one token of each reply, or several with drafts. Where a prompt is cut depends on itself alone.
+    makes one token of each reply, or several with drafts. Where a prompt is cut depends on itself alone, unless
+    ``prompts.piece`` is set to None.
 
     Args:
         model: a causal language model in eval mode; anything but ``AXK1ForCausalLM`` is run whole.
@@ -42,6 +43,7 @@ class Loop:
         prefill_tokens: tokens of prompts in a step at most.
         pages: in the pool, at most; None: as many as memory holds. A sequence waits until its prompt and its longest
             reply have room.
+        poison: as in :class:`axk1.generation.pages.Pool`.
         statistics: filled in, all sequences together. Steps that read prompts do not count.
 
     Raises:
@@ -55,15 +57,15 @@ class Loop:
         *,
         prefill_tokens: int = PREFILL_TOKENS,
         pages: int | None = None,
+        poison: bool = False,
         statistics: DraftStatistics | None = None,
     ) -> None:
-        self._model, self.drafts, self._piece = model, drafts, max(1, prefill_tokens)
-        self._ours = isinstance(model, AXK1ForCausalLM)
+        self.drafts = drafts
         if drafts.count > 0 and not can_draft(model):
             raise ValueError("The model has no MTP module to draft with; drafts must be 0 or auto.")
         self.pool: Pool | None = None
         if isinstance(model, AXK1ForCausalLM):
-            self.pool = Pool(model.config, model.model.embed_tokens.weight.dtype, model.device, pages)
+            self.pool = Pool(model.config, model.model.embed_tokens.weight.dtype, model.device, pages, poison)
         with torch.no_grad():
             self.executor: Executor = executor_for(model, self.pool)
         self.gate = drafts.gate or Gate()
@@ -71,15 +73,17 @@ class Loop:
         self._assembler = Assembler(model.device)
         self._drafter = Drafter(self.executor, self._assembler) if drafts.count and can_draft(model) else None
         self._gap = tie_gap(drafts, model.dtype) if drafts.exact and not self.executor.exact else 0.0
-        self._reading: deque[Sequence] = deque()
-        self._replying: list[Sequence] = []
+        self.prompts = Prompts(self.pool, max(1, prefill_tokens))
+        self.replying: list[Sequence] = []
+        self.read_tokens = 0
+        """Tokens of prompts that the last step has read."""
 
     def __len__(self) -> int:
         """Sequences that have joined and neither left nor been parked."""
-        return len(self._reading) + len(self._replying)
+        return len(self.prompts) + len(self.replying)
 
     def add(self, sequence: Sequence) -> None:
-        """Lets ``sequence`` join; its prompt is read after those that joined before.
+        """Lets ``sequence`` join; it gets pages after those that joined before.
 
         Raises:
             ValueError: the pool could never hold it.
@@ -90,30 +94,26 @@ class Loop:
                 f"A prompt and reply of {sequence.end} tokens need {pages_of(sequence.end)} pages, and the pool has "
                 f"{limit}; shorten one of them, or raise the limit."
             )
-        self._reading.append(sequence)
+        self.prompts.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
         """Takes ``sequence`` out at once, with its pages; nothing happens where it has left already."""
         sequence.running = False
-        if sequence in self._reading:
-            self._reading.remove(sequence)
-        if sequence in self._replying:
-            self._replying.remove(sequence)
+        if not self.prompts.remove(sequence) and sequence in self.replying:
+            self.replying.remove(sequence)
         self._free(sequence)
 
     def park(self, sequence: Sequence) -> None:
         """Takes ``sequence`` out of the steps; it keeps its pages, and can resume."""
-        if sequence in self._reading:
-            self._reading.remove(sequence)
-        else:
-            self._replying.remove(sequence)
+        if not self.prompts.remove(sequence):
+            self.replying.remove(sequence)
 
     def resume(self, sequence: Sequence) -> None:
         """Lets a parked ``sequence`` go on."""
         if sequence.reading:
-            self._reading.append(sequence)
+            self.prompts.add(sequence)
         else:
-            self._replying.append(sequence)
+            self.replying.append(sequence)
 
     @torch.no_grad()
     def step(self) -> dict[Sequence, list[int]]:
@@ -124,18 +124,21 @@ class Loop:
             tokens could not be chosen has none, and an ``error``. Where the model raises, all sequences stay what they
             were, and the step can be tried again.
         """
-        pieces = self._next_pieces()
+        self._leave()  # whom a step that failed left here
+        self.prompts.admit(len(self.replying), self._may_draft)
+        pieces = self.prompts.pieces()
+        self.read_tokens = sum(size for _, size in pieces)
         if pieces:
             return self._read(pieces)
-        if not self._replying:
+        if not self.replying:
             return {}
         clock = self.drafts.clock
-        start, running, number = clock(), len(self._replying), self._next_drafts()
-        counts = [min(number, s.left - 1) if s.drafting else 0 for s in self._replying] if number else [0] * running
+        start, running, number = clock(), len(self.replying), self._next_drafts()
+        counts = [min(number, s.left - 1) if s.drafting else 0 for s in self.replying] if number else [0] * running
         try:
-            found = self._reply(self._replying, counts)
+            found = self._reply(self.replying, counts)
         except BaseException:  # of the model; what the next drafts would be computed from may be lost
-            for s in self._replying:
+            for s in self.replying:
                 s.drafting = False
                 s.waiting.clear()
             raise
@@ -145,50 +148,40 @@ class Loop:
         self._leave()
         return found
 
-    def _next_pieces(self) -> list[tuple[Sequence, int]]:
-        """The sequences that read next, and how many tokens of their prompts."""
-        pieces, budget = [], self._piece
-        for sequence in self._reading:
-            size = min(self._piece, sequence.history.prompt - sequence.cached)
-            if size > budget or (sequence.table is None and not self._admit(sequence)):
-                break
-            pieces.append((sequence, size))
-            budget -= size
-        return pieces
-
-    def _admit(self, sequence: Sequence) -> bool:
-        """Opens its pages, if there is room for all that it may need."""
-        try:
-            sequence.table = Table() if self.pool is None else self.pool.open(sequence.end)
-        except PoolFull:
-            return False
+    def _may_draft(self) -> bool:
+        """Whether drafts are likely to be made for a sequence that begins now."""
         wanted = self.gate.may_draft(len(self)) if self.drafts.count == AUTO else self.drafts.count
-        sequence.drafting = self._drafter is not None and wanted > 0
-        return True
+        return self._drafter is not None and wanted > 0
 
     def _read(self, pieces: list[tuple[Sequence, int]]) -> dict[Sequence, list[int]]:
         """Pieces of prompts, and a token of each reply."""
-        reading, replying = [sequence for sequence, _ in pieces], list(self._replying)
+        reading, replying = [sequence for sequence, _ in pieces], list(self.replying)
         ids = [s.tokens[s.cached : s.cached + size] for s, size in pieces]
         last = [s.cached + size == s.history.prompt for s, size in pieces]
-        held = [size if s.drafting else int(whole) for (s, size), whole in zip(pieces, last, strict=True)]
+        wanted = [int(whole) if s.prompt_top is None else size for (s, size), whole in zip(pieces, last, strict=True)]
+        held = [size if s.drafting else count for (s, size), count in zip(pieces, wanted, strict=True)]
+        ones = [1] * len(replying)
         step, batch = self._run(
             [*reading, *replying],
             [*ids, *([s.tokens[-1]] for s in replying)],
-            [*map(int, last), *(1 for _ in replying)],
-            [*held, *(1 for _ in replying)],
+            [*wanted, *ones],
+            [*held, *ones],
             len(pieces),
         )
         for s, size in pieces:
             s.cached += size
             s.clean = s.cached
         found = self._take(batch, step, [*reading, *replying], {})
-        for s, whole in zip(reading, last, strict=True):
-            if whole:
-                self._reading.remove(s)
-                self._replying.append(s)
+        for s in reading:
+            if not (s.reading and s.running):
+                self.prompts.remove(s)
+                self.replying.append(s)
         if self._drafter is not None:
             self._drafter.read([s for s in reading if s.running])
+        if self.prompts.prefixes is not None:
+            for s in reading:
+                if s.error is None:
+                    self.prompts.prefixes.store(s)
         self._leave()
         return found
 
@@ -234,10 +227,10 @@ class Loop:
 
     def _next_drafts(self) -> int:
         """How many drafts the next step makes: no more than may still be yielded."""
-        if not any(s.drafting for s in self._replying):
+        if not any(s.drafting for s in self.replying):
             return 0
-        wanted = self.gate.choose(len(self._replying)) if self.drafts.count == AUTO else self.drafts.count
-        return min(wanted, max(s.left for s in self._replying if s.drafting) - 1)
+        wanted = self.gate.choose(len(self.replying)) if self.drafts.count == AUTO else self.drafts.count
+        return min(wanted, max(s.left for s in self.replying if s.drafting) - 1)
 
     def _take(
         self, batch: Batch, step: Step, sequences: list[Sequence], asked: dict[Sequence, Tensor]
@@ -250,8 +243,13 @@ class Loop:
             logits = step.logits if alone else step.logits[scored : scored + wanted]
             states = step.states if alone else step.states[stated : stated + held]
             if wanted:
+                read = 0 if at >= batch.prompts else wanted - (not s.reading)  # logits of tokens of the prompt
                 try:
-                    found[s] = self._continue(s, logits, best[scored : scored + wanted], asked.get(s))
+                    if read:
+                        s.note(logits[:read])
+                    if wanted > read:
+                        chosen = best[scored + read : scored + wanted]
+                        found[s] = self._continue(s, logits[read:], chosen, asked.get(s))
                 except Exception as error:  # of its processors or scores: no matter of the others
                     found[s], s.error, s.running = [], error, False
                 states = states if at < batch.prompts else states[: len(found[s])]
@@ -316,12 +314,12 @@ class Loop:
 
     def _leave(self) -> None:
         """Lets the sequences go whose replies have ended."""
-        if all(s.running for s in self._replying):
+        if all(s.running for s in self.replying):
             return
-        for s in self._replying:
+        for s in self.replying:
             if not s.running:
                 self._free(s)
-        self._replying = [s for s in self._replying if s.running]
+        self.replying = [s for s in self.replying if s.running]
 
     def _free(self, sequence: Sequence) -> None:
         """Takes back the pages of ``sequence``."""

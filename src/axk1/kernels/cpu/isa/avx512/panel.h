@@ -88,7 +88,7 @@ struct Pairs {
         }
 
     public:
-        void resize(int64_t columns) {
+        void resize(int64_t columns, bool = false) {
             pairs = padded(columns) / 2;
             const int64_t written = (pairs + 15) / 16 * 16;  // as `pack` writes them
             if (int64_t(held.size()) < written * kVectors) held.resize(written * kVectors);

@@ -1,0 +1,79 @@
+"""How an engine runs, and how much memory it takes where nobody says."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import PreTrainedModel
+
+from axk1.config import AXK1Config
+from axk1.generation.pages import PAGE, Pool, pages_of
+from axk1.generation.speculate import Drafts
+
+SHARE = 0.5
+"""Of the memory that is free now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an engine runs. None of this changes a request's tokens where the engine is exact.
+
+    Args:
+        pages: of 64 tokens, at most, for running requests and kept prompts; None: what :func:`default_pages` says.
+        streams: requests that run at once, at most.
+        waiting: requests that wait, at most; more are refused.
+        prompt_tokens: of all prompts together in a step, at most; fewer beside replies, by ``stretch``.
+        stretch: how much longer a step with prompts may take than one without, for those who wait for its tokens.
+        drafts: MTP speculation; by default as much as measurably pays, none where the model has no MTP module.
+        prefixes: whether pages of prompts are kept for requests to come.
+        poison: fills pages with NaN before and after they are used: for tests.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    pages: int | None = None
+    streams: int = 32
+    waiting: int = 256
+    prompt_tokens: int = 512
+    stretch: float = 2.5
+    drafts: Drafts = field(default_factory=Drafts)
+    prefixes: bool = True
+    poison: bool = False
+
+    def __post_init__(self) -> None:
+        rules = {
+            "pages": (self.pages is None or self.pages >= 1, "1 or more, or None"),
+            "streams": (self.streams >= 1, "1 or more"),
+            "waiting": (self.waiting >= 0, "0 or more"),
+            "prompt_tokens": (self.prompt_tokens >= PAGE, f"{PAGE} or more"),
+            "stretch": (self.stretch > 1, "above 1"),
+        }
+        for name, (valid, rule) in rules.items():
+            if not valid:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {rule}.")
+
+
+def default_pages(model: PreTrainedModel, streams: int) -> int:
+    """Pages for an engine of so many streams: twice what these can fill, so that prompts can be kept beside, or what
+    half of the free memory holds, if that is less. 1 at least."""
+    config = cast(AXK1Config, model.config)
+    wanted = 2 * streams * pages_of(config.max_position_embeddings)
+    if not hasattr(config, "kv_lora_rank"):
+        return wanted
+    page = Pool(config, model.dtype, model.device).page_bytes
+    return max(min(wanted, int(SHARE * _free_bytes(model.device)) // page), 1)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that is free on ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return int(kib) << 10
+    except (OSError, ValueError):  # no Linux: of all memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
