@@ -92,15 +92,18 @@ class StopStrings:
         self._stop = list(stop)
         self._held = ""
         self.found = False
+        self.matched: str | None = None
+        """The one that was found."""
 
     def feed(self, text: str) -> str:
         """The text that is certain to come before a stop string; sets ``found`` when one is complete."""
         text = self._held + text
         # The first to be complete wins, as it would if the text came character by character.
-        complete = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        complete = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if complete:
+            _, at, self.matched = min(complete)
             self.found, self._held = True, ""
-            return text[: min(complete)[1]]
+            return text[:at]
         certain = len(text) - max((partial_suffix(text, stop) for stop in self._stop), default=0)
         self._held = text[certain:]
         return text[:certain]
@@ -150,6 +153,21 @@ class ReplyBuilder:
     def tokens(self) -> int:
         """Tokens taken, without the one that ended the turn."""
         return len(self._ids)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of the reasoning so far, without the tag that closes it."""
+        return self._counts["reasoning"]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the reasoning is over (always, in Non-Think)."""
+        return self._parser.closed
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the reply."""
+        return self._stop.matched
 
     def push(self, token: int) -> list[Delta]:
         """Takes the next token; sets ``finish_reason`` when it ends the reply. What comes after that is passed over: a

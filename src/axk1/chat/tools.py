@@ -52,6 +52,11 @@ class ToolCallParser:
         """The beginning of a tag, outside of blocks."""
         self._block: _Block | None = None
 
+    @property
+    def inside(self) -> bool:
+        """Whether a block is open."""
+        return self._block is not None
+
     def feed(self, text: str) -> list[str | ToolCall]:
         """The pieces of text and the calls that became certain with ``text``, in order."""
         return _joined(self._take(text))

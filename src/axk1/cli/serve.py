@@ -1,27 +1,45 @@
-"""`axk1 serve`: the model on vLLM or SGLang, with sizes that fit the machine."""
+"""`axk1 serve`: the model on our own server, or on vLLM or SGLang with sizes that fit the machine."""
 
-import json
-import os
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import fields
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from axk1.plan.weights import Weights
-
-DTYPES = ("auto", "bfloat16", "float16", "float32")
+ENGINE_OPTIONS = {
+    "gpus": "--gpus",
+    "nodes": "--nodes",
+    "gpu_memory": "--gpu-memory",
+    "weights": "--weights",
+    "length": "--context",
+    "tensor": "--tensor",
+    "pipeline": "--pipeline",
+    "data": "--data",
+    "expert": "--expert",
+    "step_tokens": "--step-tokens",
+    "fraction": "--fraction",
+    "head": "--head",
+    "node_rank": "--node-rank",
+    "ray_address": "--ray-address",
+    "dry_run": "--dry-run",
+    "as_json": "--json",
+}
+"""What only a cluster's engine takes."""
+OWN_OPTIONS = {"name": "--name", "allow_host": "--allow-host", "allow_origin": "--allow-origin", "closing": "--closing"}
+"""What only our own server takes."""
 
 
 def serve(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(help="Checkpoint folder or name on the hub, or with --weights a path elsewhere.")
+        str,
+        typer.Argument(
+            help="Checkpoint folder or name on the hub; with --weights a path elsewhere; scripted:FILE for replies "
+            "from a file."
+        ),
     ],
-    engine: Annotated[str | None, typer.Option(help="vllm or sglang.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm or sglang. Default: axk1's own, one machine.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for a free one.")] = 8000,
     gpus: Annotated[int | None, typer.Option(help="GPUs of a machine. Default: those found.")] = None,
     nodes: Annotated[int, typer.Option(help="Machines; axk1 serve runs on each.")] = 1,
     gpu_memory: Annotated[float | None, typer.Option(help="GB of one GPU. Default: as found.")] = None,
@@ -32,18 +50,34 @@ def serve(
     ] = None,
     dtype: Annotated[str, typer.Option(help="Number format to compute in: auto, bfloat16, float16, float32.")] = "auto",
     length: Annotated[int | None, typer.Option("--context", help="Tokens of a request. Default: what fits.")] = None,
-    mtp: Annotated[int, typer.Option(help="Tokens that the MTP module drafts a step; 0: none.")] = 0,
+    mtp: Annotated[
+        int | None,
+        typer.Option(help="Tokens that the MTP module drafts a step; 0: none. Default: what pays (engines: 0)."),
+    ] = None,
     think: Annotated[
         bool, typer.Option("--think/--no-think", help="What requests get that do not say; they may choose.")
     ] = False,
     api_key: Annotated[
-        str | None, typer.Option(help="Clients must send it.", envvar="AXK1_API_KEY", show_envvar=True)
+        str | None,
+        typer.Option(help="Clients must send it (or one of several, comma between).", envvar="AXK1_API_KEY"),
+    ] = None,
+    name: Annotated[list[str] | None, typer.Option(help="What requests call the model; repeatable.")] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name under which the server may be asked; repeatable, * for all.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A page elsewhere that may ask it, as https://example.org; repeatable.")
+    ] = None,
+    closing: Annotated[
+        str | None, typer.Option(help="What is written before </think> where a budget ends the reasoning.")
     ] = None,
     tensor: Annotated[int | None, typer.Option(help="Tensor-parallel size.")] = None,
     pipeline: Annotated[int | None, typer.Option(help="Pipeline stages.")] = None,
     data: Annotated[int | None, typer.Option(help="Copies of the attention.")] = None,
     expert: Annotated[bool | None, typer.Option("--expert/--no-expert", help="Whole experts on each GPU.")] = None,
-    max_requests: Annotated[int, typer.Option(help="Requests answered at once.")] = 64,
+    max_requests: Annotated[
+        int | None, typer.Option(help="Requests answered at once. Default: 32 (engines: 64).")
+    ] = None,
     step_tokens: Annotated[int, typer.Option(help="Tokens of one step, prompts included.")] = 8192,
     fraction: Annotated[float, typer.Option(help="Part of a GPU's memory to use.")] = 0.9,
     head: Annotated[str | None, typer.Option(help="Address of the first machine.")] = None,
@@ -52,86 +86,35 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the command, start nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, start nothing.")] = False,
 ) -> None:
-    """Serve an OpenAI-compatible API with vLLM or SGLang. Arguments behind -- go to the engine as they are."""
-    from axk1.integrations.launch import explain, run, sglang, vllm
-    from axk1.integrations.launch.order import ENGINES, SPARE, Order
-    from axk1.load import resolve_hub_name
-    from axk1.plan.hardware import find_hardware
-    from axk1.plan.memory import Step
-    from axk1.plan.placement import Wish, choose
+    """Serve the APIs of OpenAI and Anthropic. Without --engine: axk1's own server, on one machine.
 
-    if engine not in ENGINES:
-        given = "missing" if engine is None else repr(engine)
-        raise ValueError(f"--engine is {given}; use {' or '.join(ENGINES)}.")
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype is {dtype!r}; use {', '.join(DTYPES)}. Quantised weights: axk1 quantize.")
-    for option, value, least in (
-        ("--mtp", mtp, 0),
-        ("--max-requests", max_requests, 1),
-        ("--step-tokens", step_tokens, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{option} is {value}; it must be at least {least}.")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"--fraction is {fraction}; it must be above 0 and at most 1.")
-    if weights is None:
-        model = str(resolve_hub_name(model))
-    hardware = find_hardware(nodes, gpus, gpu_memory, device)
-    found = _weights(model, weights, mtp)
-    copies = data or 1
-    step = Step(max(step_tokens // copies, 1), max_requests)
-    wish = Wish(tensor, pipeline, data, expert, length, mtp)
-    try:
-        choice = choose(found, hardware, wish, step, fraction, SPARE[engine])
-    except ValueError as error:
-        raise ValueError(hardware.words(str(error))) from None
-    order = Order(
-        model=model,
-        engine=engine,
-        hardware=hardware,
-        choice=choice,
-        step=step,
-        fraction=fraction,
-        host=host,
-        port=port,
-        dtype=dtype,
-        drafts=mtp,
-        think=think,
-        api_key=api_key,
-        head=head or ("HEAD" if dry_run or as_json else None),
-        rank=node_rank or 0,
-        ray_address=ray_address or (os.environ.get("RAY_ADDRESS") if engine == "vllm" else None),
-        extra=tuple(context.args),
-    )
-    python = run.find_engine(engine)
-    make = vllm.commands if engine == "vllm" else sglang.commands
-    ranks = range(nodes) if node_rank is None and (dry_run or as_json) else [order.rank]
-    machines = {rank: make(replace(order, rank=rank), str(python or "python")) for rank in ranks}
-    if as_json:
-        typer.echo(json.dumps(explain.to_dict(order, machines), indent=2))
-        return
-    typer.echo("\n".join([explain.explanation(order, found), *explain.command_lines(machines)]))
-    if dry_run:
-        return
-    if python is None:
-        raise ValueError(run.missing(engine))
-    raise typer.Exit(run.run(machines[order.rank], typer.echo))
-
-
-def _weights(model: str, stored: str | None, drafts: int) -> "Weights":
-    """The tensors of the checkpoint, without its MTP module where it does not draft."""
-    from axk1.plan.weights import read_weights, released_weights, without_mtp
-
-    if Path(model, "config.json").is_file():
-        if stored is not None:
-            raise ValueError(f"--weights is for models elsewhere; {model} is here and says itself how it is stored.")
-        found = read_weights(Path(model))
-        if drafts and not found.config.num_nextn_predict_layers:
-            raise ValueError(f"{model} has no MTP module, as the released checkpoint; leave --mtp out.")
-        return found if drafts else without_mtp(found)
-    if stored is None:
-        raise ValueError(
-            f"There is no checkpoint at {model}. If it is the released model and lies elsewhere, add how it is stored, "
-            "such as --weights bf16."
+    Arguments after -- go to vLLM or SGLang as they are.
+    """
+    if engine is None:
+        _refuse(
+            context, ENGINE_OPTIONS, "--engine is missing; use vllm or sglang (or leave out {}, which are for these)."
         )
-    return released_weights(stored, mtp=drafts > 0)
+        if context.args:
+            raise ValueError(f"{context.args[0]!r} is not read: arguments after -- are for --engine vllm or sglang.")
+        from axk1.cli.serve_here import Here, serve_here
+
+        serve_here(Here(**_params(context, Here)))
+        return
+    _refuse(context, OWN_OPTIONS, "{} are for axk1's own server; leave --engine out.")
+    from axk1.cli.serve_cluster import Cluster, serve_cluster
+
+    serve_cluster(Cluster(**_params(context, Cluster), extra=tuple(context.args)))
+
+
+def _params(context: typer.Context, kind: Any) -> dict[str, Any]:
+    """The command's options that ``kind``, a dataclass, has a field for; those left out keep its defaults."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in context.params.items() if name in names and value is not None}
+
+
+def _refuse(context: typer.Context, options: dict[str, str], sentence: str) -> None:
+    """Raises ``ValueError`` where one of ``options`` was given on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in options}
+    given = [options[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        raise ValueError(sentence.format(", ".join(given)))

@@ -1,0 +1,109 @@
+"""`axk1 serve` without ``--engine``: our own server, on this machine."""
+
+import socket
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from axk1.serve.settings import Settings
+
+SCRIPTED = "scripted:"
+
+
+@dataclass(frozen=True)
+class Here:
+    """What is asked for; the fields are the command's options."""
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str | None = None
+    dtype: str = "auto"
+    mtp: int | None = None
+    think: bool = False
+    api_key: str | None = field(default=None, repr=False)
+    max_requests: int = 32
+    name: list[str] = field(default_factory=list)
+    allow_host: list[str] = field(default_factory=list)
+    allow_origin: list[str] = field(default_factory=list)
+    closing: str | None = None
+
+
+def serve_here(asked: Here) -> None:
+    """Loads the model, then listens until the process is asked to end.
+
+    Raises:
+        ValueError: for an option that is wrong, or packages that are missing.
+    """
+    try:
+        from axk1.serve.run import run
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed here; the server needs pip install 'axk1[serve]'.") from error
+    if not 0 <= asked.port < 65536:
+        raise ValueError(f"--port is {asked.port}; it must be between 0 (a free one) and 65535.")
+    settings = _settings(asked)
+    engine, tokenizer, stop_ids = _engine(asked)
+    if not _is_loopback(asked.host) and not settings.api_keys:
+        typer.echo(f"Everybody who reaches {asked.host} may ask this server; --api-key asks for a key.", err=True)
+    run(engine, tokenizer, stop_ids, settings, asked.host, asked.port, typer.echo)
+
+
+def _settings(asked: Here) -> "Settings":
+    from pydantic import SecretStr, ValidationError
+
+    from axk1.serve.settings import Settings
+
+    given: dict[str, Any] = {"names": asked.name or _names(asked.model)}  # what is left out, the environment may say
+    if keys := [SecretStr(key.strip()) for key in (asked.api_key or "").split(",") if key.strip()]:
+        given["api_keys"] = keys
+    if asked.think:
+        given["think"] = True
+    if asked.closing is not None:
+        given["closing"] = asked.closing
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"AXK1_SERVE_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}.") from None
+    hosts = [*settings.hosts, *asked.allow_host, *([] if _is_loopback(asked.host) else [socket.gethostname().lower()])]
+    return settings.model_copy(update={"hosts": hosts, "origins": [*settings.origins, *asked.allow_origin]})
+
+
+def _names(model: str) -> list[str]:
+    """What requests may call the model: its folder's name, ``axk1``, and the argument as it is."""
+    if model.startswith(SCRIPTED):
+        return ["scripted", "axk1"]
+    return list(dict.fromkeys([Path(model).resolve().name, "axk1", model]))
+
+
+def _engine(asked: Here) -> tuple[Any, Any, Any]:
+    """Engine, tokenizer, and the ids that end a turn."""
+    if asked.model.startswith(SCRIPTED):
+        from axk1.chat.session import TURN_ENDS
+        from axk1.engine.scripted import ScriptedEngine, read_scripts
+        from axk1.load import load_tokenizer, resolve_model_path
+
+        checkpoint, scripts, pace = read_scripts(Path(asked.model.removeprefix(SCRIPTED)))
+        tokenizer = load_tokenizer(resolve_model_path(checkpoint))
+        return ScriptedEngine(tokenizer, scripts, pace), tokenizer, tokenizer.convert_tokens_to_ids(list(TURN_ENDS))
+    from axk1.chat import Chat
+    from axk1.engine.engine import ModelEngine
+    from axk1.engine.settings import Settings
+    from axk1.generation.speculate import Drafts
+    from axk1.load import load
+
+    drafts = Drafts() if asked.mtp is None else Drafts(asked.mtp)
+    chat = Chat(*load(asked.model, device=asked.device, dtype=asked.dtype))
+    engine = ModelEngine(chat.model, Settings(streams=asked.max_requests, drafts=drafts))
+    return engine, chat.tokenizer, chat.stop_ids
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

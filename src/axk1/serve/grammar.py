@@ -1,0 +1,265 @@
+"""Answers that follow a schema or a grammar, by llguidance: a processor of one request's scores.
+
+The grammar begins where the reasoning ends. It follows the ids that it is called with: where drafts were rejected, it
+goes back.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import llguidance.hf
+import torch
+from llguidance import LLMatcher, LLTokenizer
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerFast
+
+from axk1.chat.parser import THINK_CLOSE, partial_suffix
+from axk1.chat.tools import TOOL_CLOSE, TOOL_OPEN
+from axk1.serve.errors import Refusal
+from axk1.serve.settings import Settings
+
+_FORM: dict[str, Any] = {"whitespace_pattern": r"(?: |\n {0,32})?"}
+"""White space between the parts of JSON: a space, or a new line and its indent; models may write it without end."""
+_CALL_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As the chat template shows calls."""
+_WINDOW = 32
+"""Tokens that are decoded to see whether ``</think>`` has been spelled."""
+
+
+def json_grammar(schema: Any, limits: Settings) -> str:
+    """The grammar of JSON that fits ``schema`` (true: any object).
+
+    Raises:
+        Refusal: it is larger or deeper than ``limits`` allow.
+    """
+    schema = {"type": "object"} if schema is True else schema
+    if not isinstance(schema, Mapping):
+        raise Refusal(f"A schema must be an object; got {type(schema).__name__}.", param="response_format")
+    check_schema(schema, limits)
+    plain = {key: value for key, value in schema.items() if key != "x-guidance"}
+    return LLMatcher.grammar_from_json_schema(json.dumps(plain), overrides=_FORM)  # pyright: ignore
+
+
+def regex_grammar(pattern: str, limits: Settings) -> str:
+    """The grammar of texts that a regular expression matches whole."""
+    _check_pattern(pattern, limits)
+    return LLMatcher.grammar_from_regex(pattern)
+
+
+def choice_grammar(choices: Sequence[str], limits: Settings) -> str:
+    """The grammar of one of several texts."""
+    if not choices or sum(map(len, choices)) > limits.max_schema:
+        raise Refusal(f"A choice needs texts, of {limits.max_schema} characters at most.", param="structured_outputs")
+    return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in choices))
+
+
+def lark_grammar(text: str, limits: Settings) -> str:
+    """A grammar in llguidance's form of Lark."""
+    if len(text) > limits.max_schema:
+        raise Refusal(f"The grammar has {len(text)} characters; {limits.max_schema} are taken.")
+    for pattern in re.findall(r"/((?:[^/\\\n]|\\.)+)/", text):
+        _check_pattern(pattern, limits)
+    return LLMatcher.grammar_from_lark(text)
+
+
+def call_grammar(
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerFast,
+    limits: Settings,
+    *,
+    parallel: bool,
+    answer: Any = None,
+    text: bool = False,
+) -> str:
+    """The grammar of calls of ``tools`` (one, or with ``parallel`` some), as the chat template writes them.
+
+    Args:
+        answer: a schema that the answer may follow in place of calls.
+        text: whether there may be text around calls, or no call at all.
+    """
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    opening, closing = (tag if tag in added else json.dumps(tag) for tag in (TOOL_OPEN, TOOL_CLOSE))
+    names = " | ".join(f"call{i}" for i in range(len(tools)))
+    calls = 'call ("\\n" call)*' if parallel else "call"
+    start = f"start: {calls}"
+    if text:
+        start = "start: TEXT? (call TEXT?)*" if parallel else "start: TEXT? call?"
+    rules = [f"call{i}: %json {json.dumps(_call_schema(tool, limits))}" for i, tool in enumerate(tools)]
+    rules.append(f'call: {opening} "\\n" ( {names} ) "\\n" {closing}')
+    rules.append(r"TEXT: /(.|\n)+/")
+    if answer is not None:
+        check_schema(answer, limits)
+        start += " | answer"
+        rules.append(f"answer: %json {json.dumps({**answer, 'x-guidance': _FORM})}")
+    return LLMatcher.grammar_from_lark("\n".join([start, *rules]))
+
+
+def _call_schema(tool: Mapping[str, Any], limits: Settings) -> dict[str, Any]:
+    function = tool["function"]
+    parameters = function.get("parameters") or {"type": "object"}
+    check_schema(parameters, limits)
+    arguments = {key: value for key, value in parameters.items() if key not in ("x-guidance", "$defs", "definitions")}
+    if "properties" in arguments:
+        arguments.setdefault("additionalProperties", False)  # what is declared is what a call is for
+    shared = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": {"type": "object", **arguments}},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+        "x-guidance": _CALL_FORM,
+        **shared,
+    }
+
+
+def check_schema(schema: Any, limits: Settings) -> None:
+    """Refuses what would take long to compile.
+
+    Raises:
+        Refusal: more text or depth than allowed, or a regular expression that is too long or nested.
+    """
+    _check_depth(schema, limits, limits.max_schema_depth)
+    size = len(json.dumps(schema))
+    if size > limits.max_schema:
+        raise Refusal(f"The schema has {size} characters; {limits.max_schema} are taken.", param="response_format")
+
+
+def _check_depth(value: Any, limits: Settings, left: int) -> None:
+    if left == 0:
+        raise Refusal(f"The schema is more than {limits.max_schema_depth} deep.", param="response_format")
+    if isinstance(value, Mapping):
+        patterns = [value.get("pattern"), *_keys(value.get("patternProperties"))]
+        for pattern in patterns:
+            if isinstance(pattern, str):
+                _check_pattern(pattern, limits)
+    if isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _check_depth(item, limits, left - 1)
+
+
+def _keys(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Mapping) else []
+
+
+def _check_pattern(pattern: str, limits: Settings) -> None:
+    if len(pattern) > limits.max_pattern or pattern.count("(") > 64 or pattern.count("{") > 64:
+        raise Refusal(
+            f"A regular expression has {len(pattern)} characters, {pattern.count('(')} groups and {pattern.count('{')} "
+            f"repetitions; {limits.max_pattern}, 64 and 64 are taken.",
+            param="response_format",
+        )
+
+
+class Grammars:
+    """Compiles grammars for a tokenizer.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer.
+        stop_ids: tokens that may follow a complete answer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_ids: Collection[int]) -> None:
+        self._tokenizer, self._stop_ids = tokenizer, list(stop_ids)
+        self._llguidance: LLTokenizer = llguidance.hf.from_tokenizer(
+            tokenizer, n_vocab=len(tokenizer), eos_token=self._stop_ids
+        )
+
+    def compile(self, grammar: str) -> LLMatcher:
+        """A matcher at the grammar's start. It takes milliseconds, outside of Python's lock.
+
+        Raises:
+            Refusal: llguidance does not take it; the message is its own.
+        """
+        matcher = LLMatcher(self._llguidance, grammar, log_level=0)
+        if matcher.is_error():
+            reason = " ".join(matcher.get_error().split())[:500]
+            raise Refusal(f"The schema or grammar is not supported: {reason}", param="response_format")
+        return matcher
+
+    def processor(self, matcher: LLMatcher, prompt: int, think: bool) -> "Grammar":
+        """A processor for one request with ``prompt`` tokens."""
+        return Grammar(self._tokenizer, matcher.deep_copy(), prompt, think, self._stop_ids)
+
+
+class Grammar(LogitsProcessor):
+    """Leaves only tokens that the grammar allows, once the reasoning is closed; before, the reply cannot end.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer.
+        matcher: at the start of the grammar; owned by this processor.
+        prompt: tokens before the reply.
+        think: whether the reply begins with reasoning.
+        stop_ids: tokens that end a reply.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        matcher: LLMatcher,
+        prompt: int,
+        think: bool,
+        stop_ids: Sequence[int],
+    ) -> None:
+        self._tokenizer, self._matcher, self._stop_ids = tokenizer, matcher, list(stop_ids)
+        self._first = prompt  # where the answer begins, if it has
+        self._prompt, self._think, self._closed = prompt, think, not think
+        self._seen = torch.empty(0, dtype=torch.int64)
+        self._looked = prompt  # tokens in which the closing tag was looked for
+        self._taken = 0  # tokens of the answer that the matcher has consumed
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``input_ids`` [1, L] int64, ``scores`` [1, V] float; returns new scores."""
+        ids = input_ids[0].cpu()
+        self._follow(ids)
+        scores = scores.clone()
+        if not self._closed:
+            scores[0, [*self._stop_ids, *self._overshooting(ids)]] = float("-inf")
+        elif self._first + self._taken == len(ids):  # else a draft does not fit, and what follows it does not matter
+            allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) > 0
+            scores[0, : len(allowed)].masked_fill_(~allowed.to(scores.device), float("-inf"))
+            scores[0, len(allowed) :] = float("-inf")
+        return scores
+
+    def _follow(self, ids: Tensor) -> None:
+        """Brings the matcher to the end of ``ids``, or to the first draft that does not fit."""
+        both = min(len(ids), len(self._seen))
+        differ = (ids[:both] != self._seen[:both]).nonzero()
+        self._back(int(differ[0]) if len(differ) else both)
+        self._seen = ids.clone()
+        if not self._closed:
+            self._look(ids)
+        if self._closed:
+            new = ids[self._first + self._taken :].tolist()
+            self._taken += self._matcher.try_consume_tokens(new) if new else 0
+
+    def _back(self, common: int) -> None:
+        """Forgets all but ``common`` tokens."""
+        surplus = self._taken - max(common - self._first, 0)
+        if surplus > 0:
+            self._matcher.rollback(surplus)
+            self._taken -= surplus
+        if self._think and self._closed and common < self._first:
+            self._closed = False
+        self._looked = min(self._looked, max(common, self._prompt))
+
+    def _look(self, ids: Tensor) -> None:
+        """Finds the first token after which the reasoning is closed."""
+        while self._looked < len(ids) and not self._closed:
+            self._looked += 1
+            start = max(self._prompt, self._looked - _WINDOW)
+            if THINK_CLOSE in self._text(ids[start : self._looked]):
+                self._closed, self._first = True, self._looked
+
+    def _overshooting(self, ids: Tensor) -> list[int]:
+        """Tokens that would complete a spelled ``</think>`` and begin the answer too, where no grammar sees it."""
+        tail = self._text(ids[max(self._prompt, len(ids) - _WINDOW) :])
+        begun = partial_suffix(tail, THINK_CLOSE)
+        if not begun:
+            return []
+        rest = THINK_CLOSE[begun:]
+        return [id for text, id in self._tokenizer.get_vocab().items() if text.startswith(rest) and text != rest]
+
+    def _text(self, ids: Tensor) -> str:
+        return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)  # pyright: ignore

@@ -1,0 +1,40 @@
+"""Servers that the tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from serving import Running, scripted, serving
+from transformers import PreTrainedTokenizerFast
+
+from axk1.load import load_tokenizer
+
+NANO = Path(__file__).parents[2] / "models" / "nano"
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The nano's."""
+    return load_tokenizer(NANO)
+
+
+@pytest.fixture(scope="session")
+def server(tokenizer: PreTrainedTokenizerFast) -> Iterator[Running]:
+    """A server over scripted replies, as fast as it goes."""
+    with serving(scripted(tokenizer), tokenizer) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def slow(tokenizer: PreTrainedTokenizerFast) -> Iterator[Running]:
+    """The same at 100 tokens a second."""
+    with serving(scripted(tokenizer, token=0.01), tokenizer) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[httpx2.Client]:
+    """A client of ``server``."""
+    with server.client() as client:
+        yield client
