@@ -70,7 +70,7 @@ def test_every_route_but_health_asks_for_the_key(locked):
         {"Authorization": "Bearer wrong"},
         {"Authorization": "Basic sesame"},
         {"x-api-key": "Sesame"},
-        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer"},
         {"X-Original-URL": "/health", "X-Rewrite-URL": "/health", "X-Forwarded-Prefix": "/health"},
         {"Host": "127.0.0.1/health?"},
     ]
