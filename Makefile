@@ -11,6 +11,8 @@ LLAMACPP := .venv-llamacpp
 SGLANG := .venv-sglang
 RAY := .venv-ray
 LM_EVAL := .venv-lm-eval
+# A process for each core, at most four; all tests of a file run in the same one.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo bench-peers engines engines-vllm engines-sglang ray clean
@@ -24,13 +26,13 @@ demo: .venv/.ready ## the nano answers in five languages, with its reasoning and
 	$(BIN)/axk1 demo
 
 test: lint docs ## lint, types, documentation, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 test-oldest: ## the quick tests with the oldest transformers that is supported
 	$(MAKE) test-transformers TRANSFORMERS=5.16
 
 test-transformers: $(OTHER)/.ready ## the quick tests with another transformers: make test-transformers TRANSFORMERS=5.23
-	$(OTHER)/bin/python -m pytest tests/unit tests/parity -m "not slow"
+	$(OTHER)/bin/python $(PYTEST) tests/unit tests/parity -m "not slow"
 
 lint: .venv/.dev ## ruff and pyright
 	$(BIN)/ruff check .

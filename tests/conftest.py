@@ -1,6 +1,7 @@
 """Tiny checkpoints, built once a session: a random one, and scripted ones whose replies are known."""
 
 import importlib.util
+import os
 import signal
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import pytest
 
 # Tests of an engine run in the engine's environment (`make engines`) and have a conftest.py of their own.
 collect_ignore = [f"integration/{name}" for name in ("vllm", "sglang") if importlib.util.find_spec(name) is None]
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: each, and what it starts, has one core
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def pytest_configure() -> None:

@@ -64,7 +64,7 @@ class Watched:
 
 
 class OneByOne:
-    """The modules, a token of a reply at a time: slow, and exact."""
+    """The modules, a token of a reply at a time: slow, and exact where prompts are cut in the same places."""
 
     exact = True
 

@@ -202,16 +202,16 @@ def test_what_can_never_be_is_refused(started) -> None:
         ):
             with pytest.raises(ValueError, match=message):
                 engine.submit(request)
-        for wrong in (
-            dict(prompt=[]),
-            dict(prompt=[1], max_new_tokens=0),
-            dict(prompt=[1], top_logprobs=-1),
-        ):
-            with pytest.raises(ValueError):
-                Request(**wrong)
-        for wrong in (dict(closing=[]), dict(closing=[1], budget=0)):
-            with pytest.raises(ValueError):
-                Reasoning(is_closed=is_closed, **wrong)
+        made: list[tuple[Any, dict[str, Any]]] = [
+            (Request, {"prompt": []}),
+            (Request, {"prompt": [1], "max_new_tokens": 0}),
+            (Request, {"prompt": [1], "top_logprobs": -1}),
+            (Reasoning, {"is_closed": is_closed, "closing": []}),
+            (Reasoning, {"is_closed": is_closed, "closing": [1], "budget": 0}),
+        ]
+        for kind, fields in made:
+            with pytest.raises(ValueError, match=r"empty|must be|no closing"):
+                kind(**fields)
 
     asyncio.run(main())
     with pytest.raises(ValueError, match="stretch is 1; it must be above 1"):
@@ -532,7 +532,9 @@ def test_pace() -> None:
     assert pace.tokens(4) == LEAST
     free = Pace(100, 2)
     free.record(1, 0, 1.0)
-    free.record(0, 100, 0.001)
+    free.record(0, 100, 9.0)  # nobody waited
+    assert free.tokens(1) == LEAST
+    free.record(1, LEAST, 1.001)
     assert free.tokens(1) == 100
 
 

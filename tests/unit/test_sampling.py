@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import PAD, VOCAB, small_model, tokens
 from transformers import GenerationConfig, LogitsProcessor
+from transformers.generation.logits_process import TopPLogitsWarper
 
 from axk1.generation.history import History
-from axk1.generation.sampling import GREEDY, Draws, Logprobs, Sampling, Scorer, choose, margins, row_seeds
+from axk1.generation.sampling import GREEDY, Draws, Logprobs, Sampling, Scorer, TopP, choose, margins, row_seeds
 
 OPTIONS = [
     {},
@@ -40,6 +41,38 @@ def transformers_reply(model, prompt: list[int], sampling: Sampling, new: int) -
         pad_token_id=PAD,
     )
     return model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    seed=st.integers(0, 10**6),
+    vocabulary=st.sampled_from([1, 2, 60, 128, 129, 3_000]),
+    positions=st.integers(1, 3),
+    spread=st.sampled_from([0.0, 0.5, 2.0, 5.0, 20.0]),
+    top_p=st.sampled_from([1e-6, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.999]),
+    coarse=st.booleans(),
+    forbidden=st.booleans(),
+)
+def test_top_p_is_that_of_transformers(seed, vocabulary, positions, spread, top_p, coarse, forbidden) -> None:
+    """To the bit: flat and steep scores, equal ones, such that leave few tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = spread * torch.randn(positions, vocabulary, generator=generator)
+    scores = scores.round() if coarse else scores
+    if forbidden:
+        scores[:, torch.rand(vocabulary, generator=generator) < 0.5] = -torch.inf
+        scores[:, 0] = 1.0
+    ids = torch.zeros(positions, 1, dtype=torch.int64)
+    expected = TopPLogitsWarper(top_p)(ids, scores.clone())  # pyright: ignore[reportArgumentType]
+    assert torch.equal(TopP(top_p)(ids, scores), expected)
+
+
+def test_top_p_sorts_where_it_has_to(monkeypatch) -> None:
+    """Not where a model is sure; NaN comes out as it does with transformers."""
+    scores, warper, sorted_ = torch.randn(1, 5_000, generator=torch.Generator().manual_seed(0)), TopP(0.9), []
+    monkeypatch.setattr(warper, "_sorting", lambda ids, scores: sorted_.append(1) or scores)
+    for factor, times in ((9.0, 0), (0.1, 1), (torch.nan, 2)):
+        warper(None, factor * scores)
+        assert len(sorted_) == times
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from axk1.chat.parser import THINK_CLOSE
+from axk1.engine.closing import Closing
+from axk1.engine.interface import Reasoning
 
 UNLIMITED = -1
 
@@ -31,29 +34,20 @@ class ThinkingBudget(LogitsProcessor):
                 f"Thinking budgets are {list(budgets)}; each must be -1 (unlimited) or at least 1 "
                 "(for 0, render Non-Think)."
             )
-        self._tokenizer = tokenizer
-        self._prompt_length = prompt_length
-        self._budgets = list(budgets)
-        self._close_ids: list[int] = tokenizer.encode(THINK_CLOSE, add_special_tokens=False)
+        close: list[int] = tokenizer.encode(THINK_CLOSE, add_special_tokens=False)
+
+        def is_closed(reply: Sequence[int]) -> bool:
+            return THINK_CLOSE in tokenizer.decode(list(reply), skip_special_tokens=False)
+
+        self._rows = [
+            None if budget == UNLIMITED else Closing(Reasoning(close, is_closed, budget), prompt_length)
+            for budget in budgets
+        ]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``input_ids`` [batch, length] int64, ``scores`` [batch, vocabulary] float; returns new scores."""
-        step = input_ids.shape[1] - self._prompt_length
-        forced = {
-            row: self._close_ids[step - budget]
-            for row, budget in enumerate(self._budgets)
-            if budget != UNLIMITED
-            and 0 <= step - budget < len(self._close_ids)
-            and self._is_open(input_ids[row], budget)
-        }
-        if not forced:
-            return scores
-        rows, tokens = list(forced), list(forced.values())
-        scores = scores.clone()
-        scores[rows] = float("-inf")
-        scores[rows, tokens] = 0.0
-        return scores
-
-    def _is_open(self, ids: Tensor, budget: int) -> bool:
-        reasoning = ids[self._prompt_length : self._prompt_length + budget]
-        return THINK_CLOSE not in self._tokenizer.decode(reasoning, skip_special_tokens=False)
+        rows = [
+            scores[row : row + 1] if closing is None else closing(input_ids[row : row + 1], scores[row : row + 1])
+            for row, closing in enumerate(self._rows)
+        ]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)

@@ -227,16 +227,13 @@ class ModelEngine:
             self._end_all(error)
 
     def _warm_up(self) -> None:
-        """Runs a few steps, so that the first request finds everything in place and prompts are read at a good pace."""
+        """Runs a few steps, so that the first request finds everything in place; the second time they are measured."""
         count = min(PAGE, self.max_tokens - 1)
-        if count < 1:
-            return
-        sequence = Sequence(
-            [0] * count, GREEDY, max_new_tokens=min(8, self.max_tokens - count), device=self._model.device
-        )
-        self.loop.add(sequence)
-        while len(self.loop):
-            self._timed_step()
+        for step in (self.loop.step, self._timed_step) if count > 0 else ():
+            new = min(8, self.max_tokens - count)
+            self.loop.add(Sequence([0] * count, GREEDY, max_new_tokens=new, device=self._model.device))
+            while len(self.loop):
+                step()
 
     def _obey(self) -> bool:
         """Carries out what was asked for; waits while there is nothing to do.

@@ -1,6 +1,6 @@
 """How many tokens of prompts a step reads, so that replies keep flowing while prompts arrive."""
 
-LEAST = 32
+LEAST = 16
 """Tokens of prompts in a step at least, however slow they are: prompts have to be read as well."""
 _SHARE = 0.25  # of the newest measurement in the running means
 
@@ -21,7 +21,7 @@ class Pace:
         self._steps: dict[int, float] = {}
         """Seconds of a step without prompts, by the number of replies in powers of two."""
         self._token: float | None = None
-        """Seconds that each token of a prompt adds."""
+        """Seconds that each token of a prompt adds, beside replies."""
 
     def tokens(self, replying: int) -> int:
         """Of prompts, for the next step, beside ``replying`` replies."""
@@ -39,8 +39,8 @@ class Pace:
         if read == 0:
             self._steps[size] = _mean(self._steps.get(size), seconds)
             return
-        step = self._step(replying) if replying else 0.0
-        if step is not None:
+        step = self._step(replying)
+        if replying and step is not None:
             self._token = _mean(self._token, max(seconds - step, 0.0) / read)
 
     def _step(self, replying: int) -> float | None:

@@ -53,8 +53,8 @@ class Executor(Protocol):
     """Runs steps of one model on one pool. Every token of a batch is written to its sequence's pages."""
 
     exact: bool
-    """Whether the bits that a sequence gets depend neither on its neighbours nor on how many of a reply's tokens are
-    run at once."""
+    """Whether the bits that a sequence gets depend neither on its neighbours, nor on where its prompt is cut, nor on
+    how many of a reply's tokens are run at once."""
 
     def step(self, batch: Batch) -> Step:
         """The trunk over ``batch``."""

@@ -158,7 +158,7 @@ def _messages(body: CountBody) -> list[dict[str, Any]]:
         role, content = message.get("role"), message.get("content")
         if role not in ("user", "assistant", "system"):
             raise Refusal(f"A message's role is {role!r}; use user or assistant.", param="messages")
-        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        blocks: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
             raise Refusal(f"The content of a {role} message must be text or a list of blocks.", param="messages")
         messages += _assistant(blocks) if role == "assistant" else _user(blocks, str(role))
