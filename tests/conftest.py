@@ -29,6 +29,12 @@ def _write(folder: Path, model) -> Path:
     return folder
 
 
+@pytest.fixture
+def modules_only(monkeypatch) -> None:
+    """No compiled kernels: models run module by module."""
+    monkeypatch.setattr("axk1.kernels.native.available", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """Random weights: any tokens may come."""

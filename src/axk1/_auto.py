@@ -34,6 +34,17 @@ def register_models() -> None:
         (auto.AutoModelForTokenClassification, pretrained.AXK1ForTokenClassification),
     ):
         auto_class.register(AXK1Config, model, exist_ok=True)
+        register_names(model, AXK1Config)
+
+
+def register_names(*classes: type) -> None:
+    """Makes ``transformers.AXK1ForCausalLM`` and the like ours, as the Auto classes do: TRL, pipelines and others find
+    the class of a checkpoint by the name in its ``architectures``, and transformers' own would leave out the MTP
+    modules. Those stay in ``transformers.models.axk1``."""
+    import transformers
+
+    for each in classes:
+        setattr(transformers, each.__name__, each)
 
 
 ADAPTED = {

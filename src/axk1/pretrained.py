@@ -20,10 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 from transformers.utils import logging
 
-from axk1 import kernels, modeling
+from axk1 import modeling
 from axk1.checkpoint.compressed import read_plan
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, StoredTensor, inside, load_config, open_checkpoint, read_headers, read_json
@@ -32,16 +33,16 @@ from axk1.checkpoint.names import FUSED, HEAD_KEYS, LAYOUTS, Layout, detect_layo
 from axk1.checkpoint.verify import check_loaded, check_tensors
 from axk1.checkpoint.write import staged_folder
 from axk1.files import write_text
+from axk1.kernels import dispatch
 from axk1.kernels.lossless import is_packed
 from axk1.modeling.moe import AXK1Experts, AXK1Router
-from axk1.modeling.runners import RUNNERS
 from axk1.quantized.loading import converters as quantized_converters
 from axk1.quantized.loading import with_our_method, with_shapes
 from axk1.quantized.modules import QuantizedExperts
 from axk1.quantized.plan import plan_of
 
 logger = logging.get_logger(__name__)
-RUNNERS.update(cpu=kernels.CPURunner())
+dispatch.install()
 HUGE_PAGE = 2 * 2**20
 """Bytes. torch asks for huge pages where an allocation fills one."""
 _CHECK_VALUES: ContextVar[bool] = ContextVar("check_values", default=False)
@@ -63,6 +64,11 @@ def expert_converters() -> list[WeightConverter]:
 
 class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
     """Reading and writing for every A.X K1 class. Nothing global is changed: transformers' own classes work beside."""
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """transformers' own choice; where nothing is asked for, :func:`axk1.kernels.dispatch.run_experts`."""
+        chosen = super().get_correct_experts_implementation(requested_experts)
+        return dispatch.EXPERTS if requested_experts is None and chosen == "grouped_mm" else chosen
 
     @classmethod
     def from_pretrained(
@@ -303,6 +309,10 @@ class AXK1Model(CheckpointMixin, modeling.AXK1Model):
 
 class AXK1ForCausalLM(CheckpointMixin, modeling.AXK1ForCausalLM):
     __doc__ = modeling.AXK1ForCausalLM.__doc__
+
+    def logits(self, states: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+        """``[..., vocab]`` of post-norm ``states`` ``[..., hidden]``, which were made after what ``cache`` holds."""
+        return dispatch.logits(self.lm_head, states, cache)
 
     @staticmethod
     def summed_over_ranks(counts: torch.Tensor) -> torch.Tensor:

@@ -111,8 +111,17 @@ def test_a_seed_gives_the_same_file_whatever_the_batch(generate, requests, tmp_p
 
 def test_reply_cut_inside_the_reasoning_says_so(generate):
     code, out, err = generate("hi", "--think", "--max-new-tokens", 5)
-    assert (code, out) == (0, "\n")
+    assert (code, out) == (4, "\n")
     assert "ended inside the reasoning" in err
+    code, out, err = generate("hi", "--think", "--max-new-tokens", 5, "--json")
+    assert code == 4 and json.loads(out)["closed"] is False and "ended inside the reasoning" in err
+
+
+def test_a_file_with_a_reply_cut_inside_the_reasoning_says_so(generate, requests, tmp_path):
+    output = tmp_path / "out.jsonl"
+    for _ in range(2):  # finished already, it is no less true
+        code, _, err = generate("--input", requests, "--output", output, "--max-new-tokens", 5)
+        assert code == 4 and "1 of 5 replies ended inside the reasoning" in err
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
@@ -141,7 +150,7 @@ def test_interrupted_run_goes_on(generate, requests, tmp_path, tiny_checkpoint):
     for kept, torn in ((0, 20), (2, 20), (2, 3), (4, 0), (5, 0)):
         output.write_bytes(b"".join(lines[:kept]) + (lines[kept][:torn] if torn else b""))
         code, _, err = generate(*options, "--output", output, model=tiny_checkpoint)
-        assert (code, "5/5" in err) == (0, True)
+        assert (code, "5/5" in err) == (4, True)  # one is cut inside its reasoning
         assert output.read_bytes().splitlines(keepends=True)[:kept] == lines[:kept]  # not made again
         assert replies(output) == replies(whole)
     assert len({row["answer"] for row in replies(whole)}) > 1

@@ -1,6 +1,7 @@
 """The `axk1` command itself: speed of --help, one-line errors, exit codes, quiet libraries."""
 
 import os
+import pty
 import subprocess
 import sys
 
@@ -37,6 +38,31 @@ def environment(monkeypatch):
 
 def run(*arguments: str, **options):
     return subprocess.run([*AXK1, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+HOOK = """
+import os, sys
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers"):
+            os.write(2, b"[slow]")
+            os._exit(7)
+sys.meta_path.insert(0, Hook())
+from axk1.cli.main import main
+main()
+"""
+"""The command line, up to the first import that takes seconds."""
+
+
+@pytest.mark.parametrize("command", [["chat"], ["generate", "hi"], ["eval"], ["demo"]], ids=" ".join)
+def test_a_terminal_shows_what_goes_on_from_the_start(command):
+    screen, terminal = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", HOOK, *command], stdin=terminal, stderr=terminal) as program:
+        assert program.wait(timeout=60) == 7
+    shown = os.read(screen, 10_000)
+    os.close(screen)
+    os.close(terminal)
+    assert b"Loading" in shown.partition(b"[slow]")[0]
 
 
 def test_help_lists_every_command_and_needs_no_heavy_import():

@@ -223,6 +223,12 @@ def test_the_nano_table_is_the_preset():
             assert table[name][column] == value, (preset, name)
 
 
+def test_licences_are_those_of_the_packages():
+    """In the environment of `make test`; with another transformers, others may be needed."""
+    page = runpy.run_path(str(DOCS / "licences.py"))["licences_page"]()
+    assert page == text("licences.md"), "run python docs/licences.py"
+
+
 def test_errors_of_the_troubleshooting_page_are_in_the_code():
     source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
     source = re.sub(r'"\s*\n\s*f?"', "", source)  # a message over several lines

@@ -1,6 +1,6 @@
 """Absorbed attention, and expanded attention in groups of heads, against expanded attention; what each needs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,7 +17,6 @@ from axk1 import AXK1Config
 from axk1.modeling import attention
 from axk1.modeling.attention import AXK1Attention, absorbing_pays, products
 from axk1.modeling.cache import LatentCache
-from axk1.modeling.runners import RUNNERS
 
 DECODING = Path(__file__).parents[2] / "docs" / "decoding.md"
 FP32 = 1e-5
@@ -25,10 +24,8 @@ MASKS = ["causal", "left", "right", "holes", "none"]
 
 
 @pytest.fixture(autouse=True)
-def no_runner() -> Iterator[None]:
-    """A compiled runner would take the steps that are looked at here."""
-    with patch.dict(RUNNERS, clear=True):
-        yield
+def no_kernels(modules_only: None) -> None:
+    """Kernels would take the steps that are looked at here."""
 
 
 def draw_mask(kind: str, batch: int, new: int, cached: int, generator: torch.Generator) -> torch.Tensor | None:

@@ -12,8 +12,9 @@ from tiny import YARN, pack_rows, pad_rows, small_model, tokens
 
 from axk1 import AXK1Config
 from axk1.config import K1_ROPE
-from axk1.modeling import attention
-from axk1.modeling.attention import AXK1Attention, blocked_attention, eager_attention, softmax_scale
+from axk1.kernels import dispatch, prompt_attention
+from axk1.kernels.prompt_attention import blocked_attention
+from axk1.modeling.attention import AXK1Attention, eager_attention, softmax_scale
 from axk1.modeling.rope import AXK1RotaryEmbedding, rotate
 
 
@@ -50,9 +51,34 @@ def test_attention_in_blocks_is_the_plain_one(
     mask = {"causal": None, "bool": visible, "added": added}[kind]
     module = torch.nn.Identity()
     expected, _ = eager_attention(module, query, key, value, added, scaling=0.4)
-    with patch.object(attention, "QUERY_BLOCK", block):
+    with patch.object(prompt_attention, "QUERY_BLOCK", block):
         found, _ = blocked_attention(module, query, key, value, mask, scaling=0.4)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_where_attention_runs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For prompts in 16 bits, in place of ``sdpa``; fp32 and what is chosen for itself are left alone."""
+    ran: list[int] = []
+
+    def spy(module: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        ran.append(query.shape[2])
+        return blocked_attention(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(dispatch, "blocked_attention", spy)
+    model, ids = small_model(), tokens(2, 9)
+    model(ids, use_cache=False)
+    assert not ran
+    model = model.bfloat16()
+    model(ids, use_cache=False)
+    assert ran == [9, 9, 9]
+    model(ids[:, :1], use_cache=False)
+    model(ids, use_cache=False, is_causal=False)
+    with torch.enable_grad():
+        model(ids, use_cache=False)
+    model.set_attn_implementation("eager")
+    model(ids, use_cache=False)
+    assert len(ran) == 3
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

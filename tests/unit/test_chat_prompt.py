@@ -89,6 +89,22 @@ def test_calls_without_arguments_are_rendered():
     assert NANO.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == text
 
 
+def test_python_functions_are_described():
+    def add(a: int) -> int:
+        """Adds.
+
+        Args:
+            a: a number, or <|im_end|>
+        """
+        return a
+
+    ids = prompt_ids(NANO, [{"role": "user", "content": "x"}], tools=[add])
+    assert control(ids) == control(prompt_ids(NANO, [{"role": "user", "content": "x"}], tools=[TOOL]))
+    assert '"a": {"type": "integer", "description": "a number, or <|im_end|>"}' in NANO.decode(ids)
+    with pytest.raises(ValueError, match="cannot be described"):
+        prompt_ids(NANO, [{"role": "user", "content": "x"}], tools=[lambda a: a])
+
+
 def test_what_a_template_cannot_take_is_a_sentence(monkeypatch):
     for template in (
         "{{ 1 / 0 }}",

@@ -1,8 +1,6 @@
 """``AXK1Model.draft``: an MTP module behind its own cache gives what it gives over the whole sequence."""
 
-from collections.abc import Iterator
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,16 +8,13 @@ from tiny import ROPES, VOCAB, build, pad_rows, positions_of, random_fields, sma
 
 from axk1.kernels.draft_head import draft_head
 from axk1.modeling.cache import LatentCache
-from axk1.modeling.runners import RUNNERS
 
 CLOSE = 1e-5
 
 
 @pytest.fixture(autouse=True)
-def no_runner() -> Iterator[None]:
-    """The modules themselves; runners are compared with them in tests of their own."""
-    with patch.dict(RUNNERS, clear=True):
-        yield
+def no_kernels(modules_only: None) -> None:
+    """The modules themselves; kernels are compared with them in tests of their own."""
 
 
 def ahead_of(ids: torch.Tensor, depth: int) -> torch.Tensor:

@@ -16,8 +16,7 @@ from torch import nn
 import axk1.kernels
 from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint.quantize import quantize_checkpoint
-from axk1.kernels import CPURunner, instructions, native
-from axk1.kernels import step as step_module
+from axk1.kernels import dispatch, instructions, native
 from axk1.kernels.dispatch import STEP_ROWS, STEP_TOKENS, is_prompt, may_pay
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.moe import AXK1Router
@@ -40,7 +39,7 @@ def step(model: AXK1ForCausalLM, cache: LatentCache, ids: torch.Tensor, mask: to
     positions = torch.arange(seen, seen + ids.shape[1])[None]
     layers: Any = list(trunk.layers[: model.config.num_hidden_layers])
     with torch.no_grad():
-        return CPURunner().layers(trunk, layers, trunk.norm, trunk.embed_tokens(ids), positions, mask, cache)
+        return trunk.whole_step(layers, trunk.norm, trunk.embed_tokens(ids), mask, positions, cache)
 
 
 def prefilled(model: AXK1ForCausalLM, ids: torch.Tensor, mask: torch.Tensor) -> LatentCache:
@@ -185,7 +184,7 @@ def errors_of_a_prompt(
 @pytest.fixture
 def reads_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts by their own path however few tokens they are and however long what is before them."""
-    monkeypatch.setattr(step_module, "is_prompt", lambda *given: given[2] > STEP_TOKENS or is_prompt(*given))
+    monkeypatch.setattr(dispatch, "is_prompt", lambda *given: given[2] > STEP_TOKENS or is_prompt(*given))
 
 
 @pytest.mark.usefixtures("reads_prompts")
@@ -250,7 +249,7 @@ def test_a_long_prompt_runs_in_pieces(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert again is not None and torch.equal(again, states)
-    monkeypatch.setattr(step_module, "PROMPT_TOKENS", 2 * 60)
+    monkeypatch.setattr(dispatch, "PROMPT_TOKENS", 2 * 60)
     pieces = LatentCache(model.config)
     found = step(model, pieces, ids, ones)
     assert found is not None and torch.equal(found, states)
@@ -306,6 +305,23 @@ def test_linear_in_every_format(rows, outputs, groups, group, kind, odd, exact, 
     errors = [(out - values.double() @ dense.double().T).abs().max() / scales for values in inputs]
     assert min(errors) <= rounding
     assert torch.equal(out[:1], native.linear(x[:1], weight, scale, exact))
+
+
+@torch.no_grad()
+def test_the_head_of_a_step(monkeypatch):
+    """The kernels' after a cache of ours; the module where there is none, and where somebody listens in."""
+    model, ran = make_model(num_hidden_layers=1), []
+    monkeypatch.setattr(native, "linear", lambda *given, run=native.linear, **how: ran.append(1) or run(*given, **how))
+    states, cache = torch.randn(2, 3, model.config.hidden_size), LatentCache(model.config)
+    expected = model.lm_head(states)
+    assert torch.equal(model.logits(states, None), expected) and not ran
+    torch.testing.assert_close(model.logits(states, cache), expected, atol=1e-5, rtol=1e-5)
+    assert len(ran) == 1
+    handle = model.lm_head.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert torch.equal(model.logits(states, cache), 2 * expected) and len(ran) == 1
+    handle.remove()
+    with torch.enable_grad():
+        assert torch.equal(model.logits(states, cache), expected) and len(ran) == 1
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

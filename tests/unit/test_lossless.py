@@ -120,7 +120,6 @@ def test_a_step_has_the_same_bits() -> None:
 
 @torch.no_grad()
 def test_the_plain_path_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("axk1.kernels.step.available", lambda: False)
     monkeypatch.setattr("axk1.kernels.native.available", lambda: False)
     given = model()
     before = {name: weight.clone() for name, weight in given.state_dict().items()}

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ assert found == {
     "AutoModelForSequenceClassification": axk1.AXK1ForSequenceClassification,
     "AutoModelForTokenClassification": axk1.AXK1ForTokenClassification,
 }, found
+import transformers
+names = [name for name in axk1.__all__ if name.startswith("AXK1") and name != "AXK1PreTrainedModel"]
+assert all(getattr(transformers, name) is getattr(axk1, name) for name in names), "what `architectures` names"
 """
 AUTO = (
     "from transformers import (AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, "
@@ -200,6 +204,37 @@ def test_modeling_uses_config_only_and_does_no_input_or_output() -> None:
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for module in modules:
                 assert not any(module == name or module.startswith(name + ".") for name in forbidden), path.name
+
+
+def devices_named(node: ast.AST) -> Iterator[str]:
+    """What one node says of processors or number formats that the mathematics is to be the same on."""
+    if isinstance(node, ast.Attribute) and node.attr in (
+        "cpu",
+        "cuda",
+        "is_cpu",
+        "is_cuda",
+        "bfloat16",
+        "float16",
+        "half",
+    ):
+        yield node.attr
+    if isinstance(node, ast.Constant) and node.value in ("cpu", "cuda", "mps"):
+        yield node.value
+    if isinstance(node, ast.Compare):
+        sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+        asks = any(re.search(r"\.(device|dtype)\b", side) for side in sides)
+        if asks and "torch.bool" not in sides:  # masks are of two kinds: to be added, or of truth values
+            yield ast.unparse(node)
+
+
+def test_modeling_knows_of_no_processor() -> None:
+    """No choice by device or number format, which is ``kernels.dispatch``'s. The cache says where its memory lies."""
+    for path in files_by_room()["modeling"]:
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        found = [name for node in nodes for name in devices_named(node)]
+        assert not found or path.name == "cache.py", f"{path.name}: {found}"
+    seen = "x.device.type == 'cpu' and y.dtype in (torch.half,) and x.dtype == torch.bool"
+    assert len([name for node in ast.walk(ast.parse(seen)) for name in devices_named(node)]) == 4
 
 
 def test_no_remote_code_and_no_pickle_anywhere() -> None:

@@ -14,7 +14,9 @@ from tiny import ROUTINGS, small_model, tokens
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from axk1 import AXK1Config
-from axk1.modeling.moe import BY_PROCESSOR, AXK1Experts, AXK1MoE, AXK1Router, one_by_one
+from axk1.kernels.dispatch import EXPERTS
+from axk1.kernels.experts import one_by_one
+from axk1.modeling.moe import AXK1Experts, AXK1MoE, AXK1Router
 
 
 def make_config(**fields: Any) -> AXK1Config:
@@ -222,7 +224,7 @@ def ways_run(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, chosen: str | 
 
 
 def test_default_path_has_no_loop_over_experts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert small_model().config._experts_implementation == BY_PROCESSOR
+    assert small_model().config._experts_implementation == EXPERTS
     assert ways_run(monkeypatch, torch.float32, None) == ["grouped_mm"]
 
 

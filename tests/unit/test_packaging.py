@@ -51,6 +51,19 @@ def test_the_wheel_holds_models_and_recipes():
     assert all((ROOT / source).is_dir() for source in included)
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_images_hold_what_the_package_is_built_from_and_needs(engine):
+    text = (ROOT / "deploy" / f"Dockerfile.{engine}").read_text(encoding="utf-8")
+    copied = {word for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for word in line.split()}
+    project, wheel = PROJECT["project"], PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert copied >= {"pyproject.toml", "hatch_build.py", "src", project["readme"], *project["license-files"]}
+    assert copied >= set(wheel["force-include"])
+    brought = {"torch", "transformers", "safetensors", "huggingface-hub", "tokenizers", "jinja2"}  # by the engines
+    needed = [need for need in project["dependencies"] if re.split(r"[<>=]", need)[0] not in brought]
+    assert all(f"'{need}'" in text for need in needed), needed
+    assert re.search(rf"^ARG ENGINE=\S*{engine}\S*:v[\d.]+\nFROM \$\{{ENGINE\}}$", text, re.MULTILINE)
+
+
 def test_a_shipped_recipe_is_found_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert _shipped(Path("nano"), Path("recipes/nano.toml")).samefile(ROOT / "recipes" / "nano.toml")

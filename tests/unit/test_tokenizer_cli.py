@@ -1,6 +1,7 @@
 """`axk1 tokenizer train`, `report` and `draft-tokens`, run as commands on small files."""
 
 import json
+import shutil
 from collections import Counter
 from typing import Any
 
@@ -37,6 +38,21 @@ def trained(corpus, tmp_path_factory):
 def test_train_writes_a_tokenizer(trained):
     assert load_tokenizer(trained).get_vocab_size() == 360
     assert load_tokenizer(trained / "tokenizer.json").token_to_id("<think>") == 360 - 64 + 14
+
+
+def test_train_writes_over_no_tokenizer(corpus, trained, tmp_path):
+    before = (trained / "tokenizer.json").read_bytes()
+    again = ["train", str(trained), str(corpus), "--vocab-size", "340", "--special-slots", "64"]
+    refused = CliRunner().invoke(app, again)
+    assert isinstance(refused.exception, ValueError) and "holds tokenizer.json already" in str(refused.exception)
+    assert (trained / "tokenizer.json").read_bytes() == before
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    assert CliRunner().invoke(app, ["train", str(copy), *again[2:], "--force"]).exit_code == 0
+    assert load_tokenizer(copy).get_vocab_size() == 340
+    (tmp_path / "file").touch()
+    refused = CliRunner().invoke(app, ["train", str(tmp_path / "file"), *again[2:], "--force"])
+    assert "is no folder" in str(refused.exception)
 
 
 def test_weights_shift_the_vocabulary(corpus, trained, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from axk1.bench.models import Model
 
@@ -26,17 +26,12 @@ def prompts_for(model: Model, count: int) -> Prompts:
     if not (model.folder / "tokenizer.json").is_file():
         draw = random.Random(0)
         return Prompts([[draw.randrange(3, model.config.vocab_size) for _ in range(LENGTH)] for _ in range(count)], [])
+    from axk1.chat.prompt import prompt_ids
     from axk1.load import load_tokenizer, stop_ids
     from axk1.tasks import generate
 
     tokenizer = load_tokenizer(model.folder)
     problems = islice(generate("heldout", 0, tasks=TASKS), count)
     conversations = [[{"role": "user", "content": problem.question}] for problem in problems]
-    how: dict[str, Any] = {
-        "add_generation_prompt": True,
-        "enable_thinking": True,
-        "tokenize": True,
-        "return_dict": False,
-    }
-    ids = [tokenizer.apply_chat_template(messages, **how) for messages in conversations]
-    return Prompts(ids, stop_ids(model.folder))  # pyright: ignore[reportArgumentType]
+    ids = [prompt_ids(tokenizer, messages, think=True) for messages in conversations]
+    return Prompts(ids, stop_ids(model.folder))

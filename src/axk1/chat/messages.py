@@ -6,7 +6,7 @@ misrender. The roles and fields are those of the OpenAI chat API and of transfor
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from axk1.chat.parser import THINK_CLOSE, THINK_OPEN
@@ -36,8 +36,8 @@ def check_messages(messages: Any) -> list[Message]:
 
 
 def check_tools(tools: Any) -> list[Any] | None:
-    """The functions that a model may call, as templates take them; None for none. Python functions stay what they are,
-    for transformers makes the description of such from its docstring.
+    """The functions that a model may call, as templates take them; None for none. Python functions stay what they are
+    (see `described`).
 
     Raises:
         ValueError: for what describes no function.
@@ -48,6 +48,24 @@ def check_tools(tools: Any) -> list[Any] | None:
     if not isinstance(tools, list | tuple):
         raise ValueError(f"tools must be a list of functions; got {_shown(tools)}.")
     return [tool if callable(tool) else _tool(tool) for tool in tools]
+
+
+def described(tools: Sequence[Any] | None) -> list[dict[str, Any]] | None:
+    """`check_tools`' result with Python functions described, from their type hints and docstrings.
+
+    Raises:
+        ValueError: for a function that lacks these.
+    """
+    return None if tools is None else [_described(tool) if callable(tool) else tool for tool in tools]
+
+
+def _described(function: Callable[..., Any]) -> dict[str, Any]:
+    from transformers.utils import get_json_schema
+
+    try:
+        return _tool(get_json_schema(function))
+    except Exception as error:  # whatever its parser of docstrings raises
+        raise ValueError(f"The tool {_shown(function)} cannot be described: {error}") from error
 
 
 def check_stop(stop: Any) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from axk1.chat.messages import Message, check_messages, check_tools, texts
+from axk1.chat.messages import Message, check_messages, check_tools, described, texts
+from axk1.tokenizer.render import render
 
 
 def prompt_ids(
@@ -20,27 +21,21 @@ def prompt_ids(
     Raises:
         ValueError: for messages or tools that are not right, or that the template refuses.
     """
-    checked, functions = check_messages(messages), check_tools(tools)
+    checked, functions = check_messages(messages), described(check_tools(tools))
+
+    def rendered(messages: list[Message], tools: Any) -> str:
+        return render(tokenizer, messages, tools=tools, add_generation_prompt=True, enable_thinking=think)
+
     markers = _markers(tokenizer)
     written = [*texts(checked), *texts(functions)]
     if not any(markers.search(text) for text in written):
-        return tokenizer.encode(_render(tokenizer, checked, functions, think), add_special_tokens=False)
+        return tokenizer.encode(rendered(checked, functions), add_special_tokens=False)
     joint = _unused(written)
 
     def broken(text: str) -> str:
         return markers.sub(lambda found: found[0][0] + joint + found[0][1:], text)
 
-    text = _render(tokenizer, _map(checked, broken), _map(functions, broken), think)
-    return _encode(tokenizer, text, markers, joint)
-
-
-def _render(tokenizer: PreTrainedTokenizerFast, messages: list[Message], tools: Any, think: bool) -> str:
-    try:
-        return tokenizer.apply_chat_template(  # pyright: ignore[reportReturnType]
-            messages, tools=tools, add_generation_prompt=True, enable_thinking=think, tokenize=False
-        )
-    except Exception as error:  # a template is a program: whatever it raises
-        raise ValueError(f"The chat template refuses these messages: {error}") from error
+    return _encode(tokenizer, rendered(_map(checked, broken), _map(functions, broken)), markers, joint)
 
 
 def _markers(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,9 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from axk1.bench.cases import Settings
+    from axk1.bench.engines import Engine
 
 SWEEP = (512, 2_048, 8_192, 32_768, 131_072)
 
@@ -67,16 +71,10 @@ def bench(
     Takes less than three minutes; --full takes as long as it needs. Ctrl-C ends it with what is measured by then. The
     results, and beside them a line on each finished measurement, are in files named by the processor's instruction set.
     """
-    from dataclasses import replace
-
     from rich.console import Console
 
     from axk1.bench import engines as room
-    from axk1.bench import models, report
-    from axk1.bench import plot as picture
-    from axk1.bench.cases import FULL, QUICK, Clock
-    from axk1.bench.run import run
-    from axk1.files import write_text
+    from axk1.bench.cases import FULL, QUICK
 
     chosen = room.parse_engines(engines)
     if _at_least("--mtp", mtp, -1) and not any(engine.variant == "mtp" for engine in chosen):
@@ -85,47 +83,77 @@ def bench(
         raise ValueError("--sweep measures long contexts, which do not fit into a quick run; add --full.")
     if dtype not in room.DTYPES:
         raise ValueError(f"--dtype is {dtype!r}; use {', '.join(room.DTYPES)}.")
-    base = FULL if full else QUICK
-    lengths = base.contexts if contexts is None else _numbers("--contexts", contexts, 1)
-    prompts = base.prefills if prefill is None else _numbers("--prefill", prefill, 0)
     settings = replace(
-        base,
-        contexts=tuple(sorted({*lengths, *(SWEEP if sweep else ())})),
-        prefills=tuple(n for n in prompts if n),
+        _timed(FULL if full else QUICK, rounds, tokens, seconds),
         batches=_numbers("--batch", batch, 1),
-        rounds=base.rounds if rounds is None else _at_least("--rounds", rounds, 1),
-        tokens=base.tokens if tokens is None else _at_least("--tokens", tokens, 2),
-        seconds=base.seconds if seconds is None else seconds,
         threads=_at_least("--threads", threads or _cores(), 1),
         device=device,
         dtype=dtype,
         drafts=mtp,
         prefilled_to=_at_least("--prefilled-to", prefilled_to, 1),
     )
+    settings = _with_lengths(settings, contexts, prefill, SWEEP if sweep else ())
+    data, results = _measure(model, chosen, settings, cache, as_json)
+    _show(data, Console())
+    _write(data, results, plot, write)
+    typer.echo(f"Results: {results}", err=True)
+    if "stopped" in data:
+        raise typer.Exit(130)
+
+
+def _timed(base: "Settings", rounds: int | None, tokens: int | None, seconds: float | None) -> "Settings":
+    """``base``, with as many turns as the options ask for, and as long ones."""
+    return replace(
+        base,
+        rounds=base.rounds if rounds is None else _at_least("--rounds", rounds, 1),
+        tokens=base.tokens if tokens is None else _at_least("--tokens", tokens, 2),
+        seconds=base.seconds if seconds is None else seconds,
+    )
+
+
+def _with_lengths(base: "Settings", contexts: str | None, prefill: str | None, more: tuple[int, ...]) -> "Settings":
+    """``base``, with the contexts and the prompts of the options, and ``more`` contexts."""
+    lengths = base.contexts if contexts is None else _numbers("--contexts", contexts, 1)
+    prompts = base.prefills if prefill is None else _numbers("--prefill", prefill, 0)
+    return replace(base, contexts=tuple(sorted({*lengths, *more})), prefills=tuple(n for n in prompts if n))
+
+
+def _measure(
+    model: str, engines: "list[Engine]", settings: "Settings", cache: Path | None, as_json: Path | None
+) -> tuple[dict[str, Any], Path]:
+    """What was measured, and the file that it belongs in; beside that lies one of the finished measurements."""
+    from axk1.bench import models, report
+    from axk1.bench.cases import Clock
+    from axk1.bench.run import run
+
     clock = Clock(settings.budget)
     with _Watch() as watch:
         watch("weights", 0, 1)
         found = models.find_model(model, models.cache_root(cache), lambda share: watch("weights", share, 1))
-        for engine in chosen:
+        for engine in engines:
             if engine.checkpoint is not None:
                 models.check_weights(engine.checkpoint)
-        kept = _results_file(models.cache_root(cache) / "results", found.name, dtype)
+        kept = _results_file(models.cache_root(cache) / "results", found.name, settings.dtype)
         results = kept if as_json is None else as_json / kept.name if as_json.is_dir() else as_json
         watch.open((kept if results.exists() and not results.is_file() else results).with_suffix(".progress"))
-        data = report.to_dict(run(found, chosen, settings, watch, watch.finished, clock))
+        return report.to_dict(run(found, engines, settings, watch, watch.finished, clock)), results
+
+
+def _write(data: dict[str, Any], results: Path, plot: Path | None, page: Path | None) -> None:
+    """Writes what was measured: as JSON, as a picture, into a page."""
+    from axk1.bench import plot as picture
+    from axk1.bench import report
+    from axk1.files import write_text
+
     outputs: list[tuple[Path | None, Callable[[Path], object]]] = [
         (results, lambda file: write_text(file, json.dumps(data, indent=2) + "\n")),
         (plot, lambda file: write_text(file, picture.draw(data))),
-        (write, lambda file: report.write_results(file, data)),
+        (page, lambda file: report.write_results(file, data)),
     ]
-    _show(data, Console())
     for file, save in outputs:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             save(file)
-    typer.echo(f"Results: {results}", err=True)
-    if "stopped" in data:
-        raise typer.Exit(130)
 
 
 def _cores() -> int:

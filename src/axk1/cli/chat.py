@@ -10,6 +10,7 @@ import typer
 
 from axk1.cli import chat_options as options
 from axk1.cli.chat_input import PipedReader, Reader, TerminalReader
+from axk1.load import resolve_model_path
 from axk1.terminal import sentence
 
 if TYPE_CHECKING:
@@ -35,12 +36,9 @@ def chat(
     from rich.console import Console
 
     how.check()
-    settings = {
-        "sampling": how.sampling(),
-        "drafts": how.speculation(),
-        "max_new_tokens": how.max_new_tokens,
-    }
-    engine = how.load(model)
+    folder = resolve_model_path(model)
+    settings = how.choices()
+    engine = how.load(folder)
     from axk1.chat import Conversation
     from axk1.cli.chat_commands import COMMANDS, SETTINGS
 
@@ -51,7 +49,8 @@ def chat(
     if markdown is not None:
         session.markdown = markdown
     if interactive:
-        session.say(f"{_describe(engine)}. /help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves.")
+        mode = "reasons first (/nothink: not)" if how.think else "answers directly (/think: with reasoning)"
+        session.say(f"{_describe(engine)}. It {mode}. /help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves.")
     session.run()
 
 

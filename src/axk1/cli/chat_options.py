@@ -75,6 +75,19 @@ class ReplyOptions:
                 "tokens; lower the budget or raise max_new_tokens."
             )
 
+    def choices(self) -> dict[str, Any]:
+        """How tokens are chosen, and how many; a terminal's standard error says that the libraries for it load.
+
+        Raises:
+            ValueError: for an option out of range.
+        """
+        with streams.status("Loading PyTorch and transformers"):
+            return {
+                "sampling": self.sampling(),
+                "drafts": self.speculation(),
+                "max_new_tokens": self.max_new_tokens,
+            }
+
     def sampling(self) -> "Sampling":
         """The sampling options.
 

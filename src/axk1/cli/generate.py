@@ -9,6 +9,7 @@ import typer
 
 from axk1.cli import chat_options as options
 from axk1.cli import streams
+from axk1.load import resolve_model_path
 from axk1.terminal import printable
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 INCOMPLETE = 3
 """Exit code of a file of requests some of which could not be answered."""
+UNCLOSED = 4
+"""Exit code where a reply ended inside its reasoning, so that it has no answer."""
 
 
 @options.with_reply_options
@@ -42,6 +45,8 @@ def generate(
     """Answer a prompt, or a JSONL file of them. The answer goes to standard output, the reasoning to standard error.
 
     With one argument, that is the model if it names a folder, else the prompt: axk1 generate "What is 17 + 25?"
+    Exit codes: 2 for an error, 3 where requests of a file could not be answered, 4 where a reply ended inside its
+    reasoning.
     """
     if prompt is None and input is None and model is not None and _is_prompt(model):
         model, prompt = None, model
@@ -49,21 +54,20 @@ def generate(
     if logprobs is not None and not as_json and input is None:
         raise ValueError("--logprobs needs --json, or --input and --output.")
     how.check()
+    folder = resolve_model_path(model)
     reply_options = {
         "think": how.think,
         "budget": how.budget,
-        "max_new_tokens": how.max_new_tokens,
         "stop": stop or [],
-        "sampling": how.sampling(),
-        "drafts": how.speculation(),
         "logprobs": logprobs,
+        **how.choices(),
     }
     if input is None or output is None:
         text = sys.stdin.read().rstrip("\n") if prompt in (None, "-") else prompt
         if not text.strip():
             raise ValueError("The prompt is empty.")
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        _answer(how.load(model), text, as_json, reply_options)
+        _answer(how.load(folder), text, as_json, reply_options)
         return
     from axk1.chat.batch import read_records
 
@@ -72,7 +76,7 @@ def generate(
     if output.exists() and output.samefile(input):
         raise ValueError("--output is the --input file; choose another.")
     streams.check_writable("--output", output)
-    _answer_file(how.load(model), records, output, {"batch_size": batch_size, **reply_options})
+    _answer_file(how.load(folder), records, output, {"batch_size": batch_size, **reply_options})
 
 
 def _is_prompt(text: str) -> bool:
@@ -103,7 +107,7 @@ def _name_unknown(records: "list[Record]") -> None:
 
 
 def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None:
-    """Streams one reply; with ``as_json``, prints it when it is finished."""
+    """Streams one reply; with ``as_json``, prints it when it is finished. Exit code 4 where it has no answer."""
     from rich.console import Console
 
     stream = chat.stream([{"role": "user", "content": text}], **how)
@@ -126,6 +130,7 @@ def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None
         typer.echo()
     if not stream.reply.closed:
         stderr.print("The reply ended inside the reasoning; raise --max-new-tokens or set a --budget.", style="yellow")
+        raise typer.Exit(UNCLOSED)
 
 
 def _drafts(statistics: "DraftStatistics") -> dict[str, Any]:
@@ -141,7 +146,7 @@ def _drafts(statistics: "DraftStatistics") -> dict[str, Any]:
 
 
 def _answer_file(chat: "Chat", records: "list[Record]", output: Path, how: dict[str, Any]) -> None:
-    """Answers a file; exit code 3 where a request could not be answered."""
+    """Answers a file; exit code 3 where a request could not be answered, else 4 where a reply has no answer."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -159,3 +164,5 @@ def _answer_file(chat: "Chat", records: "list[Record]", output: Path, how: dict[
         text = f"{done.failed} of {len(records)} requests could not be answered; their lines say why in 'error'."
         typer.echo(text, err=True)
         raise typer.Exit(INCOMPLETE)
+    if done.unclosed:
+        raise typer.Exit(UNCLOSED)

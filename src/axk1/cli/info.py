@@ -66,7 +66,7 @@ def _parts(found: "Info") -> "Table":
     table.add_section()
     table.add_row("total", f"{found.total:,}", "")
     for label, size in (
-        ("active a token", found.active),
+        ("active per token", found.active),
         ("  without input embedding", found.active_without_embedding),
     ):
         table.add_row(label, f"{size:,}", f"{size / found.total:.2%}")
@@ -74,7 +74,7 @@ def _parts(found: "Info") -> "Table":
 
 
 def _bytes(found: "Info") -> "Table":
-    table = _table("Weights", "whole model", "read a token")
+    table = _table("Weights", "whole model", "read per token")
     labels = {"int4": "int4 (4.5 bits)", "stored": "as stored"}
     for dtype, size in found.bytes.items():
         label = labels.get(dtype, dtype)

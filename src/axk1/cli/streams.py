@@ -50,7 +50,8 @@ def status(text: str) -> Iterator[None]:
     from rich.console import Console
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    with console.status(printable(text)):
+    with console.status(printable(text)) as shown:
+        shown.update(spinner="dots")  # drawn now; its thread would have to wait for the imports
         yield
 
 

@@ -35,6 +35,7 @@ def train(
     weight: Annotated[list[str] | None, typer.Option(help="LABEL=NUMBER; a label is a file or folder name.")] = None,
     max_token_bytes: Annotated[int | None, typer.Option(help="Longest ordinary token, in bytes.")] = None,
     model_max_length: Annotated[int, typer.Option(help="Context length to declare.")] = 131_072,
+    force: Annotated[bool, typer.Option("--force", help="Write over a tokenizer that is there already.")] = False,
 ) -> None:
     """Train a byte-level BPE tokenizer; the same files and options give the same vocabulary."""
     from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
@@ -42,6 +43,7 @@ def train(
     from axk1.tokenizer.documents import find_files, weighted_documents
     from axk1.tokenizer.train import save_tokenizer, train_tokenizer
 
+    _check_free(out, force)
     files = find_files(inputs)
     with Progress(SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn()) as bar:
         task = bar.add_task("reading", total=sum(file.path.stat().st_size for file in files))
@@ -60,6 +62,16 @@ def train(
         bar.update(task, total=1, completed=1)
     save_tokenizer(tokenizer, out, model_max_length=model_max_length)
     typer.echo(f"{out}: {tokenizer.get_vocab_size()} entries, the last {special_slots} special or reserved")
+
+
+def _check_free(out: Path, force: bool) -> None:
+    """Refuses, before the work, a folder that holds a tokenizer: a model's would fit its weights no more."""
+    from axk1.tokenizer.train import FILES
+
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is no folder; name another.")
+    if held := [name for name in FILES if (out / name).exists() and not force]:
+        raise ValueError(f"{out} holds {held[0]} already; choose another folder, or write over it with --force.")
 
 
 @app.command()

@@ -58,12 +58,10 @@ def decode(
     """
     if not prompts:
         return
-    for name, given in (("processors", processors), ("seeds", seeds)):
+    each_seed: Sequence[int | None] = seeds or _seeds(sampling, len(prompts))
+    for name, given in (("processors", processors), ("seeds", each_seed)):
         if given and len(given) != len(prompts):
             raise ValueError(f"{name} has {len(given)} entries for {len(prompts)} prompts.")
-    if sampling.seed is not None and seeds is None:
-        seeds = row_seeds(sampling.seed, len(prompts))
-    drafts = replace(drafts, exact=drafts.exact and len(prompts) == 1)
     shared: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "stop_ids": frozenset(stop_ids),
@@ -72,13 +70,22 @@ def decode(
     }
     sequences = [
         batch.Sequence(prompt, sampling, processors=own, seed=seed, **shared)
-        for prompt, own, seed in zip(
-            prompts, processors or [()] * len(prompts), seeds or [None] * len(prompts), strict=True
-        )
+        for prompt, own, seed in zip(prompts, processors or [()] * len(prompts), each_seed, strict=True)
     ]
+    drafts = replace(drafts, exact=drafts.exact and len(prompts) == 1)
     loop = Loop(model, drafts, prefill_tokens=prefill_tokens, statistics=statistics)
     if logprobs is not None:
         logprobs.rows = [sequence.logprobs for sequence in sequences]
+    yield from _steps(loop, sequences)
+
+
+def _seeds(sampling: Sampling, count: int) -> Sequence[int | None]:
+    """A seed for each of ``count`` prompts, where ``sampling`` has one."""
+    return [None] * count if sampling.seed is None else row_seeds(sampling.seed, count)
+
+
+def _steps(loop: Loop, sequences: list[batch.Sequence]) -> Steps:
+    """Runs ``loop`` until all of ``sequences`` have ended; they leave it however this ends."""
     for sequence in sequences:
         loop.add(sequence)
     try:

@@ -127,7 +127,11 @@ class PageView(Cache):
 
 
 class PageLayer(LatentLayer):
-    """One layer of it. What it gathers lives as long as the step."""
+    """One layer of it. What it gathers lives as long as the step.
+
+    Kept until the next step it would spare a copy of all cached latents, and hold all of them twice; and every page
+    that another group of sequences, a replay or a rejected draft has written since would have to be known.
+    """
 
     def __init__(self, config: AXK1Config, index: int, tables: list[Table], cached: list[int]) -> None:
         super().__init__(config.kv_lora_rank, config.qk_rope_head_dim)

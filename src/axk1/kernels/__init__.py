@@ -2,16 +2,15 @@
 
 All layers in one call, every weight read once, in the layout the checkpoint has. The library is compiled for the
 processor's instruction set on first use, or comes built with the wheel. Without one, or with ``AXK1_KERNELS=0``, the
-plain PyTorch path of ``modeling`` runs instead: the two are tested equal.
+modules of ``modeling`` run instead: the two are tested equal. To read first: ``dispatch.py``, which names the path.
 """
 
 import torch
 
 from axk1.kernels import native
 from axk1.kernels.native import available
-from axk1.kernels.step import CPURunner
 
-__all__ = ["CPURunner", "available", "is_fast"]
+__all__ = ["available", "is_fast"]
 
 
 def is_fast(dtype: torch.dtype) -> bool:

@@ -6,8 +6,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from axk1.kernels.conditions import is_hooked
 from axk1.modeling import AXK1ForCausalLM
-from axk1.modeling.conditions import is_hooked
 
 
 class DraftHead:

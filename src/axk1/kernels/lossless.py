@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from axk1.kernels import native
-from axk1.modeling.conditions import is_hooked
-from axk1.modeling.moe import AXK1Experts
-from axk1.quantized.modules import one_by_one, restore_modules
+from axk1.kernels.conditions import is_hooked
+from axk1.modeling.moe import AXK1Experts, one_by_one
+from axk1.quantized.modules import restore_modules
 
 BLOCK = 64
 """Values with one largest exponent; the rows of a matrix are a multiple of it."""
@@ -149,10 +149,12 @@ class PackedExperts(nn.Module):
         """``[T, D]`` with the routing ``[T, K]`` to ``[T, D]``: the weighted sum over each token's experts."""
 
         def run(tokens: torch.Tensor, expert: int) -> torch.Tensor:
+            if not len(tokens):  # its weights are not unpacked for nothing
+                return tokens
             gate, up = F.linear(tokens, self._matrix(self.gate_up, expert, tokens.dtype)).chunk(2, dim=-1)
             return F.linear(self.act_fn(gate) * up, self._matrix(self.down, expert, tokens.dtype))
 
-        return one_by_one(hidden_states, indices, weights, self.num_experts, run).to(hidden_states.dtype)
+        return one_by_one(hidden_states, indices, weights, self.num_experts, run)
 
     def dequantized(self, matrix: str, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         """The stack ``gate_up_proj`` ``[E, 2F, D]`` or ``down_proj`` ``[E, D, F]`` that this module multiplies by."""

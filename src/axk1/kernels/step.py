@@ -12,9 +12,8 @@ from torch import Tensor
 
 from axk1.kernels import native
 from axk1.kernels.batch import Batch, Step
-from axk1.kernels.dispatch import PROMPT_TOKENS, is_prompt, may_pay
-from axk1.kernels.native import DTYPES, Layers, StepFields, available, numbers
-from axk1.kernels.weights import FORMATS, read_layers, read_model
+from axk1.kernels.native import DTYPES, Layers, StepFields, numbers
+from axk1.kernels.weights import read_layers, read_model
 
 if TYPE_CHECKING:
     from axk1.modeling.cache import LatentCache
@@ -31,60 +30,61 @@ _SEEN: WeakKeyDictionary[LatentCache, dict[int, Any]] = WeakKeyDictionary()
 _FP32 = torch.empty(0)  # the rotary embedding answers in the dtype of what it is given
 
 
-class CPURunner:
-    """:class:`axk1.modeling.runners.Runner` of CPUs."""
+def run_layers(
+    model: AXK1Model,
+    layers: Sequence[AXK1DecoderLayer],
+    norm: AXK1RMSNorm,
+    hidden_states: Tensor,
+    position_ids: Tensor,
+    attention_mask: Tensor | None,
+    cache: LatentCache,
+    *,
+    prompt: bool,
+    piece: int,
+) -> Tensor | None:
+    """Runs ``layers`` and ``norm`` over new tokens after ``cache``, as :meth:`AXK1Model.whole_step` says.
 
-    def layers(
-        self,
-        model: AXK1Model,
-        layers: Sequence[AXK1DecoderLayer],
-        norm: AXK1RMSNorm,
-        hidden_states: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor | None,
-        cache: LatentCache,
-    ) -> Tensor | None:
-        """Runs ``layers`` and ``norm`` over ``[B, T, D]`` new tokens after ``cache``; None: it cannot.
+    Weights are looked up once for a cache, so that those replaced between generations are seen.
 
-        Weights are looked up once for a cache, so that those replaced between generations are seen.
-        """
-        batch, tokens, _ = hidden_states.shape
-        dtype = hidden_states.dtype
-        if not may_pay(batch, tokens, dtype) or not available():
-            return None
-        first, seen = layers[0].self_attn.layer_idx, _SEEN.setdefault(cache, {})  # of the trunk or of an MTP module
-        if first not in seen:
-            seen[first] = read_layers(model, layers, norm, dtype)
-        part, past = seen[first], cache.layers[first].get_seq_length()
-        if part is None:
-            return None
-        prompt = is_prompt(model.config, batch, tokens, past + tokens)
-        held = cache.layers[first : first + len(layers)]
-        if hidden_states.shape[2] != part.sizes["hidden"] or position_ids.shape[1] != tokens:
-            raise ValueError(
-                f"States {list(hidden_states.shape)} at positions {list(position_ids.shape)} do not fit a model of "
-                f"hidden_size {model.config.hidden_size}: give as many positions as states, of that width."
-            )
-        for layer in held:
-            layer.append_space(batch, tokens, dtype, _FP32.device)
-        keep, out = _kept(attention_mask), hidden_states.new_empty(hidden_states.shape)
-        piece = max(PROMPT_TOKENS // batch, 1)
-        for start in range(0, tokens, piece):
-            stop = min(start + piece, tokens)
-            positions = position_ids[:, start:stop].expand(batch, -1)
-            states = hidden_states[:, start:stop].contiguous()
-            made = states.new_empty(states.shape)
-            step = _LatentStep(part, model.rotary_emb, held, states, positions, past + start, keep, prompt)
-            step.run(made)
-            out[:, start:stop] = made
-        return out
+    Args:
+        attention_mask: ``[B, S]`` of any dtype, 0 where a column is not attended to; None for all.
+        prompt: whether the tokens are read as a prompt.
+        piece: how many tokens of each sequence are run at once.
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        """``[..., I]`` times ``[O, I]`` for few rows, summed in fp32, to x's dtype; None: it cannot."""
-        usable = x.dtype == weight.dtype and weight.dtype in FORMATS and may_pay(1, x.numel() // x.shape[-1], x.dtype)
-        if not usable or not (weight.is_contiguous() and weight.is_cpu and available()):
-            return None
-        return native.linear(x, weight.detach(), exact=x.dtype == torch.float32)
+    Returns:
+        ``[B, T, D]``, or None: there are no kernels, or none for these weights.
+
+    Raises:
+        ValueError: states, positions, mask and cache do not fit each other.
+    """
+    batch, tokens, _ = hidden_states.shape
+    dtype = hidden_states.dtype
+    if not native.available():
+        return None
+    first, seen = layers[0].self_attn.layer_idx, _SEEN.setdefault(cache, {})  # of the trunk or of an MTP module
+    if first not in seen:
+        seen[first] = read_layers(model, layers, norm, dtype)
+    part, past = seen[first], cache.layers[first].get_seq_length()
+    if part is None:
+        return None
+    held = cache.layers[first : first + len(layers)]
+    if hidden_states.shape[2] != part.sizes["hidden"] or position_ids.shape[1] != tokens:
+        raise ValueError(
+            f"States {list(hidden_states.shape)} at positions {list(position_ids.shape)} do not fit a model of "
+            f"hidden_size {model.config.hidden_size}: give as many positions as states, of that width."
+        )
+    for layer in held:
+        layer.append_space(batch, tokens, dtype, _FP32.device)
+    keep, out = _kept(attention_mask), hidden_states.new_empty(hidden_states.shape)
+    for start in range(0, tokens, piece):
+        stop = min(start + piece, tokens)
+        positions = position_ids[:, start:stop].expand(batch, -1)
+        states = hidden_states[:, start:stop].contiguous()
+        made = states.new_empty(states.shape)
+        step = _LatentStep(part, model.rotary_emb, held, states, positions, past + start, keep, prompt)
+        step.run(made)
+        out[:, start:stop] = made
+    return out
 
 
 class _LatentStep:

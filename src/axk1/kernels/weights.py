@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from axk1.config import AXK1Config
+from axk1.kernels.conditions import is_hooked
 from axk1.kernels.draft_head import draft_head
 from axk1.kernels.lossless import PackedExperts, PackedLinear
 from axk1.kernels.native import Layers
-from axk1.modeling.conditions import is_hooked
 from axk1.modeling.moe import AXK1MLP, AXK1Experts, AXK1MoE, AXK1Router
 from axk1.modeling.norm import AXK1RMSNorm
 from axk1.quantized.modules import QuantizedExperts, QuantizedLinear

@@ -9,6 +9,7 @@ N qk_nope_head_dim, V v_head_dim.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -20,15 +21,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from axk1.config import AXK1Config
 from axk1.modeling.cache import LatentLayer
 from axk1.modeling.compat import accepts_both_cache_names
-from axk1.modeling.conditions import is_half_inference_on_cpu
 from axk1.modeling.norm import AXK1RMSNorm
 from axk1.modeling.rope import rotate
 
 WORKSPACE = 256 * 2**20
 """Bytes that decoding may need for one layer's attention beside cache, mask and activations: keys and values expanded
 at a time, scores, or masks repeated for every head. A head or a token at a time is the least, so one may exceed it."""
-QUERY_BLOCK = 256
-"""Queries of a prompt whose scores are held at once, where ``blocked_attention`` runs."""
+STAND_INS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor | None]]] = {}
+"""Functions in place of transformers' of the same name, over expanded keys and values. There are none here; what
+``axk1.kernels`` puts here gives the same result."""
 
 
 def eager_attention(
@@ -48,57 +49,6 @@ def eager_attention(
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-def blocked_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention without gradients, ``QUERY_BLOCK`` queries at a time, each against what they may see only.
-
-    For prompts in 16-bit floats on the CPU, where PyTorch's own function makes the scores of all pairs where keys and
-    values differ in width: this one needs a quarter of its time. Scores are rounded to the dtype, sums are not.
-
-    Args:
-        query, key, value: ``[B, H, T, D]``, ``[B, H, S, D]``, ``[B, H, S, V]``.
-        attention_mask: ``[B or 1, H or 1, T, S]``, bool or added to the scores; None: causal, the last query sees all.
-
-    Returns:
-        ``[B, T, H, V]``; no weights.
-    """
-    (batch, heads, tokens, _), cached = query.shape, key.shape[2]
-    output = query.new_empty(batch, tokens, heads, value.shape[-1])
-    query, lowest = (query * scaling).flatten(0, 1), torch.finfo(query.dtype).min
-    key, value = key.flatten(0, 1), value.flatten(0, 1)
-    rows = max(1, min(QUERY_BLOCK, WORKSPACE // (batch * heads * cached * query.element_size())))
-    space = query.new_empty(batch * heads * min(rows, tokens) * cached)  # all blocks' scores, one after the other
-    for first in range(0, tokens, rows):
-        last = min(first + rows, tokens)
-        seen = cached - tokens + last
-        if attention_mask is not None:
-            mask = attention_mask[:, :, first:last]
-            visible = mask if mask.dtype == torch.bool else mask > lowest
-            columns = visible.flatten(0, 2).any(0).nonzero()
-            seen = int(columns[-1]) + 1 if len(columns) else 1
-        scores = space[: batch * heads * (last - first) * seen].view(-1, last - first, seen)
-        torch.bmm(query[:, first:last], key[:, :seen].transpose(1, 2), out=scores)
-        by_head = scores.view(batch, heads, last - first, seen)
-        if attention_mask is None:
-            future = torch.ones(last - first, last - first, dtype=torch.bool, device=query.device).triu(1)
-            scores[..., seen - (last - first) :].masked_fill_(future, lowest)
-        elif mask.dtype == torch.bool:
-            by_head.masked_fill_(~mask[..., :seen], lowest)
-        else:
-            by_head += mask[..., :seen]
-        torch.softmax(scores, -1, out=scores)
-        output[:, first:last] = (scores @ value[:, :seen]).view(batch, heads, last - first, -1).transpose(1, 2)
-    return output, None
 
 
 class AXK1Attention(nn.Module):
@@ -185,10 +135,9 @@ class AXK1Attention(nn.Module):
         width = 2 * config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
         head_bytes = latent_B1SC[..., 0].numel() * width * latent_B1SC.element_size()
         group = max(1, min(heads, WORKSPACE // head_bytes)) if bounded else heads
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(cast(str, config._attn_implementation), eager_attention)
+        name = cast(str, config._attn_implementation)
+        attend = STAND_INS.get(name) or ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         settings = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling, **kwargs}
-        if blocks_pay(config, query_BHTD, **kwargs):
-            attend = blocked_attention
         if group == heads:
             key, value = self.expand(self.kv_b_proj(latent_B1SC), k_rope_B1SR)
             output_BTHV, weights = attend(self, query_BHTD, key, value, attention_mask, **settings)
@@ -292,12 +241,6 @@ def absorbing_pays(config: AXK1Config, tokens: int, cached: int) -> bool:
     """
     expanded, absorbed = products(config, tokens, cached)
     return tokens < cached and absorbed < expanded
-
-
-def blocks_pay(config: AXK1Config, query_BHTD: torch.Tensor, **kwargs: Any) -> bool:
-    """Whether ``blocked_attention`` stands in for transformers' ``sdpa``; in fp32 that one stays, to the bit."""
-    prompt = query_BHTD.shape[2] > 1 and is_half_inference_on_cpu(query_BHTD)
-    return prompt and config._attn_implementation == "sdpa" and kwargs.get("is_causal") is not False
 
 
 def is_standard(config: AXK1Config) -> bool:

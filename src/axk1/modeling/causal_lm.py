@@ -18,7 +18,6 @@ from axk1.modeling.compat import CACHE, accepts_both_cache_names
 from axk1.modeling.moe import AXK1Router
 from axk1.modeling.objectives import attached, balance_loss, targets_at, token_loss, tokens_per_expert, update_biases
 from axk1.modeling.outputs import AXK1CausalLMOutput, AXK1ModelOutput, AXK1MTPOutput
-from axk1.modeling.runners import project
 from axk1.modeling.trunk import AXK1Model, AXK1PreTrainedModel
 
 
@@ -135,8 +134,8 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         return asked
 
     def logits(self, states: torch.Tensor, cache: Cache | None) -> torch.Tensor:
-        """``[..., vocab]`` of post-norm states; in a decode step by the device's runner, if there is one."""
-        return project(self.lm_head, states) if isinstance(cache, LatentCache) else self.lm_head(states)
+        """``[..., vocab]`` of post-norm ``states`` ``[..., hidden]``, which were made after what ``cache`` holds."""
+        return self.lm_head(states)
 
     def _balances(self, labelled: bool) -> bool:
         """Whether a step evens out the use of experts, for which the routers' decisions are needed."""

@@ -7,16 +7,16 @@ Source: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2); the norm after the block 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
+from transformers.integrations.moe import use_experts_implementation
 
 from axk1.config import AXK1Config
-from axk1.modeling.conditions import is_half_inference_on_cpu, is_hooked
 
 
 class AXK1MLP(nn.Module):
@@ -109,8 +109,8 @@ class AXK1Experts(nn.Module):
 
     ``gate_up_proj`` is ``[E, 2F, D]``, gate rows first; ``down_proj`` is ``[E, D, F]``.
     This forward is the reference ("eager"): one expert after the other. transformers' experts interface replaces it by
-    :func:`by_processor` (default), ``grouped_mm``, ``batched_mm`` or any function that is registered there. Under
-    expert parallelism ``num_experts`` and both tensors are this rank's; higher indices are other ranks' experts.
+    ``grouped_mm``, ``batched_mm`` or any function that is registered there. Under expert parallelism ``num_experts``
+    and both tensors are this rank's; higher indices are other ranks' experts.
     """
 
     def __init__(self, config: AXK1Config) -> None:
@@ -123,70 +123,47 @@ class AXK1Experts(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``[T, D]`` with the routing ``[T, K]`` to ``[T, D]``: the weighted sum over each token's experts."""
-        return one_by_one(self, hidden_states, indices, weights)
+        stacks = list(zip(self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True))
+
+        def run(tokens: torch.Tensor, expert: int) -> torch.Tensor:
+            gate_up, down = stacks[expert]
+            gate, up = F.linear(tokens, gate_up).chunk(2, dim=-1)
+            return F.linear(self.act_fn(gate) * up, down)
+
+        return one_by_one(hidden_states, indices, weights, self.num_experts, run)
 
 
-def one_by_one(experts: Any, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """``AXK1Experts`` (a type that transformers' decorator hides): each expert over all its tokens, then each token's
-    weighted outputs together."""
-    order, counts = by_expert(indices, experts.num_experts)
+def one_by_one(
+    hidden_states: torch.Tensor,
+    indices: torch.Tensor,
+    weights: torch.Tensor,
+    experts: int,
+    run: Callable[[torch.Tensor, int], torch.Tensor],
+) -> torch.Tensor:
+    """Each expert over all its tokens, then each token's weighted outputs together.
+
+    Args:
+        hidden_states, indices, weights: ``[T, D]`` and the routing, ``[T, K]`` each.
+        experts: how many there are; higher indices add nothing.
+        run: what an expert makes of its tokens: ``[n, D]``, n may be 0, and its number to ``[n, D]``.
+
+    Returns:
+        ``[T, D]``.
+    """
+    order, counts = by_expert(indices, experts)
     held = sum(counts)  # the slots after these are other ranks'
     tokens = (order[:held] // indices.shape[-1]).split(counts)
-    joined, places = None, [None] * len(counts)
-    if is_half_inference_on_cpu(hidden_states):  # allocating megabytes for every expert costs more than filling them
-        joined = hidden_states.new_empty(held, hidden_states.shape[-1])
-        places = joined.split(counts)
-    outputs = []
-    stacks = zip(experts.gate_up_proj.unbind(), experts.down_proj.unbind(), strict=True)
-    for expert, (gate_up, down) in enumerate(stacks):
-        inputs = hidden_states.index_select(0, tokens[expert])
-        gate, up = F.linear(inputs, gate_up).chunk(2, dim=-1)
-        outputs.append(torch.mm(experts.act_fn(gate) * up, down.t(), out=places[expert]))
-    outputs = F.pad(torch.cat(outputs) if joined is None else joined, (0, 0, 0, len(order) - held))
-    return weighted_sum(outputs, order, weights).to(hidden_states.dtype)
+    outputs = [run(hidden_states.index_select(0, some), expert) for expert, some in enumerate(tokens)]
+    joined = F.pad(torch.cat(outputs), (0, 0, 0, len(order) - held))
+    weighted = (joined * weights.reshape(-1, 1)[order]).to(joined.dtype)
+    by_token = weighted.index_select(0, order.argsort()).view(*indices.shape, -1)
+    return by_token.sum(dim=1).to(hidden_states.dtype)
 
 
 def by_expert(indices: torch.Tensor, experts: int) -> tuple[torch.Tensor, list[int]]:
     """The T K slots (token, k) of the routing ``[T, K]`` sorted by expert, ``[T K]``, and how many each expert has."""
     slots = indices.reshape(-1)
     return slots.argsort(stable=True), torch.bincount(slots, minlength=experts)[:experts].tolist()
-
-
-def weighted_sum(outputs: torch.Tensor, order: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """``[T, D]``, the sums over k of ``weights`` ``[T, K]`` times ``outputs`` ``[T K, D]``, which lie in ``order``.
-
-    In 16 bits on the CPU one operator does it all: it takes the weights rounded to the dtype, and rounds no product.
-    """
-    places = order.argsort()
-    if is_half_inference_on_cpu(outputs):
-        shares = weights.to(outputs.dtype)
-        return F.embedding_bag(places.view_as(weights), outputs, per_sample_weights=shares, mode="sum")
-    weighted = (outputs * weights.reshape(-1, 1)[order]).to(outputs.dtype)
-    return weighted.index_select(0, places).view(*weights.shape, -1).sum(dim=1)
-
-
-def loop_pays(experts: Any, hidden_states: torch.Tensor) -> bool:
-    """Whether ``one_by_one`` is taken in place of transformers' ``grouped_mm``: in 16 bits on the CPU, where it is the
-    faster for prompts. In fp32 that one stays, to the bit."""
-    if is_hooked(experts) or not is_half_inference_on_cpu(hidden_states):
-        return False
-    kind = type(experts)
-    return kind is AXK1Experts and experts.config._experts_implementation == BY_PROCESSOR
-
-
-BY_PROCESSOR = "axk1"
-"""The name of :func:`by_processor` in transformers' experts interface: the default."""
-
-
-def by_processor(
-    experts: Any, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """``one_by_one`` where that pays, transformers' ``grouped_mm`` elsewhere; what is asked for by name always runs."""
-    run = one_by_one if loop_pays(experts, hidden_states) else ALL_EXPERTS_FUNCTIONS["grouped_mm"]
-    return run(experts, hidden_states, indices, weights)
-
-
-ALL_EXPERTS_FUNCTIONS.register(BY_PROCESSOR, by_processor)
 
 
 class AXK1MoE(nn.Module):

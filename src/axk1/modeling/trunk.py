@@ -15,18 +15,17 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from axk1.config import AXK1Config
-from axk1.modeling.attention import AXK1Attention, is_standard
+from axk1.modeling.attention import AXK1Attention
 from axk1.modeling.cache import LatentCache, check_fits
 from axk1.modeling.compat import CACHE, accepts_both_cache_names
 from axk1.modeling.context import attention_context, next_positions, repeated_context
 from axk1.modeling.layer import AXK1DecoderLayer
-from axk1.modeling.moe import BY_PROCESSOR, AXK1Experts, AXK1Router
+from axk1.modeling.moe import AXK1Experts, AXK1Router
 from axk1.modeling.mtp import AXK1MTPLayer
 from axk1.modeling.norm import AXK1RMSNorm
 from axk1.modeling.objectives import attached
 from axk1.modeling.outputs import AXK1ModelOutput, AXK1MTPOutput
 from axk1.modeling.rope import AXK1RotaryEmbedding
-from axk1.modeling.runners import run_compiled
 
 logger = logging.get_logger(__name__)
 
@@ -63,11 +62,6 @@ class AXK1PreTrainedModel(PreTrainedModel):
         r"layers\.\d+\.shared_head\.head\.weight",
     ]
 
-    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        """transformers' own choice; where nothing is asked for, :func:`axk1.modeling.moe.by_processor`."""
-        chosen = super().get_correct_experts_implementation(requested_experts)
-        return BY_PROCESSOR if requested_experts is None and chosen == "grouped_mm" else chosen
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -79,10 +73,6 @@ class AXK1PreTrainedModel(PreTrainedModel):
         elif isinstance(module, AXK1Experts):
             initialization.normal_(cast(torch.Tensor, module.gate_up_proj), mean=0.0, std=std)
             initialization.normal_(cast(torch.Tensor, module.down_proj), mean=0.0, std=std)
-
-
-RECORDED = tuple(f"output_{name}" for name in AXK1PreTrainedModel._can_record_outputs or {})
-"""Arguments, and configuration fields, that ask for outputs recorded inside the layers."""
 
 
 class AXK1Model(AXK1PreTrainedModel):
@@ -145,7 +135,7 @@ class AXK1Model(AXK1PreTrainedModel):
         inputs = cast(torch.Tensor, inputs_embeds)
         position_ids = next_positions(inputs, cache) if position_ids is None else position_ids  # pyright: ignore
         layers = self.decoder_layers
-        states = self._run_compiled(layers, self.norm, inputs, attention_mask, position_ids, cache, **kwargs)
+        states = self.whole_step(layers, self.norm, inputs, attention_mask, cast(Any, position_ids), cache, **kwargs)
         if states is None:
             context = self._context(inputs, attention_mask, position_ids, cache)
             # after the mask: transformers takes restarting positions for packed documents only where there is no cache
@@ -181,6 +171,34 @@ class AXK1Model(AXK1PreTrainedModel):
                 "Pass labels to AXK1ForCausalLM to train with it, or set it to 0 to do without."
             )
 
+    def whole_step(
+        self,
+        layers: Sequence[AXK1DecoderLayer],
+        norm: AXK1RMSNorm,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        cache: Cache | None,
+        **kwargs: Any,
+    ) -> torch.Tensor | None:
+        """Runs ``layers`` and ``norm`` in one call, or declines with None: then the modules run. It declines, always.
+
+        This is where a faster way takes its place: ``axk1.kernels.dispatch`` does, which has the conditions.
+
+        Args:
+            layers: each to run as :class:`AXK1DecoderLayer` does (of an MTP module: its block alone). Their caches are
+                ``cache.layers[layer.self_attn.layer_idx]``, all S - T tokens long; each gains T.
+            norm: what follows the last of them.
+            hidden_states: ``[B, T, hidden]``, not to be written.
+            attention_mask: as given to ``forward``.
+            position_ids: ``[1 or B, T]`` int64, for the rotation; a token attends by column, to all before it.
+            kwargs: as given to ``forward``; those that record outputs are among them.
+
+        Returns:
+            ``[B, T, hidden]`` states, what the modules give up to rounding; or None, the cache untouched.
+        """
+        return None
+
     def _context(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return attention_context(self.config, self.rotary_emb, *args, training=self.training, **kwargs)
 
@@ -201,31 +219,6 @@ class AXK1Model(AXK1PreTrainedModel):
         for layer in layers:
             hidden_states = layer(hidden_states, *also, **{CACHE: cache}, **context, **kwargs)
         return hidden_states
-
-    def _run_compiled(
-        self,
-        layers: Sequence[nn.Module],
-        norm: AXK1RMSNorm,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        past_key_values: Cache | None,
-        **kwargs: Any,
-    ) -> torch.Tensor | None:
-        """The same and ``norm`` by the device's runner (``runners.py``), or None where the modules have to run: no
-        runner, or outputs to record, or an attention that was chosen for itself (``eager``, the reference, or
-        someone's own)."""
-        if not self._may_be_compiled(**kwargs):
-            return None
-        positions = cast(torch.Tensor, position_ids)
-        return run_compiled(self, cast(Any, layers), norm, hidden_states, positions, attention_mask, past_key_values)
-
-    def _may_be_compiled(self, **kwargs: Any) -> bool:
-        """Whether a call with these arguments asks for nothing but states, by an attention that may take any form."""
-        config = self.config
-        recorded = (kwargs.get(key, getattr(config, key, False)) for key in RECORDED)
-        chosen = config._attn_implementation == "eager" or not is_standard(config)
-        return not (chosen or kwargs.get("is_causal", True) is False or any(recorded))
 
     @merge_with_config_defaults
     @capture_outputs
@@ -317,7 +310,7 @@ class AXK1Model(AXK1PreTrainedModel):
             position_ids = next_positions(embeddings, past_key_values, index)
         combined = layer.combine(hidden_states, embeddings)
         norm = layer.shared_head.norm
-        states = self._run_compiled([layer], norm, combined, attention_mask, position_ids, past_key_values)
+        states = self.whole_step([layer], norm, combined, attention_mask, position_ids, past_key_values)
         if states is not None:
             return states
         context = self._context(combined, attention_mask, position_ids, past_key_values, layer_idx=index)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from axk1.modeling.moe import AXK1Experts, by_expert, weighted_sum
+from axk1.modeling.moe import AXK1Experts, one_by_one
 from axk1.quantized.formats import Quantized, dequantize
 from axk1.quantized.plan import FUSED, Plan, Scheme
 
@@ -154,6 +154,8 @@ class QuantizedExperts(_Quantized):
         gate_up, down = self.quantized("gate_up_proj"), self.quantized("down_proj")
 
         def run(tokens: torch.Tensor, expert: int) -> torch.Tensor:
+            if not len(tokens):  # its weights are not unpacked for nothing
+                return tokens
             gate, up = self._product(tokens, gate_up, expert, "gate_up_proj").chunk(2, dim=-1)
             return self._product(self.act_fn(gate) * up, down, expert, "down_proj")
 
@@ -165,20 +167,6 @@ class QuantizedExperts(_Quantized):
     def extra_repr(self) -> str:
         shape = f"{self.num_experts} experts, {self.hidden_size} x {self.width}"
         return f"{shape}, gate_up {self.schemes['gate_up_proj']}, down {self.schemes['down_proj']}"
-
-
-def one_by_one(
-    hidden_states: torch.Tensor,
-    indices: torch.Tensor,
-    weights: torch.Tensor,
-    experts: int,
-    run: Callable[[torch.Tensor, int], torch.Tensor],
-) -> torch.Tensor:
-    """``[T, D]``, the weighted sum over each token's experts, of which ``run`` computes one over all its tokens."""
-    order, counts = by_expert(indices, experts)
-    inputs = hidden_states.index_select(0, order // indices.shape[-1]).split(counts)
-    outputs = [run(tokens, expert) for expert, tokens in enumerate(inputs) if len(tokens)]
-    return weighted_sum(torch.cat(outputs), order, weights)
 
 
 def product_with(x: torch.Tensor, matrix: Quantized, scheme: Scheme) -> torch.Tensor:

@@ -13,6 +13,8 @@ from axk1.tokenizer.special_tokens import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, slot_
 BYTES = 256
 DEFAULT_MAX_LENGTH = 131_072
 TEMPLATE_FILE = "chat_template.jinja"
+FILES = ("tokenizer.json", "tokenizer_config.json", TEMPLATE_FILE)
+"""What a tokenizer is written as."""
 
 _CJK = r"\p{Hangul}\p{Han}\u3005\p{Hiragana}\p{Katakana}\u30fc"
 # What a merge may join, tried in this order. The East Asian scripts are kept apart from each other and from other
@@ -87,7 +89,7 @@ def train_tokenizer(
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, model_max_length: int = DEFAULT_MAX_LENGTH) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the chat template into `folder`."""
+    """Write `FILES` into `folder`, over those that are there."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -98,6 +100,6 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, model_max_length: int 
         "clean_up_tokenization_spaces": False,
         "model_max_length": model_max_length,
     }
-    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-    write_text(folder / TEMPLATE_FILE, chat_template())
+    texts = (tokenizer.to_str(pretty=True), json.dumps(config, indent=2) + "\n", chat_template())
+    for name, text in zip(FILES, texts, strict=True):
+        write_text(folder / name, text)

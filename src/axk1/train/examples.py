@@ -16,6 +16,7 @@ from random import Random
 from transformers import PreTrainedTokenizerBase
 
 from axk1.tasks import dialogues, generate, messages
+from axk1.tokenizer.render import render
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -101,12 +102,10 @@ def _render(tokenizer: PreTrainedTokenizerBase, turns: tuple, rng: Random, think
     conversation = [message for problem in turns for message in messages(problem)]
     if rng.random() < 0.05:
         conversation.insert(0, {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
-    prompt = tokenizer.apply_chat_template(
-        conversation[:-1], tokenize=False, add_generation_prompt=True, enable_thinking=think
-    )
+    prompt = render(tokenizer, conversation[:-1], add_generation_prompt=True, enable_thinking=think)
     reply = conversation[-1]
     reasoning = f"{reply['reasoning_content']}</think>" if think else ""
-    return str(prompt), f"{reasoning}{reply['content']}<|im_end|>"
+    return prompt, f"{reasoning}{reply['content']}<|im_end|>"
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[list[int]]:

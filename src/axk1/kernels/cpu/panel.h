@@ -20,6 +20,20 @@ constexpr int64_t kVectors = kWide / kLanes;   // of results
 constexpr int kTogether = 6;                   // inputs
 typedef Lanes Sums[kVectors];
 
+// Calls `some<inputs>()` for one to six inputs.
+template <class Some>
+inline void with_number(int64_t inputs, const Some& some) {
+    static_assert(kTogether == 6);
+    switch (inputs) {
+        case 1: return some.template operator()<1>();
+        case 2: return some.template operator()<2>();
+        case 3: return some.template operator()<3>();
+        case 4: return some.template operator()<4>();
+        case 5: return some.template operator()<5>();
+        default: return some.template operator()<6>();
+    }
+}
+
 // kLanes values of a row from `column` on as float32, times their scale; zero after the last.
 inline Lanes widened(const Matrix& row, int64_t column) {
     const int64_t count = row.length - column;
@@ -39,6 +53,8 @@ inline Lanes widened(const Matrix& row, int64_t column) {
     return lanes(values);
 }
 
+inline bool is_bfloat16(const Matrix& m) { return m.kind == Matrix::kBFloat16 || m.kind == Matrix::kLossless; }
+
 // A matrix whose values can be read where they are.
 inline Matrix readable(const Matrix& m, int64_t rows) { return m.kind == Matrix::kLossless ? Lossless::unpacked(m, rows) : m; }
 
@@ -55,16 +71,22 @@ struct Singles {
     // exp(scale * (score - largest)).
     static Lanes weight(const Lanes& score, const Lanes& largest, float scale) { return exp_lanes((score - largest) * scale); }
 
+    // Columns of float32, or of bfloat16 two by two, each pair in a word: these are widened in registers, which is cheaper
+    // than to write and read twice as much, and takes half as long to bring into order.
     class Panel {
         static constexpr int64_t kGroup = kRegisters == 32 ? 4 : 2;  // vectors of results whose sums are in registers together
         std::vector<Line> held;
-        int64_t depth = 0;
+        int64_t depth = 0, words = 0;  // columns; vectors of them per vector of results
+        bool paired = false;
 
-        Lanes* place(int64_t k, int64_t vector) { return start() + ((vector / kGroup) * depth + k) * kGroup + vector % kGroup; }
+        Lanes* place(int64_t word, int64_t vector) { return start() + ((vector / kGroup) * words + word) * kGroup + vector % kGroup; }
         Lanes* start() { return reinterpret_cast<Lanes*>(held.data()); }
         const Lanes* start() const { return reinterpret_cast<const Lanes*>(held.data()); }
 
-        template <int M, bool fresh>
+        static Lanes even(const Lanes& pairs) { return reinterpret_cast<const Lanes&>(static_cast<const LanesI32&>(reinterpret_cast<const LanesI32&>(pairs) << 16)); }
+        static Lanes odd(const Lanes& pairs) { return reinterpret_cast<const Lanes&>(static_cast<const LanesI32&>(reinterpret_cast<const LanesI32&>(pairs) & int32_t(0xffff0000))); }
+
+        template <int M, bool fresh, bool two>
         __attribute__((noinline)) void add_to(const float* const* x, Sums* sums) const {
             for (int64_t g = 0; g < kVectors; g += kGroup) {
                 Lanes s[M][kGroup];
@@ -72,14 +94,27 @@ struct Singles {
                 for (int m = 0; m < M; ++m)
                     #pragma GCC unroll 4
                     for (int v = 0; v < kGroup; ++v) s[m][v] = fresh ? Lanes{} : sums[m][g + v];
-                const Lanes* w = start() + g * depth;
-                for (int64_t k = 0; k < depth; ++k, w += kGroup) {
+                const auto column = [&](int64_t k, const auto& row) __attribute__((always_inline)) {
+                    Lanes rows[kGroup];
+                    #pragma GCC unroll 4
+                    for (int v = 0; v < kGroup; ++v) rows[v] = row(v);
                     #pragma GCC unroll 8
                     for (int m = 0; m < M; ++m) {
                         const float value = x[m][k];
                         #pragma GCC unroll 4
-                        for (int v = 0; v < kGroup; ++v) s[m][v] += w[v] * value;
+                        for (int v = 0; v < kGroup; ++v) s[m][v] += rows[v] * value;
                     }
+                };
+                const Lanes* w = start() + g * words;
+                if constexpr (two) {
+                    int64_t k = 0;
+                    for (; k + 2 <= depth; k += 2, w += kGroup) {
+                        column(k, [&](int v) __attribute__((always_inline)) { return even(w[v]); });
+                        column(k + 1, [&](int v) __attribute__((always_inline)) { return odd(w[v]); });
+                    }
+                    if (k < depth) column(k, [&](int v) { return even(w[v]); });
+                } else {
+                    for (int64_t k = 0; k < depth; ++k, w += kGroup) column(k, [&](int v) __attribute__((always_inline)) { return w[v]; });
                 }
                 #pragma GCC unroll 8
                 for (int m = 0; m < M; ++m)
@@ -88,11 +123,19 @@ struct Singles {
             }
         }
 
+        // 2 * kLanes values, of which `count` are there, as they lie.
+        static Lanes pairs_of(const uint16_t* values, int64_t count) {
+            if (count >= 2 * kLanes) return lanes(reinterpret_cast<const float*>(values));
+            uint16_t some[2 * kLanes] = {};
+            std::copy_n(values, count, some);
+            return lanes(reinterpret_cast<const float*>(some));
+        }
+
     public:
-        // Room for `columns`, of which nothing is known yet.
-        void resize(int64_t columns) {
-            depth = columns;
-            const int64_t bytes = (columns + kLanes) * kWide * int64_t(sizeof(float));
+        // Room for `columns`, of which nothing is known yet; `two`: they come from bfloat16.
+        void resize(int64_t columns, bool two = false) {
+            depth = columns, paired = two, words = two ? (columns + 1) / 2 : columns;
+            const int64_t bytes = (words + kLanes) * kWide * int64_t(sizeof(float));
             if (int64_t(held.size()) < lines(bytes)) held.resize(lines(bytes));
         }
 
@@ -101,17 +144,19 @@ struct Singles {
             for (int64_t v = vector; v < end; ++v) {
                 const int64_t here = std::clamp<int64_t>(rows - (v - vector) * kLanes, 0, kLanes);
                 const Matrix some = here ? readable(m.from((v - vector) * kLanes), here) : m;
-                for (int64_t k = 0; k < depth; k += kLanes) {
+                const auto* halves = some.template values<uint16_t>() + first;
+                for (int64_t k = 0; k < words; k += kLanes) {
                     Lanes block[kLanes];
                     #pragma GCC unroll 16
-                    for (int64_t i = 0; i < kLanes; ++i) block[i] = i < here ? widened(some.from(i), first + k) : Lanes{};
+                    for (int64_t i = 0; i < kLanes; ++i)
+                        block[i] = i >= here ? Lanes{} : paired ? pairs_of(halves + i * some.stride + 2 * k, depth - 2 * k) : widened(some.from(i), first + k);
                     transpose(block);
-                    for (int64_t i = 0; i < std::min(kLanes, depth - k); ++i) *place(k + i, v) = block[i];
+                    for (int64_t i = 0; i < std::min(kLanes, words - k); ++i) *place(k + i, v) = block[i];
                 }
             }
         }
 
-        // Columns k and, where there is one, k + 1 of a vector.
+        // Columns k and, where there is one, k + 1 of a vector, in a panel of float32.
         void put(int64_t k, int64_t vector, const Lanes& one, const Lanes& two) {
             *place(k, vector) = one;
             if (k + 1 < depth) *place(k + 1, vector) = two;
@@ -120,14 +165,7 @@ struct Singles {
         // sums[m] gains, or `fresh` becomes, what input m, x[m], gives with every row.
         template <bool fresh>
         void add(int64_t inputs, const float* const* x, Sums* sums) const {
-            switch (inputs) {
-                case 1: return add_to<1, fresh>(x, sums);
-                case 2: return add_to<2, fresh>(x, sums);
-                case 3: return add_to<3, fresh>(x, sums);
-                case 4: return add_to<4, fresh>(x, sums);
-                case 5: return add_to<5, fresh>(x, sums);
-                default: return add_to<kTogether, fresh>(x, sums);
-            }
+            with_number(inputs, [&]<int M>() { paired ? add_to<M, fresh, true>(x, sums) : add_to<M, fresh, false>(x, sums); });
         }
     };
 };
@@ -156,14 +194,14 @@ inline void add_all(const typename P::Panel& panel, int64_t inputs, int64_t colu
 }
 
 // Calls done(t, sums) for each of the inputs x(t), of `columns` values, with its 64 results; pack(panel, first column)
-// fills a panel that has room for what is left, or as many columns as it may have.
+// fills a panel that has room for what is left, or as many columns as it may have; `two`: all of it from bfloat16.
 template <class P, class Pack, class Input, class Done>
-inline void multiply_panel(int64_t columns, int64_t inputs, const Pack& pack, const Input& x, const Done& done) {
+inline void multiply_panel(int64_t columns, bool two, int64_t inputs, const Pack& pack, const Input& x, const Done& done) {
     thread_local typename P::Panel panel;
     const bool carries = columns > P::kDeepest;
     Sums* carried = memory<P, Sums>(carries ? inputs : 1);  // sums of the panels before
     for (int64_t first = 0; first < columns; first += P::kDeepest) {
-        panel.resize(std::min(P::kDeepest, columns - first));
+        panel.resize(std::min(P::kDeepest, columns - first), two);
         pack(panel, first);
         for (int64_t t = 0; t < inputs; t += kTogether) {
             const int64_t count = std::min<int64_t>(kTogether, inputs - t);
@@ -182,7 +220,7 @@ inline void multiply_panel(int64_t columns, int64_t inputs, const Pack& pack, co
 // The same with up to 64 rows of a matrix.
 template <class P, class Input, class Done>
 inline void multiply_rows(const Matrix& w, int64_t rows, int64_t inputs, const Input& x, const Done& done) {
-    multiply_panel<P>(w.length, inputs, [&](typename P::Panel& panel, int64_t first) { panel.pack(w, rows, first); }, x, done);
+    multiply_panel<P>(w.length, is_bfloat16(w), inputs, [&](typename P::Panel& panel, int64_t first) { panel.pack(w, rows, first); }, x, done);
 }
 
 inline void store_sums(const Sums& sums, int64_t count, float* out) {

@@ -295,7 +295,7 @@ private:
             panel.pack(unit.expert.gate.from(first), count, column, 0, kVectors / 2);
             panel.pack(unit.expert.up.from(first), count, column, kVectors / 2);
         };
-        multiply_panel<P>(hidden, unit.inputs, pack, [&](int64_t t) { return rounded + routing.tokens[unit.first + t] * P::padded(hidden); },
+        multiply_panel<P>(hidden, is_bfloat16(unit.expert.gate) && is_bfloat16(unit.expert.up), unit.inputs, pack, [&](int64_t t) { return rounded + routing.tokens[unit.first + t] * P::padded(hidden); },
                           [&](int64_t t, const Sums& sums) {
                               Value* out = inners[u] + t * P::padded(unit.width) + first;
                               for (int64_t g = 0; g < kVectors / 2 && g * kLanes < stored; ++g)

@@ -88,7 +88,7 @@ struct Pairs {
         }
 
     public:
-        void resize(int64_t columns) {
+        void resize(int64_t columns, bool = false) {
             pairs = padded(columns) / 2;
             const int64_t written = (pairs + 15) / 16 * 16;  // as `pack` writes them
             if (int64_t(held.size()) < written * kVectors) held.resize(written * kVectors);
@@ -120,14 +120,7 @@ struct Pairs {
 
         template <bool fresh>
         void add(int64_t inputs, const uint16_t* const* x, Sums* sums) const {
-            switch (inputs) {
-                case 1: return add_to<1, fresh>(x, sums);
-                case 2: return add_to<2, fresh>(x, sums);
-                case 3: return add_to<3, fresh>(x, sums);
-                case 4: return add_to<4, fresh>(x, sums);
-                case 5: return add_to<5, fresh>(x, sums);
-                default: return add_to<kTogether, fresh>(x, sums);
-            }
+            with_number(inputs, [&]<int M>() { add_to<M, fresh>(x, sums); });
         }
     };
 };

@@ -1,0 +1,78 @@
+"""Writes ``docs/licences.md`` from what is installed: ``python docs/licences.py`` in a fresh ``.venv``."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from axk1.files import write_text
+
+PAGE = Path(__file__).with_suffix(".md")
+_OF_A_GPU = re.compile(r"nvidia-|cuda-|triton|pytorch-triton")
+"""What some builds of PyTorch need and others do not."""
+_INTRO = """# Licences
+
+axk1 is Apache-2.0. These are the packages that `pip install` brings with it and what they say of their licence
+themselves; `python docs/licences.py` writes this page from an environment, and a test compares them. Versions are those
+of `constraints.txt`.
+
+Not listed: builds of PyTorch for GPUs bring NVIDIA's or AMD's libraries under those companies' own terms, the extras
+(`train`, `dev`, `vllm`, `sglang`) have packages of their own, and the corpus that the nano's tokenizer was trained on
+has [its own table](tokenizer.md#the-corpus).
+
+| package | needed by | licence |
+|---|---|---|
+"""
+
+
+def licences_page() -> str:
+    """The page for the packages that axk1 needs, directly or through others, as far as they are installed."""
+    found, needed_by = _closure("axk1")
+    rows = (f"| {name} | {', '.join(sorted(needed_by[name]))} | {licence(found[name])} |" for name in sorted(found))
+    return _INTRO + "\n".join(rows) + "\n"
+
+
+def _closure(root: str) -> tuple[dict[str, Distribution], dict[str, set[str]]]:
+    """All packages below ``root``, and which of them need each."""
+    found: dict[str, Distribution] = {}
+    needed_by: dict[str, set[str]] = {}
+    waiting = [root]
+    while waiting:
+        name = waiting.pop()
+        for need in map(Requirement, (distribution(name).requires or ())):
+            if _OF_A_GPU.match(need.name) or (need.marker and not need.marker.evaluate({"extra": ""})):
+                continue
+            other = _normal(need.name)
+            needed_by.setdefault(other, set()).add(name)
+            if other not in found:
+                try:
+                    found[other] = distribution(other)
+                except PackageNotFoundError:
+                    raise ValueError(f"{other} is not installed, which {name} needs.") from None
+                waiting.append(other)
+    return found, needed_by
+
+
+def licence(package: Distribution) -> str:
+    """What a package says of its licence: its expression, else its classifiers, else the one line that it has."""
+    expression = package.metadata.get("License-Expression")
+    if expression:
+        return expression
+    classes = [text for text in package.metadata.get_all("Classifier") or () if text.startswith("License ::")]
+    if classes:
+        return ", ".join(text.split(" :: ")[-1] for text in classes)
+    line = (package.metadata.get("License") or "").strip().split("\n")[0]
+    if not line:
+        raise ValueError(f"{package.name} names no licence; look it up.")
+    return line
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+if __name__ == "__main__":
+    write_text(PAGE, licences_page())
