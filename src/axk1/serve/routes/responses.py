@@ -128,7 +128,9 @@ def _messages(body: ResponsesBody) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if body.instructions:
         messages.append({"role": "system", "content": body.instructions})
-    items: list[dict[str, Any]] = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    items: list[dict[str, Any]] = (
+        [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    )
     for item in items:
         kind = item.get("type", "message")
         if kind == "message" and item.get("role") != "assistant":
