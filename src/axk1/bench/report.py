@@ -74,7 +74,7 @@ def to_dict(measured: Measured) -> dict[str, Any]:
 
 def file_name(model: str, dtype: str, instructions: str) -> str:
     """What a run's files are called, without an ending: processors of one instruction set compare with each other."""
-    return f"{model}-{dtype}-{instructions}".lower().replace("+", "-").replace("/", "-").replace(" ", "-")
+    return re.sub(r"[^a-z0-9.]+", "-", f"{model}-{dtype}-{instructions}".lower()).strip("-")
 
 
 def _engine(entry: Entry, reference: Entry) -> dict[str, Any]:

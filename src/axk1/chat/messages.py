@@ -60,7 +60,7 @@ def described(tools: Sequence[Any] | None) -> list[dict[str, Any]] | None:
 
 
 def _described(function: Callable[..., Any]) -> dict[str, Any]:
-    from transformers.utils import get_json_schema
+    from transformers.utils.chat_template_utils import get_json_schema
 
     try:
         return _tool(get_json_schema(function))

@@ -178,9 +178,10 @@ def _numbers(option: str, text: str, least: int) -> tuple[int, ...]:
 def _results_file(folder: Path, model: str, dtype: str) -> Path:
     """The file of ``folder`` for this model and number format on this machine's instruction set."""
     from axk1.bench.report import file_name
-    from axk1.plan.machine import instruction_set, processor_and_features
+    from axk1.plan.machine import asked_for, instruction_set, processor_and_features
 
-    return folder / f"{file_name(model, dtype, instruction_set(processor_and_features()[1]))}.json"
+    instructions = asked_for() or instruction_set(processor_and_features()[1])
+    return folder / f"{file_name(model, dtype, instructions)}.json"
 
 
 class _Watch:

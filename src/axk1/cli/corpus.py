@@ -14,11 +14,12 @@ def build(
     max_bytes: Annotated[int, typer.Option(help="Bytes of text per language at most.")] = 6_000_000,
 ) -> None:
     """Build en, ko, zh, ja, es and code text from Debian packages (apt needed, nothing is installed)."""
+    from rich.console import Console
     from rich.progress import Progress
 
     from axk1.train.corpus import build as build_corpus
 
-    with Progress() as bar:
+    with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("corpus", total=None)
         sizes = build_corpus(
             out,

@@ -38,6 +38,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Write over a tokenizer that is there already.")] = False,
 ) -> None:
     """Train a byte-level BPE tokenizer; the same files and options give the same vocabulary."""
+    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
     from axk1.tokenizer.documents import find_files, weighted_documents
@@ -45,7 +46,8 @@ def train(
 
     _check_free(out, force)
     files = find_files(inputs)
-    with Progress(SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn()) as bar:
+    columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("reading", total=sum(file.path.stat().st_size for file in files))
 
         def documents() -> Iterator[str]:
@@ -82,6 +84,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Bytes of text per token, by language and for code; more is better."""
+    from rich.console import Console
     from rich.progress import Progress
 
     from axk1.tokenizer.documents import find_files
@@ -89,7 +92,7 @@ def report(
 
     loaded = {str(path): load_tokenizer(path) for path in tokenizers}
     texts = sample_texts(find_files(corpus), max_bytes)
-    with Progress(transient=True, disable=as_json) as bar:
+    with Progress(transient=True, console=Console(stderr=True), disable=as_json) as bar:
         task = bar.add_task("measuring", total=len(loaded) * len(texts))
         table = measure(loaded, texts, lambda: bar.advance(task))
     if as_json:
