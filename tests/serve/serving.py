@@ -80,7 +80,7 @@ def wait_for(condition: Any, seconds: float = 10.0) -> None:
 def serving(engine: Engine, tokenizer: PreTrainedTokenizerFast, settings: Settings | None = None) -> Iterator[Running]:
     """A server over ``engine``, until the block ends."""
     settings = settings or Settings()
-    app = make_app(engine, tokenizer, tokenizer.convert_tokens_to_ids(list(TURN_ENDS)), settings)
+    app = make_app(engine, tokenizer, [tokenizer.get_vocab()[end] for end in TURN_ENDS], settings)
     server = Server(app, settings, lambda _: None)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listen("127.0.0.1", 0)]})
     thread.start()
@@ -98,7 +98,7 @@ def scripted(tokenizer: PreTrainedTokenizerFast, **pace: Any) -> ScriptedEngine:
     return ScriptedEngine(tokenizer, SCRIPTS, Pace(**pace))
 
 
-def user(text: str) -> list[dict[str, Any]]:
+def user(text: Any) -> list[dict[str, Any]]:
     """A conversation of one message."""
     return [{"role": "user", "content": text}]
 

@@ -76,7 +76,11 @@ def test_messages(client, stream):
     assert [block["type"] for block in blocks] == ["thinking", "text", "tool_use", "tool_use"]
     assert blocks[2]["text"] == '{"city": "서울", "days": [1, 2]}' and not any(block["open"] for block in blocks)
     assert told[0]["type"] == "message_start" and told[-1]["type"] == "message_stop"
-    assert told[-2]["delta"]["stop_reason"] == "tool_use" and told[-2]["usage"]["output_tokens"] > 50
+    assert (
+        told[0]["message"]["stop_reason"] is None
+        and told[-2]["delta"]["stop_reason"] == "tool_use"
+        and told[-2]["usage"]["output_tokens"] > 50
+    )
 
 
 def test_messages_take_their_own_output_back_and_count(client):

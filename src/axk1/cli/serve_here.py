@@ -89,7 +89,7 @@ def _engine(asked: Here) -> tuple[Any, Any, Any]:
 
         checkpoint, scripts, pace = read_scripts(Path(asked.model.removeprefix(SCRIPTED)))
         tokenizer = load_tokenizer(resolve_model_path(checkpoint))
-        return ScriptedEngine(tokenizer, scripts, pace), tokenizer, tokenizer.convert_tokens_to_ids(list(TURN_ENDS))
+        return ScriptedEngine(tokenizer, scripts, pace), tokenizer, [tokenizer.get_vocab()[end] for end in TURN_ENDS]
     from axk1.chat import Chat
     from axk1.engine.engine import ModelEngine
     from axk1.engine.settings import Settings

@@ -243,7 +243,7 @@ class _Run:
         self.generation, self.ready = generation, 0.0
         self.cancelled = self.answer_now = False
         self._thought, self._reply = script
-        self._end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self._end = tokenizer.get_vocab()["<|im_end|>"]
         self._vocabulary = len(tokenizer)
         self._history = History(request.prompt, _CPU)
         self._scorer = Scorer(request.sampling, request.processors)

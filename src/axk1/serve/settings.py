@@ -25,21 +25,21 @@ class Settings(BaseSettings):
     """What is written before ``</think>`` where a budget or "answer now" ends the reasoning."""
     log_prompts: bool = False
     """Whether the log holds what users write."""
-    max_body: int = Field(4 * 2**20, ge=1024)
-    max_messages: int = Field(2048, ge=1)
-    max_tools: int = Field(128, ge=1)
-    max_choices: int = Field(16, ge=1)
-    max_prompts: int = Field(64, ge=1)
+    max_body: int = Field(default=4 * 2**20, ge=1024)
+    max_messages: int = Field(default=2048, ge=1)
+    max_tools: int = Field(default=128, ge=1)
+    max_choices: int = Field(default=16, ge=1)
+    max_prompts: int = Field(default=64, ge=1)
     """Prompts of one completions request."""
-    max_stops: int = Field(16, ge=1)
-    max_schema: int = Field(64 * 1024, ge=1)
+    max_stops: int = Field(default=16, ge=1)
+    max_schema: int = Field(default=64 * 1024, ge=1)
     """Of a schema or grammar as JSON."""
-    max_schema_depth: int = Field(32, ge=1)
-    max_pattern: int = Field(1024, ge=1)
+    max_schema_depth: int = Field(default=32, ge=1)
+    max_pattern: int = Field(default=1024, ge=1)
     """Characters of a regular expression."""
-    ping: float = Field(1.0, gt=0)
+    ping: float = Field(default=1.0, gt=0)
     """Between comments that keep a silent stream alive."""
-    send_timeout: float = Field(60.0, gt=0)
+    send_timeout: float = Field(default=60.0, gt=0)
     """A reader that takes nothing for so long is given up."""
-    drain: float = Field(60.0, ge=0)
+    drain: float = Field(default=60.0, ge=0)
     """How long running replies may go on once the server is asked to end."""

@@ -196,10 +196,12 @@ async def _stream(
         told = {"usage": usage(running.usage) if counts else None} if counted or always else {}
         return event({**common, "choices": list(choices), **told})
 
+    begun: set[int] = set()
     try:
-        for choice in running.choices:
-            yield chunk(_delta(choice.index, {"role": "assistant", "content": ""}))
         async for step in service.steps(running):
+            if step.index not in begun:  # no earlier: clients take the first chunk for the first token
+                begun.add(step.index)
+                yield chunk(_delta(step.index, {"role": "assistant", "content": ""}))
             for each in _deltas(service, running, step):
                 yield chunk(each)
         if counted:

@@ -158,7 +158,7 @@ def _messages(body: CountBody) -> list[dict[str, Any]]:
         role, content = message.get("role"), message.get("content")
         if role not in ("user", "assistant", "system"):
             raise Refusal(f"A message's role is {role!r}; use user or assistant.", param="messages")
-        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        blocks: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
             raise Refusal(f"The content of a {role} message must be text or a list of blocks.", param="messages")
         messages += _assistant(blocks) if role == "assistant" else _user(blocks, str(role))
@@ -256,7 +256,7 @@ def _usage(running: Running) -> dict[str, Any]:
     }
 
 
-def _message(running: Running, model: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+def _message(running: Running, model: str, content: list[dict[str, Any]], ended: bool = True) -> dict[str, Any]:
     (choice,) = running.choices
     return {
         "id": running.id,
@@ -264,17 +264,19 @@ def _message(running: Running, model: str, content: list[dict[str, Any]]) -> dic
         "role": "assistant",
         "model": model,
         "content": content,
-        "stop_reason": _stop_reason(choice),
-        "stop_sequence": choice.stop_string,
+        "stop_reason": _stop_reason(choice) if ended else None,
+        "stop_sequence": choice.stop_string if ended else None,
         "usage": _usage(running),
     }
 
 
 async def _stream(service: Service, running: Running, model: str, http: Request) -> AsyncIterator[ServerSentEvent]:
-    blocks = Blocks()
+    blocks, begun = Blocks(), False
     try:
-        yield _event({"type": "message_start", "message": _message(running, model, [])})
         async for step in service.steps(running):
+            if not begun:  # by now it is known how much of the prompt was cached
+                begun = True
+                yield _event({"type": "message_start", "message": _message(running, model, [], ended=False)})
             for each in step.events:
                 for change in blocks.feed(each):
                     for told in _changes(change):

@@ -125,8 +125,12 @@ def _tool_choice(choice: Any) -> tuple[str, str | None]:
 
 def _messages(body: ResponsesBody) -> list[dict[str, Any]]:
     """The input as a chat's messages: what belongs to one turn of the model (reasoning, text, calls) is one message."""
-    messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    messages: list[dict[str, Any]] = []
+    if body.instructions:
+        messages.append({"role": "system", "content": body.instructions})
+    items: list[dict[str, Any]] = (
+        [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    )
     for item in items:
         kind = item.get("type", "message")
         if kind == "message" and item.get("role") != "assistant":
@@ -144,7 +148,7 @@ def _messages(body: ResponsesBody) -> list[dict[str, Any]]:
 def _add_to_turn(messages: list[dict[str, Any]], kind: str, item: Mapping[str, Any]) -> None:
     turn = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
     if turn is None or (kind == "reasoning" and (turn["content"] or turn.get("tool_calls"))):
-        turn = {"role": "assistant", "content": ""}
+        turn = dict[str, Any](role="assistant", content="")
         messages.append(turn)
     if kind == "reasoning":
         parts = [*(item.get("content") or []), *([] if item.get("content") else item.get("summary") or [])]
