@@ -356,4 +356,5 @@ def test_the_start_says_which_model_is_loaded(terminal, endless_checkpoint):
     program.expect("\n> ")
     program.send("\x04")
     assert program.wait() == 0
-    assert "million parameters, float32, cpu" in " ".join(program.seen.split())  # lines break where the path's length says
+    shown = " ".join(program.seen.split())  # lines break where the path's length says
+    assert "million parameters, float32, cpu" in shown
