@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from test_sampling import Forbid
+from decoding import Forbid
 from tiny import VOCAB, tokens
 
 from axk1.engine.closing import Closing

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import PAD
+from tiny import PAD, VOCAB
+from transformers import LogitsProcessor
 
 from axk1.generation import loop
 from axk1.generation.decode import decode
@@ -116,3 +117,18 @@ def use_modules(patch: pytest.MonkeyPatch) -> None:
 def is_compiled(model: Any) -> bool:
     """Whether loops have exact kernels for ``model`` here."""
     return Loop(model).executor.exact
+
+
+class Forbid(LogitsProcessor):
+    """Forbids what is ``distance`` tokens back: depends on the length and the tokens of the row alone."""
+
+    def __init__(self, distance: int):
+        self.distance = distance
+
+    def __call__(self, input_ids, scores):
+        assert input_ids.shape[0] == scores.shape[0] == 1
+        scores = scores.clone()
+        if input_ids.shape[1] >= self.distance:
+            scores[0, input_ids[0, -self.distance]] = float("-inf")
+        scores[0, input_ids.shape[1] % VOCAB] += 1.0
+        return scores

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import OneByOne, Watched, is_compiled, replies, use_executor, use_modules
+from decoding import Forbid, OneByOne, Watched, is_compiled, replies, use_executor, use_modules
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_sampling import Forbid
 from tiny import VOCAB, build, draw_fields, small_model, tokens
 from transformers import LogitsProcessor
 from transformers.cache_utils import DynamicCache

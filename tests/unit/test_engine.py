@@ -536,6 +536,47 @@ def test_pace() -> None:
     assert free.tokens(1) == LEAST
     free.record(1, LEAST, 1.001)
     assert free.tokens(1) == 100
+    turns = Pace(1_000, 2)
+    turns.record(1, 0, 1.0)
+    turns.record(1, 10, 0.02, beside=False)
+    assert turns.tokens(1) == 500
+
+
+@needs_kernels
+def test_prompts_and_drafts_take_turns(monkeypatch) -> None:
+    """While drafts are made; replies are no slower for a prompt that arrives than its steps are long."""
+    steps: list[tuple[int, int]] = []
+
+    class Noted(Watched):
+        def step(self, batch):
+            steps.append((batch.prompts, len(batch.cached) - batch.prompts))
+            return super().step(batch)
+
+        def speculate(self, module, hidden, trunk, count):
+            steps.append((0, len(trunk.cached)))
+            return super().speculate(module, hidden, trunk, count)
+
+    use_executor(monkeypatch, lambda *given: Noted(executor_for(*given)))
+    engine = Audited(MODEL, settings(drafts=Drafts(2), prompt_tokens=64, prefixes=False))
+    requests = [
+        Request(prompt(length, length), GREEDY, max_new_tokens=new, top_logprobs=0, drafts=length < 900)
+        for length, new in ((20, 300), (900, 5))
+    ]
+
+    async def main() -> list[Heard]:
+        first = asyncio.ensure_future(listen(engine, requests[0]))
+        await asyncio.sleep(0.05)
+        steps.clear()
+        return [await listen(engine, requests[1]), await first]
+
+    engine.start()
+    heard = asyncio.run(main())
+    engine.close()
+    reading = [at for at, (prompts, _) in enumerate(steps) if prompts]
+    assert all(steps[at] == (1, 0) and steps[at + 1] == (0, 1) for at in reading[1:-1])
+    for each in heard:
+        expected = alone(MODEL, each.generation.request)
+        assert each.tokens == expected.reply and each.logprobs == expected.logprobs
 
 
 def test_pages_where_nobody_says_how_many(monkeypatch) -> None:

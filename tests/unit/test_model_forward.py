@@ -19,6 +19,7 @@ from tiny import (
 )
 
 from axk1 import AXK1ForCausalLM, AXK1ForSequenceClassification, AXK1ForTokenClassification, AXK1Model, modeling
+from axk1.modeling.cache import LatentCache
 
 CLOSE = 1e-4
 SHAPES = range(4)
@@ -257,3 +258,32 @@ def test_sequence_score_is_read_at_the_last_real_token() -> None:
     logits = model(ids, attention_mask=mask).logits
     for row, document in enumerate(documents):
         assert (logits[row] - model(document[None]).logits[0]).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"inputs_embeds": torch.zeros(1, 3, 7)}, r"embeddings have the shape \[1, 3, 7\]"),
+        ({"inputs_embeds": torch.zeros(3, 7)}, "embeddings have the shape"),
+        ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, "at least one token"),
+        (
+            {"input_ids": tokens(1, 3), "position_ids": torch.zeros(1, 0, dtype=torch.int64)},
+            r"position_ids have .*\[1, 0\]",
+        ),
+        ({"input_ids": tokens(1, 3), "position_ids": torch.arange(4)[None]}, "one for each of the 3 tokens"),
+    ],
+)
+@torch.no_grad()
+def test_shapes_that_do_not_fit_are_named(given: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_model()(**given)
+
+
+@pytest.mark.parametrize("field", ["kv_lora_rank", "qk_rope_head_dim"])
+@torch.no_grad()
+def test_a_cache_of_another_configuration_is_refused_while_it_is_empty(field: str) -> None:
+    model = small_model()
+    other = copy.deepcopy(model.config)
+    setattr(other, field, 2 * getattr(other, field))
+    with pytest.raises(ValueError, match=f"{field}.*make a LatentCache"):
+        model(tokens(1, 3), past_key_values=LatentCache(other))

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from decoding import replies
+from decoding import Forbid, replies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import PAD, VOCAB, small_model, tokens
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from axk1.generation.history import History
@@ -90,21 +90,6 @@ def test_greedy_is_that_of_transformers(options):
     sampling = Sampling(**{**options, "temperature": 0.0})
     expected = transformers_reply(model, prompt, Sampling(**{**options, "temperature": 0.0, "top_k": 0}), 12)
     assert replies(model, [prompt], sampling) == [expected]
-
-
-class Forbid(LogitsProcessor):
-    """Forbids what is ``distance`` tokens back: depends on the length and the tokens of the row alone."""
-
-    def __init__(self, distance: int):
-        self.distance = distance
-
-    def __call__(self, input_ids, scores):
-        assert input_ids.shape[0] == scores.shape[0] == 1
-        scores = scores.clone()
-        if input_ids.shape[1] >= self.distance:
-            scores[0, input_ids[0, -self.distance]] = float("-inf")
-        scores[0, input_ids.shape[1] % VOCAB] += 1.0
-        return scores
 
 
 ids = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9)

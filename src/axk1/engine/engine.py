@@ -79,6 +79,7 @@ class ModelEngine:
         self.exact = self.loop.executor.exact and not moving
         piece = min(FIXED_PIECE, settings.prompt_tokens // PAGE * PAGE)
         self.loop.prompts.piece, self.loop.prompts.most = None if self.exact else piece, settings.streams
+        self.loop.in_turns = True
         self.tree: PrefixTree | None = None
         if self.loop.pool is not None and settings.prefixes and not moving:
             self.tree = PrefixTree(self.loop.pool, 1 if self.exact else piece // PAGE)
@@ -90,7 +91,7 @@ class ModelEngine:
         self._entries: dict[Generation, _Entry] = {}
         self._totals = dict.fromkeys(("prompt_tokens", "generated_tokens", "prefix_queries", "prefix_hits"), 0)
         self._drafts = [0, 0]
-        self._failed = 0
+        self._failed = 0  # steps in a row
         self._seconds = 1.0  # that a request runs for, a running mean
         self._lock = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
@@ -302,15 +303,15 @@ class ModelEngine:
         loop.prompts.tokens = self._pace.tokens(replying)
         start = time.perf_counter()
         loop.step()
-        self._pace.record(replying, loop.read_tokens, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self._pace.record(replying, loop.read_tokens, seconds, beside=loop.replied > 0)
 
     def _give_up(self, error: Exception) -> None:
-        """Ends those whose step fails again and again: they read, or where none does, they reply."""
-        concerned = self.loop.prompts.reading or self.loop.replying
-        for entry in list(self._entries.values()):
-            if entry.sequence in concerned:
-                self._end(entry, "error", error)
-                wake([entry.generation])
+        """Ends those whose step fails again and again: who read, or where nobody did, who reply."""
+        concerned = self.loop.prompts.reading if self.loop.read_tokens else self.loop.replying
+        for entry in [entry for entry in self._entries.values() if entry.sequence in concerned]:
+            self._end(entry, "error", error)
+            wake([entry.generation])
         self._failed = 0
 
     def _deliver(self, entry: _Entry) -> bool:

@@ -8,12 +8,13 @@ _SHARE = 0.25  # of the newest measurement in the running means
 class Pace:
     """Chooses the tokens of prompts in the next step, by measuring.
 
-    A step that reads prompts beside replies is to take at most ``stretch`` times what one without prompts takes. Steps
-    that nobody waits for read as much as they may. None of this changes a bit where prompts can be cut anywhere.
+    Replies beside which prompts are read, or which take turns with them, are to come at most ``stretch`` times as late
+    as without. Steps that nobody waits for read as much as they may. None of this changes a bit where prompts can be
+    cut anywhere.
 
     Args:
         most: tokens of prompts in a step at most.
-        stretch: how much longer such a step may be, above 1.
+        stretch: how much later, above 1.
     """
 
     def __init__(self, most: int, stretch: float) -> None:
@@ -21,7 +22,7 @@ class Pace:
         self._steps: dict[int, float] = {}
         """Seconds of a step without prompts, by the number of replies in powers of two."""
         self._token: float | None = None
-        """Seconds that each token of a prompt adds, beside replies."""
+        """Seconds that each token of a prompt adds while replies go on."""
 
     def tokens(self, replying: int) -> int:
         """Of prompts, for the next step, beside ``replying`` replies."""
@@ -33,15 +34,16 @@ class Pace:
         allowed = int((self._stretch - 1) * step / max(self._token, 1e-9))
         return min(max(allowed, LEAST), self._most)
 
-    def record(self, replying: int, read: int, seconds: float) -> None:
-        """A step of ``replying`` replies and ``read`` tokens of prompts took so long."""
+    def record(self, replying: int, read: int, seconds: float, beside: bool = True) -> None:
+        """A step took so long, which read so many tokens of prompts while so many replies went on: beside them, or in
+        turns with them."""
         size = replying.bit_length()
         if read == 0:
             self._steps[size] = _mean(self._steps.get(size), seconds)
             return
         step = self._step(replying)
         if replying and step is not None:
-            self._token = _mean(self._token, max(seconds - step, 0.0) / read)
+            self._token = _mean(self._token, max(seconds - step * beside, 0.0) / read)
 
     def _step(self, replying: int) -> float | None:
         """Seconds of a step with about as many replies."""

@@ -25,7 +25,7 @@ class Settings:
         streams: requests that run at once, at most.
         waiting: requests that wait, at most; more are refused.
         prompt_tokens: of all prompts together in a step, at most; fewer beside replies, by ``stretch``.
-        stretch: how much longer a step with prompts may take than one without, for those who wait for its tokens.
+        stretch: how much later the next tokens of replies may come while prompts are read.
         drafts: MTP speculation; by default as much as measurably pays, none where the model has no MTP module.
         prefixes: whether pages of prompts are kept for requests to come.
         poison: fills pages with NaN before and after they are used: for tests.

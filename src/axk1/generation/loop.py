@@ -75,8 +75,12 @@ class Loop:
         self._gap = tie_gap(drafts, model.dtype) if drafts.exact and not self.executor.exact else 0.0
         self.prompts = Prompts(self.pool, max(1, prefill_tokens))
         self.replying: list[Sequence] = []
+        self.in_turns = False
+        """Whether prompts and replies take turns while drafts are made; else replies get a token beside prompts."""
         self.read_tokens = 0
         """Tokens of prompts that the last step has read."""
+        self.replied = 0
+        """Sequences that got tokens of a reply in the last step, or should have."""
 
     def __len__(self) -> int:
         """Sequences that have joined and neither left nor been parked."""
@@ -126,14 +130,19 @@ class Loop:
         """
         self._leave()  # whom a step that failed left here
         self.prompts.admit(len(self.replying), self._may_draft)
-        pieces = self.prompts.pieces()
+        number = self._next_drafts()
+        turns = self.in_turns and number > 0
+        pieces = [] if turns and self.read_tokens else self.prompts.pieces()
         self.read_tokens = sum(size for _, size in pieces)
+        self.replied = 0 if turns and pieces else len(self.replying)
         if pieces:
-            return self._read(pieces)
-        if not self.replying:
-            return {}
+            return self._read(pieces, self.replying[: self.replied])
+        return self._reply_timed(number) if self.replying else {}
+
+    def _reply_timed(self, number: int) -> dict[Sequence, list[int]]:
+        """Tokens of all replies, with so many drafts, for the gate and the statistics to know."""
         clock = self.drafts.clock
-        start, running, number = clock(), len(self.replying), self._next_drafts()
+        start, running = clock(), len(self.replying)
         counts = [min(number, s.left - 1) if s.drafting else 0 for s in self.replying] if number else [0] * running
         try:
             found = self._reply(self.replying, counts)
@@ -153,9 +162,9 @@ class Loop:
         wanted = self.gate.may_draft(len(self)) if self.drafts.count == AUTO else self.drafts.count
         return self._drafter is not None and wanted > 0
 
-    def _read(self, pieces: list[tuple[Sequence, int]]) -> dict[Sequence, list[int]]:
-        """Pieces of prompts, and a token of each reply."""
-        reading, replying = [sequence for sequence, _ in pieces], list(self.replying)
+    def _read(self, pieces: list[tuple[Sequence, int]], replying: list[Sequence]) -> dict[Sequence, list[int]]:
+        """Pieces of prompts, and a token of each of ``replying``."""
+        reading = [sequence for sequence, _ in pieces]
         ids = [s.tokens[s.cached : s.cached + size] for s, size in pieces]
         last = [s.cached + size == s.history.prompt for s, size in pieces]
         wanted = [int(whole) if s.prompt_top is None else size for (s, size), whole in zip(pieces, last, strict=True)]

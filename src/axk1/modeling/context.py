@@ -20,6 +20,25 @@ def next_positions(inputs: torch.Tensor, cache: Cache | None, layer_idx: int = 0
     return (torch.arange(inputs.shape[1], device=inputs.device) + seen).unsqueeze(0)
 
 
+def check_shapes(inputs: torch.Tensor, position_ids: torch.Tensor, hidden_size: int) -> None:
+    """Refuses what does not fit together, before anything is cached.
+
+    Raises:
+        ValueError: ``inputs`` are not ``[batch, tokens, hidden_size]`` with a token at least, or ``position_ids`` not
+            ``[1 or batch, tokens]``.
+    """
+    if inputs.dim() != 3 or inputs.shape[-1] != hidden_size or not inputs.shape[1]:
+        raise ValueError(
+            f"The embeddings have the shape {list(inputs.shape)}; [batch, tokens, hidden_size={hidden_size}] with at "
+            "least one token is needed."
+        )
+    if position_ids.dim() != 2 or position_ids.shape[1] != inputs.shape[1]:
+        raise ValueError(
+            f"position_ids have the shape {list(position_ids.shape)}; give [1 or batch, tokens], one for each of the "
+            f"{inputs.shape[1]} tokens."
+        )
+
+
 @dataclass
 class MaskConfig:
     """As much of a configuration as transformers reads to make a mask, for the attention that absorbed steps use."""

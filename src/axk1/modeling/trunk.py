@@ -18,7 +18,7 @@ from axk1.config import AXK1Config
 from axk1.modeling.attention import AXK1Attention
 from axk1.modeling.cache import LatentCache, check_fits
 from axk1.modeling.compat import CACHE, accepts_both_cache_names
-from axk1.modeling.context import attention_context, next_positions, repeated_context
+from axk1.modeling.context import attention_context, check_shapes, next_positions, repeated_context
 from axk1.modeling.layer import AXK1DecoderLayer
 from axk1.modeling.moe import AXK1Experts, AXK1Router
 from axk1.modeling.mtp import AXK1MTPLayer
@@ -125,7 +125,8 @@ class AXK1Model(AXK1PreTrainedModel):
                 lacks, once.
 
         Raises:
-            ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` given, or another model's cache.
+            ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` given, shapes that do not fit, or another
+                model's cache.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -134,6 +135,7 @@ class AXK1Model(AXK1PreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         inputs = cast(torch.Tensor, inputs_embeds)
         position_ids = next_positions(inputs, cache) if position_ids is None else position_ids  # pyright: ignore
+        check_shapes(inputs, cast(torch.Tensor, position_ids), self.config.hidden_size)
         layers = self.decoder_layers
         states = self.whole_step(layers, self.norm, inputs, attention_mask, cast(Any, position_ids), cache, **kwargs)
         if states is None:
