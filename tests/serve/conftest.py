@@ -1,16 +1,13 @@
 """Servers that the tests share."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx2
 import pytest
-from serving import Running, scripted, serving
+from serving import NANO, Running, scripted, serving
 from transformers import PreTrainedTokenizerFast
 
 from axk1.load import load_tokenizer
-
-NANO = Path(__file__).parents[2] / "models" / "nano"
 
 
 @pytest.fixture(scope="session")

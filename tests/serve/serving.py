@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -19,6 +20,7 @@ from axk1.serve.run import Server, listen
 from axk1.serve.service import Service
 from axk1.serve.settings import Settings
 
+NANO = Path(__file__).parents[2] / "models" / "nano"
 FAMILY = "👨‍👩‍👧‍👦 뷁 안녕"
 CALLS = (
     'Let me see. <tool_call>\n{"name": "weather", "arguments": {"city": "서울", "days": [1, 2]}}\n</tool_call>\n'

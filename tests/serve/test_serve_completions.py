@@ -33,7 +33,9 @@ def test_echo_without_a_reply(client):
     assert choice["logprobs"]["text_offset"] == sorted(choice["logprobs"]["text_offset"])
 
 
-@pytest.mark.parametrize("extra", [{}, {"n": 3, "seed": 4}, {"echo": True, "logprobs": 2}, {"stop": ["there"]}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"n": 3, "seed": 4}, {"echo": True, "logprobs": 2}, {"stop": ["there"]}, {"prompt_logprobs": 1}]
+)
 def test_whole_and_streamed_are_identical(client, extra):
     body = {"prompt": ["hello", "you"], "max_tokens": 30, "seed": 1, **extra}
     whole = ask(client, **body)
@@ -42,6 +44,9 @@ def test_whole_and_streamed_are_identical(client, extra):
         parts = [part for chunk in chunks for part in chunk["choices"] if part["index"] == choice["index"]]
         assert "".join(part["text"] for part in parts) == choice["text"]
         assert [part["finish_reason"] for part in parts if part["finish_reason"]] == [choice["finish_reason"]]
+        assert [part["prompt_logprobs"] for part in parts if "prompt_logprobs" in part] == (
+            [choice["prompt_logprobs"]] if "prompt_logprobs" in choice else []
+        )
         for name in choice["logprobs"] or {}:
             told = [each for part in parts if part["logprobs"] for each in part["logprobs"][name]]
             assert told == choice["logprobs"][name]

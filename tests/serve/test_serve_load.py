@@ -9,7 +9,7 @@ from serving import Running, assembled, events, serving, user
 
 from axk1.engine.scripted import Pace, Script, ScriptedEngine
 
-CLIENTS, REQUESTS, REPLIES = 12, 14, 97
+CLIENTS, REQUESTS, REPLIES = 8, 12, 97
 SCRIPTS = [Script([f"This is reply {i}. " + "filler " * (i % 9) for i in range(REPLIES)], reasoning="Hm. " * 20)]
 
 

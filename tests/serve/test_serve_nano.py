@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from serving import assembled, events, serving, user
+from serving import NANO, assembled, events, serving, user
 
 from axk1.chat import Chat
 from axk1.engine.engine import ModelEngine
@@ -18,8 +18,6 @@ SUM = user("What is 17 + 25?")
 
 @pytest.fixture(scope="module")
 def chat():
-    from conftest import NANO
-
     return Chat(*load(NANO, dtype="float32"))
 
 

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx2
 import pytest
-from serving import TOOLS, scripted, serving, user, wait_for
+from serving import NANO, TOOLS, scripted, serving, user, wait_for
 from starlette.routing import Mount, Route
 
 from axk1.serve.guard import OPEN
@@ -76,9 +75,10 @@ def test_every_route_but_health_asks_for_the_key(locked):
     ]
     with locked.client() as client:
         for path in sorted(paths - OPEN):
-            for headers in tricks:
-                assert client.post(path, headers=headers).status_code in (401, 403), (path, headers)
-            assert {client.request(method, path).status_code for method in ("GET", "HEAD", "OPTIONS")} == {401}
+            assert {client.request(method, path).status_code for method in ("GET", "POST")} == {401}, path
+        for headers in tricks:
+            assert client.get("/v1/models", headers=headers).status_code in (401, 403), headers
+        assert {client.request(method, PATH).status_code for method in ("HEAD", "OPTIONS", "PUT")} == {401}
         for path in OPEN:
             assert client.get(path).status_code == 200
         for odd in ("/health/", "//health", "/health/../v1/models", "/%68ealth/..%2fmetrics", "/HEALTH"):
@@ -149,7 +149,7 @@ def test_bodies_that_are_no_json_or_too_large(client):
     assert client.post("/v1/messages", content=b"{", headers=kind).json()["type"] == "error"
 
 
-@pytest.mark.parametrize("depth", [100, 900, 960, 20_000])
+@pytest.mark.parametrize("depth", [100, 950, 20_000])
 def test_values_in_each_other_never_break_the_server(client, depth):
     text = "[" * depth + "]" * depth
     fields = ["messages", "tools", "response_format", "stream_options", "tool_choice", "thinking", "logit_bias", "x"]
@@ -253,8 +253,7 @@ def test_a_slow_reader_is_given_up(tokenizer):
 
 def test_a_server_that_is_asked_to_end_finishes_what_runs(tmp_path, tokenizer):
     """SIGTERM: the running stream ends as it would have, new ones are refused, and the process ends."""
-    nano = Path(__file__).parents[2] / "models" / "nano"
-    script = {"tokenizer": str(nano), "pace": {"token": 0.02}, "replies": [{"reply": "word " * 60}]}
+    script = {"tokenizer": str(NANO), "pace": {"token": 0.02}, "replies": [{"reply": "word " * 60}]}
     (tmp_path / "replies.json").write_text(json.dumps(script))
     command = [sys.executable, "-m", "axk1", "serve", f"scripted:{tmp_path / 'replies.json'}", "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

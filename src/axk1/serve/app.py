@@ -46,6 +46,7 @@ def make_app(
         docs_url=None,  # they load their scripts from other addresses
         redoc_url=None,
         lifespan=lifespan,
+        responses=errors.DOCUMENTED,
         redirect_slashes=False,
     )
     app.state.service = service

@@ -26,6 +26,20 @@ _KINDS = {
     415: "invalid_request_error",
     503: "overloaded_error",
 }
+_BODY = {"application/json": {"schema": {"type": "object", "required": ["error"]}}}
+_MEANINGS = {
+    400: "What is wrong with the request, in one sentence.",
+    401: "The key is missing or wrong.",
+    403: "The Host or Origin header is not allowed.",
+    404: "There is no such address, model or running reply.",
+    405: "The address does not take this method.",
+    413: "The body is too large.",
+    503: "The server is full or ending; Retry-After tells when to come again.",
+}
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    status: {"description": meaning, "content": _BODY} for status, meaning in _MEANINGS.items()
+}
+"""The errors of all routes, for the description of the API."""
 
 
 class Refusal(Exception):

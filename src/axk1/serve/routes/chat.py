@@ -16,6 +16,7 @@ from axk1.serve.errors import Refusal
 from axk1.serve.replies import Event, Order, Running, Step, Thought, Usage
 from axk1.serve.routes.common import (
     MAX_LOGPROBS,
+    STREAMED,
     Continued,
     Count,
     Events,
@@ -56,7 +57,7 @@ class ChatBody(Continued):
 def add_routes(routes: FastAPI, service: Service) -> None:
     """Adds the routes of this dialect."""
 
-    @routes.post(ROUTE)
+    @routes.post(ROUTE, responses=STREAMED)
     async def chat(body: ChatBody, http: Request) -> Response:
         """Answers a conversation, whole or streamed."""
         ignored = body.others(ROUTE)

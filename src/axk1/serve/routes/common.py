@@ -24,6 +24,12 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 MAX_LOGPROBS = 20
 
 
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The reply, whole or as events.", "content": {"application/json": {}, "text/event-stream": {}}}
+}
+"""What routes answer that can stream, for the description of the API."""
+
+
 class Body(BaseModel):
     """A request's body: what is declared is honoured, what else is there is for :func:`axk1.serve.fields.ignored`."""
 

@@ -16,7 +16,7 @@ from axk1.serve.calls import Text
 from axk1.serve.errors import Refusal
 from axk1.serve.replies import Choice, Order, Running, Step
 from axk1.serve.routes.chat import usage
-from axk1.serve.routes.common import MAX_LOGPROBS, Continued, Events, event, failure, headers, structured
+from axk1.serve.routes.common import MAX_LOGPROBS, STREAMED, Continued, Events, event, failure, headers, structured
 from axk1.serve.service import Service
 from axk1.serve.tokens import TokenTexts, finite
 
@@ -71,7 +71,7 @@ class _Scores:
 def add_routes(routes: FastAPI, service: Service) -> None:
     """Adds the route of this dialect."""
 
-    @routes.post(ROUTE)
+    @routes.post(ROUTE, responses=STREAMED)
     async def complete(body: CompletionBody, http: Request) -> Response:
         """Continues one prompt or more, whole or streamed."""
         ignored = body.others(ROUTE)
@@ -143,6 +143,7 @@ class _Telling:
         self._prompts = [prompts[i // (body.n or 1)] for i in range(len(running.choices))]
         self._scores = [_Scores(service.texts) for _ in running.choices]
         self._echoed = [not body.echo for _ in running.choices]
+        self._scored: set[int] = set()
         self._common = {"id": running.id, "object": "text_completion", "created": running.created, "model": model}
 
     async def whole(self, http: Request) -> dict[str, Any]:
@@ -151,10 +152,7 @@ class _Telling:
         choices = []
         for choice, whole in zip(self._running.choices, wholes, strict=True):
             text = self._echo(choice) + whole.answer
-            told = self._choice(choice, text, whole.logprobs) | {"finish_reason": choice.finish}
-            if self._body.prompt_logprobs is not None:
-                told["prompt_logprobs"] = self._prompt_logprobs(choice)
-            choices.append(told)
+            choices.append(self._choice(choice, text, whole.logprobs) | {"finish_reason": choice.finish})
         return {**self._common, "choices": choices, "usage": usage(self._running.usage)}
 
     async def stream(self, http: Request) -> AsyncIterator[ServerSentEvent]:
@@ -195,10 +193,13 @@ class _Telling:
             for score in logprobs:
                 self._scores[choice.index].add(score.id, score)
             told["logprobs"] = self._scores[choice.index].take()
+        if self._body.prompt_logprobs is not None and choice.index not in self._scored:
+            self._scored.add(choice.index)  # with the first chunk
+            told["prompt_logprobs"] = self._prompt_logprobs(choice)
         return told
 
     def _prompt_logprobs(self, choice: Choice) -> list[dict[str, Any] | None]:
-        """As vLLM has them: by token id, with rank where it is known."""
+        """As vLLM has them: by token id."""
         told = []
         for score in choice.generation.prompt_logprobs or []:
             if score is None:

@@ -19,6 +19,7 @@ from axk1.serve.blocks import Block, Blocks, Change
 from axk1.serve.errors import Refusal, refusing
 from axk1.serve.replies import Choice, Order, Running
 from axk1.serve.routes.common import (
+    STREAMED,
     Body,
     Count,
     Events,
@@ -66,7 +67,7 @@ class MessagesBody(CountBody):
 def add_routes(routes: FastAPI, service: Service) -> None:
     """Adds the routes of this dialect."""
 
-    @routes.post(ROUTE)
+    @routes.post(ROUTE, responses=STREAMED)
     async def messages(body: MessagesBody, http: Request) -> Response:
         """Answers a conversation, whole or streamed."""
         named = body.others(ROUTE)

@@ -15,6 +15,7 @@ from axk1.serve.errors import Refusal
 from axk1.serve.replies import Order, Running
 from axk1.serve.routes.common import (
     MAX_LOGPROBS,
+    STREAMED,
     Count,
     Events,
     Sampled,
@@ -55,7 +56,7 @@ class ResponsesBody(Sampled):
 def add_routes(routes: FastAPI, service: Service) -> None:
     """Adds the routes of this dialect."""
 
-    @routes.post(ROUTE)
+    @routes.post(ROUTE, responses=STREAMED)
     async def respond(body: ResponsesBody, http: Request) -> Response:
         """Answers an input, whole or streamed."""
         ignored = body.others(ROUTE)
