@@ -245,3 +245,12 @@ def test_compiled_decode_step_equals_eager(backend: str, layers: list[str]) -> N
     assert found[0].shape == (2, 4, VOCAB)
     assert (found[1] - found[0]).abs().max() < 1e-4
     assert (found[1] - new_model()(ids).logits[:, 5:]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_scores_that_are_not_finite_choose_no_token(sample: bool) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        model.generate(tokens(1, 4), max_new_tokens=2, do_sample=sample)

@@ -11,7 +11,7 @@ from axk1.generation.executors import executor_for
 from axk1.generation.gate import Gate
 from axk1.generation.pages import Pool, pages_of
 from axk1.generation.prompts import Prompts
-from axk1.generation.sampling import check_chosen, choose, margins
+from axk1.generation.sampling import choose, margins
 from axk1.generation.speculate import (
     AUTO,
     NO_DRAFTS,
@@ -25,6 +25,7 @@ from axk1.generation.speculate import (
 )
 from axk1.kernels.batch import Batch, Executor, Step
 from axk1.modeling import AXK1ForCausalLM
+from axk1.modeling.finite import check_chosen
 
 PREFILL_TOKENS = 4_096
 """Tokens of prompts run in a step, over all sequences: what bounds the memory of a long prompt's activations."""

@@ -23,6 +23,7 @@ from transformers.generation.logits_process import (
 )
 
 from axk1.generation.history import History
+from axk1.modeling.finite import check_chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,19 +251,6 @@ def choose(scores: Tensor, noise: Tensor | None) -> Tensor:
     tokens = (values if noise is None else values / noise).argmax(-1)  # of NaN and others, argmax takes the NaN
     check_chosen(values.expand(*tokens.shape, values.shape[-1]).gather(-1, tokens[..., None]))
     return tokens
-
-
-def check_chosen(values: Tensor) -> None:
-    """Refuses a choice by ``values`` ``[...]``: the scores or probabilities of the chosen tokens.
-
-    Raises:
-        ValueError: when one of them is not finite.
-    """
-    if not bool(values.isfinite().all()):
-        raise ValueError(
-            "The model's scores for the next token are not finite (NaN or infinity), so none can be chosen: check the "
-            "weights (axk1 verify), compute in float32 or bfloat16, or take off penalties and biases."
-        )
 
 
 def margins(scores: Tensor, noise: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import GenerationMixin
 from transformers.utils.generic import can_return_tuple
@@ -15,6 +15,7 @@ from transformers.utils.generic import can_return_tuple
 from axk1.config import AXK1Config
 from axk1.modeling.cache import LatentCache, check_fits
 from axk1.modeling.compat import CACHE, accepts_both_cache_names
+from axk1.modeling.finite import FiniteScores
 from axk1.modeling.moe import AXK1Router
 from axk1.modeling.objectives import attached, balance_loss, targets_at, token_loss, tokens_per_expert, update_biases
 from axk1.modeling.outputs import AXK1CausalLMOutput, AXK1ModelOutput, AXK1MTPOutput
@@ -122,6 +123,10 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
         made = model_kwargs.get(CACHE)
         if given is None and type(made) is DynamicCache and not made.offloading:
             model_kwargs[CACHE] = LatentCache(self.config)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """transformers' own, and after them :class:`FiniteScores`."""
+        return LogitsProcessorList([*super()._get_logits_processor(*args, **kwargs), FiniteScores()])
 
     def _runs_mtp(self, asked: bool, cache: Cache | None) -> bool:
         """``asked``, where the MTP modules can do it."""
