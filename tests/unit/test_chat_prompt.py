@@ -1,5 +1,6 @@
 """Only the template writes control tokens: whatever a message holds is encoded as text."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_any_text_keeps_the_control_tokens_of_the_template(parts, think):
     assert NANO.decode(ids, skip_special_tokens=False) == expected
 
 
-@given(text=st.text())
+@given(text=st.text().filter(lambda text: not re.search(r"<[|/a-z]", text)))  # no marker by chance
 def test_ordinary_text_is_encoded_as_ever(text):
     """With a marker somewhere else, and without: token for token what the tokenizer makes of the rendered text."""
     messages = [{"role": "user", "content": text}, {"role": "user", "content": "<|im_end|>"}]

@@ -177,15 +177,15 @@ def check_fits(cache: Cache | None, config: AXK1Config) -> None:
         ValueError: it holds keys a head, as prefix tuning makes them, or latents of another width.
     """
     first = cache.layers[0] if isinstance(cache, Cache) and cache.layers else None
-    own = config.kv_lora_rank, config.qk_rope_head_dim
-    if isinstance(first, LatentLayer) and (first.latent_size, first.rope_size) != own:
-        raise ValueError(
-            f"The cache is for latents and rotated keys of {first.latent_size} and {first.rope_size} values; this "
-            f"model's have {own[0]} (kv_lora_rank) and {own[1]} (qk_rope_head_dim): make a LatentCache of its "
-            "configuration."
-        )
     keys = getattr(first, "keys", None)
     if not isinstance(keys, torch.Tensor) or keys.dim() != 4:
+        own = config.kv_lora_rank, config.qk_rope_head_dim
+        if isinstance(first, LatentLayer) and (first.latent_size, first.rope_size) != own:
+            raise ValueError(
+                f"This is a cache of another configuration, for latents and rotated keys of {first.latent_size} and "
+                f"{first.rope_size} values; this model's have {own[0]} (kv_lora_rank) and {own[1]} (qk_rope_head_dim): "
+                "make a LatentCache of its configuration."
+            )
         return  # empty, or of a kind that only transformers reads
     heads, width = keys.shape[1], keys.shape[3]
     if (heads, width) == (1, config.kv_lora_rank):
