@@ -59,14 +59,17 @@ constexpr int64_t kAhead = 8192;  // bytes between what is read in one stream an
 
 // Pieces of memory at equal distances, fetched in order and little by little.
 class Fetch {
-    const char* piece;
-    const int64_t size, distance;
-    int64_t left, place = 0, due = 0;
+    const char* piece = nullptr;
+    int64_t size = 0, distance = 0, left = 0, place = 0, due = 0;
 
 public:
+    Fetch() = default;  // nothing
+
     // `count` pieces of `size` bytes, the first at `data`, each `distance` bytes after the one before.
     Fetch(const void* data, int64_t size_, int64_t distance_, int64_t count)
         : piece(static_cast<const char*>(data)), size(size_), distance(distance_), left(count) {}
+
+    explicit operator bool() const { return left; }
 
     // Fetches the next `bytes`.
     void more(int64_t bytes) {

@@ -77,6 +77,7 @@ struct Singles {
         static constexpr int64_t kGroup = kRegisters == 32 ? 4 : 2;  // vectors of results whose sums are in registers together
         std::vector<Line> held;
         int64_t depth = 0, words = 0;  // columns; vectors of them per vector of results
+        mutable Fetch ahead;
         bool paired = false;
 
         Lanes* place(int64_t word, int64_t vector) { return start() + ((vector / kGroup) * words + word) * kGroup + vector % kGroup; }
@@ -106,9 +107,11 @@ struct Singles {
                     }
                 };
                 const Lanes* w = start() + g * words;
+                Fetch fetch = ahead;
                 if constexpr (two) {
                     int64_t k = 0;
                     for (; k + 2 <= depth; k += 2, w += kGroup) {
+                        if (fetch) fetch.more(kGroup * kLanes * 4);
                         column(k, [&](int v) __attribute__((always_inline)) { return even(w[v]); });
                         column(k + 1, [&](int v) __attribute__((always_inline)) { return odd(w[v]); });
                     }
@@ -116,6 +119,7 @@ struct Singles {
                 } else {
                     for (int64_t k = 0; k < depth; ++k, w += kGroup) column(k, [&](int v) __attribute__((always_inline)) { return w[v]; });
                 }
+                ahead = fetch;
                 #pragma GCC unroll 8
                 for (int m = 0; m < M; ++m)
                     #pragma GCC unroll 4
@@ -132,9 +136,9 @@ struct Singles {
         }
 
     public:
-        // Room for `columns`, of which nothing is known yet; `two`: they come from bfloat16.
-        void resize(int64_t columns, bool two = false) {
-            depth = columns, paired = two, words = two ? (columns + 1) / 2 : columns;
+        // Room for `columns`, of which nothing is known yet; `two`: they come from bfloat16. `next` is fetched while inputs pass.
+        void resize(int64_t columns, bool two = false, Fetch next = {}) {
+            ahead = next, depth = columns, paired = two, words = two ? (columns + 1) / 2 : columns;
             const int64_t bytes = (words + kLanes) * kWide * int64_t(sizeof(float));
             if (int64_t(held.size()) < lines(bytes)) held.resize(lines(bytes));
         }
@@ -194,14 +198,15 @@ inline void add_all(const typename P::Panel& panel, int64_t inputs, int64_t colu
 }
 
 // Calls done(t, sums) for each of the inputs x(t), of `columns` values, with its 64 results; pack(panel, first column)
-// fills a panel that has room for what is left, or as many columns as it may have; `two`: all of it from bfloat16.
+// fills a panel that has room for what is left, or as many columns as it may have; `two`: all of it from bfloat16. `next` is
+// fetched meanwhile: what this thread multiplies by after this.
 template <class P, class Pack, class Input, class Done>
-inline void multiply_panel(int64_t columns, bool two, int64_t inputs, const Pack& pack, const Input& x, const Done& done) {
+inline void multiply_panel(int64_t columns, bool two, int64_t inputs, const Pack& pack, const Input& x, const Done& done, const Fetch& next) {
     thread_local typename P::Panel panel;
     const bool carries = columns > P::kDeepest;
     Sums* carried = memory<P, Sums>(carries ? inputs : 1);  // sums of the panels before
     for (int64_t first = 0; first < columns; first += P::kDeepest) {
-        panel.resize(std::min(P::kDeepest, columns - first), two);
+        panel.resize(std::min(P::kDeepest, columns - first), two, first ? Fetch() : next);
         pack(panel, first);
         for (int64_t t = 0; t < inputs; t += kTogether) {
             const int64_t count = std::min<int64_t>(kTogether, inputs - t);
@@ -219,8 +224,8 @@ inline void multiply_panel(int64_t columns, bool two, int64_t inputs, const Pack
 
 // The same with up to 64 rows of a matrix.
 template <class P, class Input, class Done>
-inline void multiply_rows(const Matrix& w, int64_t rows, int64_t inputs, const Input& x, const Done& done) {
-    multiply_panel<P>(w.length, is_bfloat16(w), inputs, [&](typename P::Panel& panel, int64_t first) { panel.pack(w, rows, first); }, x, done);
+inline void multiply_rows(const Matrix& w, int64_t rows, int64_t inputs, const Input& x, const Done& done, const Fetch& next = {}) {
+    multiply_panel<P>(w.length, is_bfloat16(w), inputs, [&](typename P::Panel& panel, int64_t first) { panel.pack(w, rows, first); }, x, done, next);
 }
 
 inline void store_sums(const Sums& sums, int64_t count, float* out) {

@@ -16,8 +16,10 @@ template <class P, class Done>
 inline void project(Team& team, const Matrix& w, int64_t outputs, const typename P::Value* x, int64_t x_stride, int64_t rows, const Done& done) {
     team.dynamic((outputs + kWide - 1) / kWide, [&](int64_t block) {
         const int64_t first = block * kWide, count = std::min(kWide, outputs - first);
+        const int64_t later = first + team.count * kWide;  // this thread's next block, if all are as fast
         multiply_rows<P>(w.from(first), count, rows, [&](int64_t row) { return x + row * x_stride; },
-                         [&](int64_t row, const Sums& sums) { done(row, first, count, sums); });
+                         [&](int64_t row, const Sums& sums) { done(row, first, count, sums); },
+                         later < outputs ? w.from(later).pieces(std::min(kWide, outputs - later), 0, 1) : Fetch());
     });
 }
 
@@ -259,7 +261,10 @@ public:
             team.barrier();
         }
         team.attempt([&] { plan(w, rule); }, [&] { routing.units.clear(), tiles.clear(); });
-        team.dynamic(int64_t(tiles.size()), [&](int64_t i) { project_up(tiles[i].first, tiles[i].second); });
+        team.dynamic(int64_t(tiles.size()), [&](int64_t i) {
+            const size_t later = i + team.count;  // this thread's next tile, if all are as fast
+            project_up(tiles[i].first, tiles[i].second, later < tiles.size() ? pieces(tiles[later].first, tiles[later].second) : Fetch());
+        });
         team.barrier();
         team.dynamic((hidden + kWide - 1) / kWide, [&](int64_t block) { project_down(block * kWide, std::min(kWide, hidden - block * kWide)); });
         team.barrier();
@@ -288,7 +293,7 @@ private:
     }
 
     // silu(gate) * up of an expert's tokens, 32 columns.
-    void project_up(int64_t u, int64_t first) {
+    void project_up(int64_t u, int64_t first, const Fetch& next) {
         const Routing::Unit& unit = routing.units[u];
         const int64_t count = std::min(kHalf, unit.width - first), stored = std::min(kHalf, P::padded(unit.width) - first);
         const auto pack = [&](typename P::Panel& panel, int64_t column) {
@@ -300,7 +305,15 @@ private:
                               Value* out = inners[u] + t * P::padded(unit.width) + first;
                               for (int64_t g = 0; g < kVectors / 2 && g * kLanes < stored; ++g)
                                   P::store(silu(sums[g]) * sums[kVectors / 2 + g], stored - g * kLanes, out + g * kLanes);
-                          });
+                          }, next);
+    }
+
+    // The rows of a tile.
+    Fetch pieces(int64_t u, int64_t first) const {
+        const Routing::Unit& unit = routing.units[u];
+        const Matrix gate = unit.expert.gate.from(first), up = unit.expert.up.from(first);
+        const int64_t distance = static_cast<const char*>(up.data) - static_cast<const char*>(gate.data);
+        return {gate.data, gate.bytes(std::min(kHalf, unit.width - first)), distance, 2};
     }
 
     // The weighted sum of all experts' outputs, `count` columns from `first` on.
@@ -314,7 +327,7 @@ private:
                                  const float weight = routing.weights[unit.first + t];
                                  Sums& mine = total[routing.tokens[unit.first + t]];
                                  for (int64_t g = 0; g < kVectors; ++g) mine[g] += sums[g] * weight;
-                             });
+                             }, u + 1 < routing.units.size() ? routing.units[u + 1].expert.down.from(first).pieces(count, 0, 1) : Fetch());
         }
         for (int64_t row = 0; row < rows; ++row) store_sums(total[row], count, update + row * hidden + first);
     }

@@ -36,6 +36,7 @@ struct Pairs {
         typedef uint32_t Pair __attribute__((aligned(2), may_alias));  // two neighbouring columns of an input
         std::vector<Line> held;
         int64_t pairs = 0;
+        mutable Fetch ahead;
 
         // [pairs][64], a pair per word.
         __m512i* start() { return reinterpret_cast<__m512i*>(held.data()); }
@@ -52,7 +53,9 @@ struct Pairs {
                 for (int g = 0; g < kVectors; ++g) s[m][g] = fresh ? _mm512_setzero_ps() : __m512(sums[m][g]);
             }
             const __m512i* w = start();
+            Fetch fetch = ahead;
             for (int64_t k = 0; k < pairs; ++k, w += kVectors) {
+                if (fetch) fetch.more(kWide * 4);
                 const __m512bh first = __m512bh(w[0]), second = __m512bh(w[1]), third = __m512bh(w[2]), fourth = __m512bh(w[3]);
                 #pragma GCC unroll 8
                 for (int m = 0; m < M; ++m) {
@@ -63,6 +66,7 @@ struct Pairs {
                     s[m][3] = _mm512_dpbf16_ps(s[m][3], fourth, both);
                 }
             }
+            ahead = fetch;
             #pragma GCC unroll 8
             for (int m = 0; m < M; ++m)
                 #pragma GCC unroll 4
@@ -88,7 +92,8 @@ struct Pairs {
         }
 
     public:
-        void resize(int64_t columns, bool = false) {
+        void resize(int64_t columns, bool = false, Fetch next = {}) {
+            ahead = next;
             pairs = padded(columns) / 2;
             const int64_t written = (pairs + 15) / 16 * 16;  // as `pack` writes them
             if (int64_t(held.size()) < written * kVectors) held.resize(written * kVectors);
