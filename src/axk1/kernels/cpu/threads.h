@@ -1,7 +1,10 @@
-// Threads that share a step. Who waits spins for some microseconds and then sleeps, so that a busy neighbour gets the core.
+// Threads that share a step. Who waits spins for some microseconds and then sleeps, so that a busy neighbour gets the core;
+// and while a neighbour keeps one of the cores, a step does without a thread there. Bits do not depend on how many there are.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <mutex>
@@ -24,6 +27,10 @@ inline void pause() {
 #endif
 }
 
+inline int64_t now() {  // nanoseconds
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 // A number that threads wait for to change.
 class Flag {
     std::atomic<int> value{0}, sleeping{0};
@@ -36,21 +43,24 @@ public:
         if (sleeping.load()) value.notify_all();
     }
 
-    void wait(int old) {
+    // Returns the nanoseconds that it slept: mostly none.
+    int64_t wait(int old) {
         for (int spin = 0; spin < kSpins; ++spin) {
-            if (get() != old) return;
+            if (get() != old) return 0;
             pause();
         }
+        const int64_t start = now();
         sleeping.fetch_add(1);
         while (value.load() == old) value.wait(old);
         sleeping.fetch_sub(1);
+        return now() - start;
     }
 };
 
 // What the threads of a call share.
 struct Shared {
     static constexpr int kLoops = 8;
-    std::atomic<int64_t> arrived{0}, next[kLoops]{};
+    std::atomic<int64_t> arrived{0}, slept{0}, next[kLoops]{};  // slept: nanoseconds, of all, for members that came late
     Flag opened;
     std::exception_ptr failure;  // of thread 0
 };
@@ -71,14 +81,14 @@ public:
     Team(Shared& all, int64_t thread, int64_t threads) : shared(all), me(thread), count(threads) {}
 
     // Returns once all members have come here.
-    void barrier() {
+    void barrier(bool late = true) {
         if (count == 1) return;
         const int before = shared.opened.get();
         if (shared.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
             shared.arrived.store(0, std::memory_order_relaxed);
             shared.opened.raise();
-        } else {
-            shared.opened.wait(before);
+        } else if (const int64_t slept = shared.opened.wait(before); slept && late) {
+            shared.slept.fetch_add(slept, std::memory_order_relaxed);
         }
     }
 
@@ -86,7 +96,7 @@ public:
     template <class What>
     void single(const What& what) {
         if (me == 0) what();
-        barrier();
+        barrier(false);
     }
 
     // The same for what may fail: the others go on, after `otherwise`, and the call throws once all are done.
@@ -125,26 +135,59 @@ public:
     }
 };
 
+// How many threads a call takes. Where others sleep for more than a third of a call, one of the cores is somebody else's: one
+// thread fewer, and after a while a call with it again.
+class Crew {
+    static constexpr int64_t kMillisecond = 1000000, kShortest = 20 * kMillisecond, kLongest = 640 * kMillisecond;
+    int64_t missing = 0, lost = 0;  // threads that are left out; nanoseconds of late calls, less those of others
+    int64_t until = 0, pause = kShortest, since = 0;
+
+public:
+    int64_t size(int64_t threads, int64_t time) {
+        if (missing && time >= until) --missing, lost = 0, since = time;
+        return std::max<int64_t>(threads - missing, 1);
+    }
+
+    // A call of `threads` ended at `time`, after so many nanoseconds.
+    void record(int64_t threads, int64_t time, int64_t took, int64_t slept) {
+        if (threads < 2) return;
+        const bool late = 3 * slept > took * (threads - 1);
+        lost = std::max<int64_t>(late ? lost + took : lost - took, 0);
+        if (lost > 3 * kMillisecond) {
+            pause = time - since < kLongest ? std::min(2 * pause, kLongest) : kShortest;
+            ++missing, lost = 0, until = time + pause, since = until;
+        }
+    }
+};
+
 // Threads that stay. One call runs on them at a time.
 class Pool {
     struct Job {
         void (*run)(void*, Shared&, int64_t, int64_t) = nullptr;
         void* what = nullptr;
-        int64_t threads = 0;
+        Shared* shared = nullptr;
+        int64_t threads = 0, number = 0;  // number: of all jobs, from 1
     };
-    std::mutex busy;
+    std::mutex busy, giving;
+    Crew crew;
     Job job;
-    Shared* shared = nullptr;
     Flag started, ended;
     std::atomic<int64_t> left{0};
     int64_t workers = 0;
 
-    void work(int64_t me, int seen) {
+    void work(int64_t me, int seen, int64_t last) {
         for (;;) {
             started.wait(seen);
             seen = started.get();
-            const Job mine = job;
-            if (me < mine.threads) mine.run(mine.what, *shared, me, mine.threads);
+            Job mine;
+            {
+                std::lock_guard<std::mutex> lock(giving);
+                mine = job;
+            }
+            const bool known = mine.number == last;  // it was seen before the flag rose
+            last = mine.number;
+            if (known || me >= mine.threads) continue;  // nobody waits for this thread
+            mine.run(mine.what, *mine.shared, me, mine.threads);
             if (left.fetch_sub(1, std::memory_order_acq_rel) == 1) ended.raise();
         }
     }
@@ -173,19 +216,27 @@ public:
     void run(int64_t threads, const What& what) {
         std::lock_guard<std::mutex> lock(busy);
         for (; workers + 1 < threads; ++workers)
-            std::thread([this, me = workers + 1, seen = started.get()] { work(me, seen); }).detach();
+            std::thread([this, me = workers + 1, seen = started.get(), last = job.number] { work(me, seen, last); }).detach();
+        const int64_t start = now();
+        threads = crew.size(threads, start);
         Shared all;
-        shared = &all;
-        job = {[](void* given, Shared& common, int64_t me, int64_t count) {
+        const Job given = {[](void* given, Shared& common, int64_t me, int64_t count) {
                    Team team(common, me, count);
                    (*static_cast<const What*>(given))(team);
                },
-               const_cast<void*>(static_cast<const void*>(&what)), threads};
-        left.store(workers, std::memory_order_release);
+               const_cast<void*>(static_cast<const void*>(&what)), &all, threads, job.number + 1};
         const int before = ended.get();
-        started.raise();
-        job.run(job.what, all, 0, threads);
-        if (workers) ended.wait(before);
+        if (threads > 1) {
+            left.store(threads - 1, std::memory_order_release);
+            {
+                std::lock_guard<std::mutex> giver(giving);
+                job = given;
+            }
+            started.raise();
+        }
+        given.run(given.what, all, 0, threads);
+        const int64_t slept = threads > 1 ? ended.wait(before) : 0, end = now();
+        crew.record(threads, end, end - start, slept + all.slept.load());
         if (all.failure) std::rethrow_exception(all.failure);
     }
 };
