@@ -125,6 +125,8 @@ def test_bounds_by_hand(tmp_path):
     # 90 weights besides the head of 40, three tokens; 6 pairs over 2 layers, keys of 4 and values of 3
     flops = 2 * 90 * 3 + 2 * 40 + 2 * 2 * (4 + 3) * 6
     assert prefill_bound(rates, "bfloat16", config, 130, 3) == pytest.approx(3 * 1e6 / flops)
+    widened = Rates(1e9, {"bfloat16": 1e6, "float32": 4e6})
+    assert prefill_bound(widened, "bfloat16", config, 130, 3) == pytest.approx(3 * 4e6 / flops)
 
 
 def test_the_bench_model_is_the_issues():

@@ -208,8 +208,8 @@ def notes(data: dict[str, Any]) -> list[str]:
         f"Limits measured in this run: {bandwidth / 1e9:.1f} GB/s ({which}), {rates}. The bound of decoding is that "
         f"bandwidth over the bytes of active weights ({model['weight_bytes_per_token'] / 1e6:,.1f} MB per token in "
         f"{settings['dtype']}) and of latents ({model['latent_bytes_per_token']:,} B per token of context); the bound "
-        "of prefilling is the matrix rate over the operations. In brackets: of what the bandwidth just before each "
-        "turn allowed.",
+        "of prefilling is the better matrix rate over the operations. In brackets: of what the bandwidth just before "
+        "each turn allowed.",
         f"{'Random weights, fixed seed' if model['random'] else 'Real weights'}: {model['parameters']:,} parameters, "
         f"{model['active_parameters']:,} active per token. {_rounds(data)}, engines in turns, "
         f"{settings['threads']} threads, {settings['device']}.",

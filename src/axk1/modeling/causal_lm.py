@@ -126,7 +126,8 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """transformers' own, and after them :class:`FiniteScores`."""
-        return LogitsProcessorList([*super()._get_logits_processor(*args, **kwargs), FiniteScores()])
+        processors = super()._get_logits_processor(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        return LogitsProcessorList([*processors, FiniteScores()])
 
     def _runs_mtp(self, asked: bool, cache: Cache | None) -> bool:
         """``asked``, where the MTP modules can do it."""

@@ -90,5 +90,7 @@ def prefill_flops(config: AXK1Config, parameters: float, tokens: int) -> float:
 
 
 def prefill_bound(rates: Rates, dtype: str, config: AXK1Config, parameters: float, tokens: int) -> float:
-    """Tokens per second that the matrix multiplications of ``dtype`` allow for a prompt of ``tokens``."""
-    return tokens * rates.matmul[dtype] / prefill_flops(config, parameters, tokens)
+    """Tokens per second that matrix multiplications allow for a prompt of ``tokens``: those of ``dtype``, or of float32
+    where a processor without products of ``dtype`` is faster in it."""
+    rate = max(rates.matmul[dtype], rates.matmul.get("float32", 0.0))
+    return tokens * rate / prefill_flops(config, parameters, tokens)
