@@ -140,17 +140,19 @@ public:
 class Crew {
     static constexpr int64_t kMillisecond = 1000000, kShortest = 20 * kMillisecond, kLongest = 640 * kMillisecond;
     int64_t missing = 0, lost = 0;  // threads that are left out; nanoseconds of late calls, less those of others
-    int64_t until = 0, pause = kShortest, since = 0;
+    int64_t until = 0, pause = kShortest, since = 0, last = 0;
 
 public:
     int64_t size(int64_t threads, int64_t time) {
+        if (time - last > kShortest) missing = lost = 0;  // what was seen then says nothing of now
         if (missing && time >= until) --missing, lost = 0, since = time;
         return std::max<int64_t>(threads - missing, 1);
     }
 
     // A call of `threads` ended at `time`, after so many nanoseconds.
     void record(int64_t threads, int64_t time, int64_t took, int64_t slept) {
-        if (threads < 2) return;
+        last = time;
+        if (threads < 2 || took > kShortest) return;  // a long call may end beside others than it began
         const bool late = 3 * slept > took * (threads - 1);
         lost = std::max<int64_t>(late ? lost + took : lost - took, 0);
         if (lost > 3 * kMillisecond) {
