@@ -84,8 +84,13 @@ struct Singles {
         Lanes* start() { return reinterpret_cast<Lanes*>(held.data()); }
         const Lanes* start() const { return reinterpret_cast<const Lanes*>(held.data()); }
 
-        static Lanes even(const Lanes& pairs) { return reinterpret_cast<const Lanes&>(static_cast<const LanesI32&>(reinterpret_cast<const LanesI32&>(pairs) << 16)); }
-        static Lanes odd(const Lanes& pairs) { return reinterpret_cast<const Lanes&>(static_cast<const LanesI32&>(reinterpret_cast<const LanesI32&>(pairs) & int32_t(0xffff0000))); }
+        // The first columns of pairs, or the second ones: one of the two costs what is wanted of it.
+        template <bool second>
+        static Lanes half(const Lanes& pairs) {
+            Lanes even, odd;
+            load_bfloat16_pairs(reinterpret_cast<const uint16_t*>(&pairs), even, odd);
+            return second ? odd : even;
+        }
 
         template <int M, bool fresh, bool two>
         __attribute__((noinline)) void add_to(const float* const* x, Sums* sums) const {
@@ -112,10 +117,10 @@ struct Singles {
                     int64_t k = 0;
                     for (; k + 2 <= depth; k += 2, w += kGroup) {
                         if (fetch) fetch.more(kGroup * kLanes * 4);
-                        column(k, [&](int v) __attribute__((always_inline)) { return even(w[v]); });
-                        column(k + 1, [&](int v) __attribute__((always_inline)) { return odd(w[v]); });
+                        column(k, [&](int v) __attribute__((always_inline)) { return half<false>(w[v]); });
+                        column(k + 1, [&](int v) __attribute__((always_inline)) { return half<true>(w[v]); });
                     }
-                    if (k < depth) column(k, [&](int v) { return even(w[v]); });
+                    if (k < depth) column(k, [&](int v) { return half<false>(w[v]); });
                 } else {
                     for (int64_t k = 0; k < depth; ++k, w += kGroup) column(k, [&](int v) __attribute__((always_inline)) { return w[v]; });
                 }
