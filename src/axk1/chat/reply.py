@@ -114,6 +114,36 @@ class StopStrings:
         return held
 
 
+class TokenStream:
+    """Text of tokens as they come. Characters that are not complete yet are held back.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer.
+        skip_special: whether control tokens are left out.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, skip_special: bool = False):
+        self._tokenizer, self._skip = tokenizer.backend_tokenizer, skip_special
+        self._stream = DecodeStream(skip_special_tokens=skip_special)
+        self._ids: list[int] = []
+        self._decoded = 0  # characters
+
+    def __len__(self) -> int:
+        """Tokens taken."""
+        return len(self._ids)
+
+    def push(self, token: int) -> str:
+        """The text that became certain with ``token``."""
+        self._ids.append(token)
+        text = self._stream.step(self._tokenizer, token) or ""
+        self._decoded += len(text)
+        return text
+
+    def finish(self) -> str:
+        """What is left: a cut-off character."""
+        return self._tokenizer.decode(self._ids, skip_special_tokens=self._skip)[self._decoded :]
+
+
 class ReplyBuilder:
     """Takes the tokens of one row as they are generated and gives out deltas; at the end, the :class:`Reply`.
 
@@ -135,15 +165,12 @@ class ReplyBuilder:
         stop: Sequence[str] = (),
         tools: bool = False,
     ):
-        self._tokenizer = tokenizer.backend_tokenizer
-        self._stream = DecodeStream(skip_special_tokens=False)  # <think> and <tool_call> may be special tokens
+        self._tokens = TokenStream(tokenizer)  # <think> and <tool_call> may be special tokens
         self._parser = ReasoningParser(think)
         self._stop = StopStrings(stop)
         self._stop_ids = stop_ids
         self._tools = tools
         self._prompt_tokens = prompt_tokens
-        self._ids: list[int] = []
-        self._decoded = 0  # characters
         self._parts: dict[str, list[str]] = {"reasoning": [], "answer": []}
         self._counts = {"reasoning": 0, "answer": 0}
         self._start = self._end = time.perf_counter()
@@ -152,7 +179,7 @@ class ReplyBuilder:
     @property
     def tokens(self) -> int:
         """Tokens taken, without the one that ended the turn."""
-        return len(self._ids)
+        return len(self._tokens)
 
     @property
     def reasoning_tokens(self) -> int:
@@ -176,11 +203,8 @@ class ReplyBuilder:
             return []
         if token in self._stop_ids:
             return self.finish("stop")
-        self._ids.append(token)
-        text = self._stream.step(self._tokenizer, token) or ""
-        self._decoded += len(text)
         was_closed = self._parser.closed
-        deltas = self._take(self._parser.feed(text))
+        deltas = self._take(self._parser.feed(self._tokens.push(token)))
         if was_closed or not self._parser.closed:  # else this token completed </think>: it belongs to neither
             self._counts["answer" if was_closed else "reasoning"] += 1
         return deltas + (self.finish("stop") if self._stop.found else [])
@@ -193,8 +217,7 @@ class ReplyBuilder:
         self._end = time.perf_counter()
         deltas: list[Delta] = []
         if not self._stop.found:
-            rest = self._tokenizer.decode(self._ids, skip_special_tokens=False)[self._decoded :]  # a cut-off character
-            deltas = self._take(self._parser.feed(rest) + self._parser.finish())
+            deltas = self._take(self._parser.feed(self._tokens.finish()) + self._parser.finish())
         if not self._stop.found and (held := self._stop.finish()):
             self._parts["answer"].append(held)
             deltas.append(Delta("answer", held))

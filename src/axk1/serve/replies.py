@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tokenizers.decoders import DecodeStream
 from transformers import LogitsProcessor, MinNewTokensLengthLogitsProcessor, PreTrainedTokenizerFast
 
-from axk1.chat.reply import ReplyBuilder, StopStrings
+from axk1.chat.parser import Delta
+from axk1.chat.reply import ReplyBuilder, StopStrings, TokenStream
 from axk1.chat.tools import extract_tool_calls
 from axk1.engine.interface import Chunk, Generation, Reasoning, Request
 from axk1.generation.sampling import Sampling, TokenLogprobs, row_seeds
@@ -286,12 +286,6 @@ def _joined(events: list[Event]) -> list[Event]:
     return joined
 
 
-@dataclass(frozen=True, slots=True)
-class _Delta:
-    kind: str
-    text: str
-
-
 class _Raw:
     """Text of a completion as it comes: what :class:`ReplyBuilder` is for a chat."""
 
@@ -299,32 +293,25 @@ class _Raw:
     reasoning_tokens = 0
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_ids: Collection[int], order: Order) -> None:
-        self._tokenizer, self._stop_ids, self._skip = tokenizer.backend_tokenizer, stop_ids, order.skip_special
-        self._stream = DecodeStream(skip_special_tokens=order.skip_special)
+        self._tokens, self._stop_ids = TokenStream(tokenizer, order.skip_special), stop_ids
         self._stop = StopStrings(order.stop)
-        self._ids: list[int] = []
-        self._decoded = 0
         self.finish_reason: str | None = None
 
     @property
     def stop_string(self) -> str | None:
         return self._stop.matched
 
-    def push(self, token: int) -> list[_Delta]:
+    def push(self, token: int) -> list[Delta]:
         if token in self._stop_ids:
             return self.finish("stop")
-        self._ids.append(token)
-        text = self._stream.step(self._tokenizer, token) or ""
-        self._decoded += len(text)
-        kept = self._stop.feed(text)
+        kept = self._stop.feed(self._tokens.push(token))
         if self._stop.found:
             self.finish_reason = "stop"
-        return [_Delta("answer", kept)] if kept else []
+        return [Delta("answer", kept)] if kept else []
 
-    def finish(self, reason: str) -> list[_Delta]:
+    def finish(self, reason: str) -> list[Delta]:
         if self.finish_reason is not None:
             return []
         self.finish_reason = reason
-        rest = self._tokenizer.decode(self._ids, skip_special_tokens=self._skip)[self._decoded :]
-        kept = self._stop.feed(rest) + ("" if self._stop.found else self._stop.finish())
-        return [_Delta("answer", kept)] if kept else []
+        kept = self._stop.feed(self._tokens.finish()) + ("" if self._stop.found else self._stop.finish())
+        return [Delta("answer", kept)] if kept else []
