@@ -1,6 +1,7 @@
 """The thinking budget: at the limit the reasoning is closed, and an answer follows."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,11 @@ from axk1.engine.closing import Closing
 from axk1.engine.interface import Reasoning
 
 UNLIMITED = -1
+
+
+def has_closed(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int]) -> bool:
+    """Whether the text of the tokens ``reply`` has left its reasoning, as the parser sees it."""
+    return THINK_CLOSE in tokenizer.decode(list(reply), skip_special_tokens=False)
 
 
 class ThinkingBudget(LogitsProcessor):
@@ -35,10 +41,7 @@ class ThinkingBudget(LogitsProcessor):
                 "(for 0, render Non-Think)."
             )
         close: list[int] = tokenizer.encode(THINK_CLOSE, add_special_tokens=False)
-
-        def is_closed(reply: Sequence[int]) -> bool:
-            return THINK_CLOSE in tokenizer.decode(list(reply), skip_special_tokens=False)
-
+        is_closed = partial(has_closed, tokenizer)
         self._rows = [
             None if budget == UNLIMITED else Closing(Reasoning(close, is_closed, budget), prompt_length)
             for budget in budgets

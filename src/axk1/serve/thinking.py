@@ -1,11 +1,13 @@
 """Think or not, and how long: every name that clients have for it, as one mode and one budget."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from axk1.chat.budget import has_closed
 from axk1.chat.parser import THINK_CLOSE
 from axk1.engine.interface import Reasoning
 from axk1.serve.errors import Refusal
@@ -100,7 +102,7 @@ class Closing:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, sentence: str) -> None:
-        self._tokenizer = tokenizer
+        self._is_closed = partial(has_closed, tokenizer)
         self._sentence = tokenizer.encode(sentence, add_special_tokens=False) if sentence else []
         self._tag: list[int] = tokenizer.encode(THINK_CLOSE, add_special_tokens=False)
 
@@ -109,11 +111,7 @@ class Closing:
         quarter of the budget."""
         length = len(self._sentence)
         if budget is None:
-            return Reasoning([*self._sentence, *self._tag], self.is_closed)
+            return Reasoning([*self._sentence, *self._tag], self._is_closed)
         if length * 4 > budget:
-            return Reasoning(self._tag, self.is_closed, budget)
-        return Reasoning([*self._sentence, *self._tag], self.is_closed, budget - length)
-
-    def is_closed(self, tokens: Sequence[int]) -> bool:
-        """Whether the text of ``tokens`` has left its reasoning, as the parser sees it."""
-        return THINK_CLOSE in self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+            return Reasoning(self._tag, self._is_closed, budget)
+        return Reasoning([*self._sentence, *self._tag], self._is_closed, budget - length)
