@@ -29,11 +29,11 @@ from axk1.engine.interface import (
     wake,
 )
 from axk1.generation.history import History
+from axk1.generation.pages import PAGE
 from axk1.generation.sampling import Draws, Scorer, TokenLogprobs, choose, token_logprobs
 
 CERTAIN = 50.0
 """The logit of the script's token."""
-PAGE = 64
 _CPU = torch.device("cpu")
 
 
@@ -198,9 +198,8 @@ class ScriptedEngine:
         run.ready = time.monotonic() + self.pace.prompt
         prompt = list(request.prompt)
         if request.prompt_logprobs is None:
-            generation.cached_tokens = max(
-                (_shared(prompt, *seen) for seen in self._seen_by(request.tenant)), default=0
-            )
+            seen = (other for tenant, other in self._seen if tenant == request.tenant)
+            generation.cached_tokens = max((_shared(prompt, other) for other in seen), default=0)
         self._seen.append((request.tenant, prompt))
         totals = self._totals
         self._totals = replace(
@@ -209,9 +208,6 @@ class ScriptedEngine:
             prefix_queries=totals.prefix_queries + len(prompt),
             prefix_hits=totals.prefix_hits + generation.cached_tokens,
         )
-
-    def _seen_by(self, tenant: str) -> list[tuple[list[int]]]:
-        return [(prompt,) for owner, prompt in self._seen if owner == tenant]
 
     def _step(self, runs: "list[_Run]") -> None:
         ended, written = [], 0
