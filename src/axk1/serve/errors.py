@@ -67,6 +67,16 @@ class Refusal(Exception):
         self.retry_after = retry_after
 
 
+def check_count(count: int, most: int, what: str, param: str | None = None) -> None:
+    """Refuses more than ``most`` of something.
+
+    Raises:
+        Refusal: there are more.
+    """
+    if count > most:
+        raise Refusal(f"There are {count} {what}; {most} are taken.", param=param)
+
+
 @contextmanager
 def refusing(param: str | None = None) -> Iterator[None]:
     """Turns the ``ValueError`` of what a request asks for into a 400, and a full engine into a 503."""

@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast
 from axk1.chat.prompt import prompt_ids
 from axk1.engine.interface import Engine
 from axk1.serve.blocks import Whole
-from axk1.serve.errors import Refusal, log, refusing
+from axk1.serve.errors import Refusal, check_count, log, refusing
 from axk1.serve.grammar import Grammars
 from axk1.serve.guard import tenant_of
 from axk1.serve.metrics import Metrics
@@ -41,6 +41,7 @@ class Service:
     ) -> None:
         self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
         self.stop_ids = frozenset(stop_ids)
+        self.vocabulary = len(tokenizer)
         self.texts = TokenTexts(tokenizer)
         self.metrics = Metrics(engine, settings.names[0])
         self.ready = False
@@ -71,12 +72,32 @@ class Service:
         Raises:
             Refusal: for messages or tools that are not right.
         """
-        if isinstance(messages, list) and len(messages) > self.settings.max_messages:
-            raise Refusal(f"There are {len(messages)} messages; {self.settings.max_messages} are taken.")
-        if isinstance(tools, list) and len(tools) > self.settings.max_tools:
-            raise Refusal(f"There are {len(tools)} tools; {self.settings.max_tools} are taken.", param="tools")
+        if isinstance(messages, list):
+            check_count(len(messages), self.settings.max_messages, "messages")
+        self.check_tools(tools)
         with refusing("messages"):
             return await asyncio.to_thread(prompt_ids, self.tokenizer, messages, think, tools)
+
+    def check_tools(self, tools: Any) -> None:
+        """Refuses too many tools, before anybody looks at one.
+
+        Raises:
+            Refusal: there are more than this server takes.
+        """
+        if isinstance(tools, list):
+            check_count(len(tools), self.settings.max_tools, "tools", "tools")
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        """The tokens of ``text`` as it is, with the tokenizer's own around them if ``special``.
+
+        Raises:
+            Refusal: it is no text that can be encoded.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Refusal("The prompt is not valid Unicode: it has a lone surrogate.", param="prompt") from None
+        return self.tokenizer.encode(text, add_special_tokens=special)
 
     async def start(self, prefix: str, orders: Order | list[Order], http: HttpRequest) -> Running:
         """Gives orders to the engine; several are the prompts of one request, and their choices are numbered on.
@@ -104,10 +125,7 @@ class Service:
         if order.choices > self.settings.max_choices:
             most = self.settings.max_choices
             raise Refusal(f"n is {order.choices}; this server gives {most} choices at most.", param="n")
-        if len(order.stop) > self.settings.max_stops:
-            raise Refusal(
-                f"There are {len(order.stop)} stop strings; {self.settings.max_stops} are taken.", param="stop"
-            )
+        check_count(len(order.stop), self.settings.max_stops, "stop strings", "stop")
         order = self._fitted(order, tenant)
         processors = await self._processors(order)
         thinking = order.thinking
@@ -131,11 +149,9 @@ class Service:
                 f"The prompt has {len(order.prompt)} tokens; {self.engine.max_tokens} fit, reply included.",
                 code="context_length_exceeded",
             )
-        if any(not 0 <= id < len(self.tokenizer) for id in order.prompt):
-            raise Refusal(
-                f"The prompt has token ids outside of the vocabulary of {len(self.tokenizer)}.", param="prompt"
-            )
-        if any(not 0 <= id < len(self.tokenizer) for id in order.sampling.logit_bias):
+        if any(not 0 <= id < self.vocabulary for id in order.prompt):
+            raise Refusal(f"The prompt has token ids outside of the vocabulary of {self.vocabulary}.", param="prompt")
+        if any(not 0 <= id < self.vocabulary for id in order.sampling.logit_bias):
             raise Refusal("logit_bias names token ids outside of the vocabulary.", param="logit_bias")
         seed = order.sampling.seed if order.sampling.seed is not None else secrets.randbelow(SEED_END)
         wanted = order.max_new_tokens

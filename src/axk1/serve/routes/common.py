@@ -206,8 +206,7 @@ def plan_tools(service: Service, tools: Any, mode: str, name: str | None, parall
         Refusal: for tools that are none, or a choice that is not among them.
     """
     limits = service.settings
-    if isinstance(tools, list) and len(tools) > limits.max_tools:
-        raise Refusal(f"There are {len(tools)} tools; {limits.max_tools} are taken.", param="tools")
+    service.check_tools(tools)
     with refusing("tools"):
         checked = check_tools(tools)
     if mode != "none" and mode != "auto" and not checked:

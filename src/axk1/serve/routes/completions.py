@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from axk1.generation.sampling import TokenLogprobs
 from axk1.serve.calls import Text
-from axk1.serve.errors import Refusal
+from axk1.serve.errors import Refusal, check_count
 from axk1.serve.replies import Choice, Order, Running, Step
 from axk1.serve.routes.chat import usage
 from axk1.serve.routes.common import MAX_LOGPROBS, STREAMED, Continued, Events, event, failure, headers, structured
@@ -93,8 +93,7 @@ def _prompts(service: Service, body: CompletionBody) -> list[tuple[list[int], st
     """
     given: Any = body.prompt
     prompts = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    if len(prompts) > service.settings.max_prompts:
-        raise Refusal(f"There are {len(prompts)} prompts; {service.settings.max_prompts} are taken.", param="prompt")
+    check_count(len(prompts), service.settings.max_prompts, "prompts", "prompt")
     pairs = [_encoded(service, body, prompt) for prompt in prompts]
     if not all(ids for ids, _ in pairs):
         raise Refusal("A prompt is empty; there must be at least one token to continue.", param="prompt")
@@ -103,13 +102,8 @@ def _prompts(service: Service, body: CompletionBody) -> list[tuple[list[int], st
 
 def _encoded(service: Service, body: CompletionBody, prompt: Any) -> tuple[list[int], str]:
     if isinstance(prompt, str):
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise Refusal("The prompt is not valid Unicode: it has a lone surrogate.", param="prompt") from None
-        special = body.add_special_tokens is not False
-        return service.tokenizer.encode(prompt, add_special_tokens=special), prompt
-    if any(not 0 <= id < len(service.tokenizer) for id in prompt):
+        return service.encode(prompt, body.add_special_tokens is not False), prompt
+    if any(not 0 <= id < service.vocabulary for id in prompt):
         raise Refusal("The prompt has token ids outside of the vocabulary.", param="prompt")
     return prompt, str(service.tokenizer.decode(prompt, skip_special_tokens=False)) if body.echo else ""
 

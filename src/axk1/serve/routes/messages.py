@@ -50,6 +50,11 @@ class CountBody(Body):
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
 
+    @property
+    def parallel(self) -> bool:
+        """Whether there may be several calls."""
+        return not (self.tool_choice or {}).get("disable_parallel_tool_use", False)
+
 
 class MessagesBody(CountBody):
     """The body of a messages request."""
@@ -102,7 +107,6 @@ async def _order(service: Service, body: MessagesBody) -> tuple[Order, list[str]
     thinking = _thinking(service, body, config.get("effort"), body.chat_template_kwargs)
     answer = response_schema(config.get("format"), "output_config.format")
     tools, unread = _tools(service, body, answer)
-    parallel = not (body.tool_choice or {}).get("disable_parallel_tool_use", False)
     given = {name: value for name in ("temperature", "top_p") if (value := getattr(body, name)) is not None}
     if body.top_k is not None:
         given["top_k"] = max(body.top_k, 0)
@@ -115,7 +119,7 @@ async def _order(service: Service, body: MessagesBody) -> tuple[Order, list[str]
         max_new_tokens=body.max_tokens,
         stop=stop,
         tools=tools.read,
-        parallel=parallel,
+        parallel=body.parallel,
         grammar=tools.grammar,
     )
     return order, unread
@@ -146,8 +150,7 @@ def _tools(service: Service, body: CountBody, answer: Any = None) -> tuple[Tools
     name = choice.get("name") if kind == "tool" else None
     if kind == "tool" and not isinstance(name, str):
         raise Refusal("tool_choice names no tool.", param="tool_choice")
-    parallel = not choice.get("disable_parallel_tool_use", False)
-    return plan_tools(service, tools, _CHOICES[kind], name, parallel, answer), unread
+    return plan_tools(service, tools, _CHOICES[kind], name, body.parallel, answer), unread
 
 
 def _messages(body: CountBody) -> list[dict[str, Any]]:

@@ -77,8 +77,8 @@ def add_routes(routes: FastAPI, service: Service) -> None:
     async def detokenize(body: DetokenizeBody) -> dict[str, Any]:
         """The text of tokens, control tokens included."""
         service.model(body.model)
-        if any(id >= len(service.tokenizer) for id in body.tokens):
-            raise Refusal(f"A token id is outside of the vocabulary of {len(service.tokenizer)}.", param="tokens")
+        if any(id >= service.vocabulary for id in body.tokens):
+            raise Refusal(f"A token id is outside of the vocabulary of {service.vocabulary}.", param="tokens")
         return {"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=False)}
 
 
@@ -100,10 +100,6 @@ async def _tokens(service: Service, body: TokenizeBody) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise Refusal("Give a prompt or messages.", param="prompt")
     if body.prompt is not None:
-        try:
-            body.prompt.encode()
-        except UnicodeEncodeError:
-            raise Refusal("The prompt is not valid Unicode: it has a lone surrogate.", param="prompt") from None
-        return service.tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+        return service.encode(body.prompt, body.add_special_tokens is not False)
     thinking = choose(service.settings.think, template=body.chat_template_kwargs, budgets=budgets(body))
     return await service.prompt(body.messages, thinking.think, body.tools)
