@@ -47,7 +47,7 @@ export async function* streamChat(body, signal, heard) {
   const response = await ask(CHAT, { method: "POST", body: JSON.stringify(asked), signal });
   yield { id: response.headers.get("x-request-id"), seed: response.headers.get("x-axk1-seed") };
   for await (const data of readEvents(response.body, heard)) {
-    if (data === "[DONE]") return;
+    if (data === "[DONE]") continue; // the end of the stream follows
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Refused(500, String(chunk.error.message));
     yield chunk;
