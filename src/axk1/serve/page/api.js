@@ -3,6 +3,7 @@
 import { getKey } from "./preferences.js";
 
 const CHAT = "/v1/chat/completions";
+const SLICE = 8; // milliseconds after which events that have piled up let the page draw
 
 /** What the server refused, in its own words. */
 export class Refused extends Error {
@@ -58,14 +59,27 @@ export async function* streamChat(body, signal, heard) {
 async function* readEvents(stream, heard) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (;;) {
+  for (let begun = performance.now(); ;) {
     const { value, done } = await reader.read();
     if (done) return;
     heard();
+    if (performance.now() - begun > SLICE) {
+      await nextTask();
+      begun = performance.now();
+    }
     const lines = (rest + value).split("\n");
     rest = lines.pop();
     for (const line of lines) {
       if (line.startsWith("data:")) yield line.slice(5).trim();
     }
   }
+}
+
+/** Until the browser has had its turn; unlike a timer it is not slowed down in a tab that nobody sees. */
+function nextTask() {
+  const { port1, port2 } = new MessageChannel();
+  return new Promise((resolve) => {
+    port1.onmessage = () => (port1.close(), resolve());
+    port2.postMessage(null);
+  });
 }

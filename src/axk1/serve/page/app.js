@@ -15,7 +15,7 @@ import * as store from "./store.js";
 import * as transfer from "./transfer.js";
 
 const RETRY = 5000;
-const SAVE = 1000;
+const SAVE = 500;
 const SAID = 600; // characters of an answer that are read out at its end; longer ones are only said to be there
 
 export class App {
@@ -39,7 +39,8 @@ export class App {
     store.onWrittenElsewhere((id) => this.#reload(id));
     this.conversations = await store.all();
     window.addEventListener("hashchange", () => this.#openNamed());
-    for (const event of ["visibilitychange", "pagehide"]) document.addEventListener(event, () => this.#saveRunning());
+    document.addEventListener("visibilitychange", () => document.visibilityState === "hidden" && this.#saveRunning());
+    window.addEventListener("pagehide", () => this.#saveRunning());
     this.#openNamed();
     this.composer.focus();
     await this.connect();
@@ -267,6 +268,7 @@ export class App {
     const { think, budget } = this.composer;
     this.#run(tree.add(this.conversation, parent, "assistant", {
       reasoning: "",
+      state: "running",
       model: this.model.id,
       asked: { temperature, top_p, max_tokens, seed: seed ?? drawSeed(), think, budget },
       seed: "",
@@ -286,8 +288,14 @@ export class App {
     reply.run(this.model.id);
   }
 
+  /** A reply has more: it is drawn once per frame, however many events there were. */
   #changed(reply) {
     this.#saveSoon(reply.conversation);
+    reply.frame ??= requestAnimationFrame(() => this.#drawReply(reply));
+  }
+
+  #drawReply(reply) {
+    reply.frame = null;
     if (reply !== this.reply) return;
     this.chat.update(reply.node);
     if (reply.phase !== reply.said && reply.phase !== "waiting") say(t(`says.${reply.phase}`));
@@ -325,7 +333,6 @@ export class App {
   }
 
   #saveRunning() {
-    if (document.visibilityState !== "hidden") return;
     for (const { conversation } of this.#running.values()) this.#save(conversation, conversation.updated);
   }
 

@@ -39,7 +39,7 @@ export function versions(conversation, node) {
 
 /** Adds a message below `parent` (an id, or null for the first) and shows it. */
 export function add(conversation, parent, role, fields) {
-  const node = { id: newId(), parent, role, content: "", created: Date.now(), ...fields };
+  const node = { id: newId(), parent, role, content: "", created: Date.now(), edited: false, ...fields };
   conversation.nodes.push(node);
   conversation.leaf = node.id;
   conversation.updated = Date.now();

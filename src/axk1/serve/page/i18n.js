@@ -13,6 +13,7 @@ const TEXTS = { en, ko, ja, zh, es };
 export const LANGUAGES = { en: "English", ko: "한국어", ja: "日本語", zh: "中文", es: "Español" };
 
 let language = "en";
+const formats = new Map(); // making one takes longer than drawing a line
 
 /** The language that was chosen, else the first of the browser's that there is. */
 export function detect() {
@@ -40,7 +41,11 @@ export function t(key, values = {}) {
 
 /** A number, with `digits` after the point. */
 export function number(value, digits = 0) {
-  return new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(value);
+  const key = `${language} ${digits}`;
+  if (!formats.has(key)) {
+    formats.set(key, new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+  }
+  return formats.get(key).format(value);
 }
 
 /** Puts the texts into all elements of the page that name one: data-text, data-label, data-placeholder. */

@@ -58,7 +58,7 @@ function readAnswer(value) {
     model: string(value.model),
     state: STATES.includes(value.state) ? value.state : "lost",
     error: string(value.error),
-    asked: { ...readSettings(value.asked), think: value.asked?.think === true, budget: number(value.asked?.budget) ?? -1 },
+    asked: { ...readNumbers(value.asked), think: value.asked?.think === true, budget: number(value.asked?.budget) ?? -1 },
     seed: string(value.seed),
     usage: numbers(value.usage, ["prompt", "cached", "completion", "reasoning"]),
     seconds: numbers(value.seconds, ["first", "thinking", "total"]),
@@ -79,8 +79,11 @@ function readSaved(value) {
 }
 
 function readSettings(value) {
-  const numeric = ["temperature", "top_p", "seed", "max_tokens"].map((name) => [name, number(value?.[name])]);
-  return { ...SETTINGS, ...Object.fromEntries(numeric), system: string(value?.system) };
+  return { ...SETTINGS, ...readNumbers(value), system: string(value?.system) };
+}
+
+function readNumbers(value) {
+  return Object.fromEntries(["temperature", "top_p", "max_tokens", "seed"].map((name) => [name, number(value?.[name])]));
 }
 
 function numbers(value, names) {
