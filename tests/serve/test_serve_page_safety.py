@@ -97,7 +97,8 @@ class Bursts(ScriptedEngine):
 
     def _step(self, runs) -> None:
         for run in runs:
-            piece, run._reply[:31] = run._reply[:31], []
+            script = run._thought or run._reply
+            piece, script[:31] = script[:31], []
             if piece:
                 run._history.tokens.extend(piece)
                 run.generation.push(piece, None)

@@ -88,10 +88,6 @@ export class App {
     return last ? last.usage.prompt + last.usage.completion : 0;
   }
 
-  drawn() {
-    this.chat.drawn();
-  }
-
   say(text) {
     say(text);
   }
@@ -310,7 +306,7 @@ export class App {
     if (this.conversations.includes(conversation)) this.#save(conversation);
     this.sidebar.render();
     if (!shown) return;
-    this.chat.render();
+    this.chat.update(node);
     this.composer.update();
     say(node.state === "done" && node.content.length < SAID ? node.content : t(`says.${node.state}`));
     if (reply.refused?.status === 401) askKey(this);

@@ -19,7 +19,8 @@ export class ChatView {
     this.app = app;
     this.#scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     this.#newest.addEventListener("click", () => this.toEnd());
-    new ResizeObserver(() => this.drawn()).observe(this.#scroller);
+    const resized = new ResizeObserver(() => this.#follow()); // once a frame, when its layout is known anyway
+    for (const element of [this.#scroller, this.#messages]) resized.observe(element);
   }
 
   /** Draws the whole branch that is shown. */
@@ -42,20 +43,19 @@ export class ChatView {
     this.#views.get(node.id)?.edit();
   }
 
-  /** After something grew: stays at the end. */
-  drawn() {
-    if (this.#follows) this.#scroller.scrollTop = this.#scroller.scrollHeight;
-  }
-
   /** Scrolls to the end and follows. */
   toEnd() {
     this.#follows = true;
     this.#newest.hidden = true;
-    this.drawn();
+    this.#follow();
   }
 
   #make(node) {
     return node.role === "user" ? new Question(node, this.app) : new Answer(node, this.app);
+  }
+
+  #follow() {
+    if (this.#follows) this.#scroller.scrollTop = this.#scroller.scrollHeight;
   }
 
   #scrolled() {

@@ -45,7 +45,11 @@ class Message {
   /** Replaces the text by a field for it until it is saved or left. */
   edit() {
     const field = h("textarea", { "aria-label": t("edit"), rows: Math.min(this.node.content.split("\n").length + 1, 16) });
-    const close = () => (form.replaceWith(...shown), this.tools.querySelector("button")?.focus());
+    const close = () => {
+      this.element.classList.remove("editing");
+      form.replaceWith(...shown);
+      this.tools.querySelector("button")?.focus();
+    };
     const save = () => (close(), this.saveEdit(field.value));
     const form = h("form", { class: "edit", onsubmit: (event) => (event.preventDefault(), save()) }, field,
       h("div", { class: "row end" },
@@ -57,6 +61,7 @@ class Message {
     });
     const shown = [...this.body.childNodes];
     field.value = this.node.content;
+    this.element.classList.add("editing");
     this.body.replaceChildren(form);
     field.focus();
   }
@@ -95,7 +100,7 @@ export class Answer extends Message {
   constructor(node, app) {
     super(node, app);
     this.heading.textContent = t("modelSaid", { model: node.model });
-    this.#prose = new Prose(this.#text, () => app.drawn());
+    this.#prose = new Prose(this.#text);
     this.body.append(this.#status, this.#text);
     this.element.append(this.#notice, h("footer", {}, this.tools, this.#facts));
     this.update();
@@ -156,7 +161,7 @@ export class Answer extends Message {
 
   #showReasoning(reply) {
     if (!this.#thought) {
-      this.#thought = new Reasoning(() => this.app.drawn());
+      this.#thought = new Reasoning();
       this.body.prepend(this.#thought.element);
     }
     this.#thought.set(this.node.reasoning, reply?.phase !== "reasoning");
@@ -171,9 +176,9 @@ class Reasoning {
   #done = false;
   #prose;
 
-  constructor(drawn) {
+  constructor() {
     const text = h("div", { class: "prose" });
-    this.#prose = new Prose(text, drawn);
+    this.#prose = new Prose(text);
     this.element = h("details", { class: "reasoning", open: get("open") }, h("summary", {}, this.#label, this.#peek), text);
     this.element.addEventListener("toggle", () => {
       set("open", this.element.open);

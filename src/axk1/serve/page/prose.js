@@ -26,12 +26,11 @@ function work() {
     let more = true;
     while (more && performance.now() < end && performance.now() >= prose.pause) more = prose.step();
     if (!more) waiting.delete(prose);
-    prose.drawn();
   }
   if (waiting.size) frame = requestAnimationFrame(work);
 }
 
-/** A text's elements. `drawn` is called after every frame that changed them. */
+/** A text's elements, below `element`. */
 export class Prose {
   #text = "";
   #done = false;
@@ -47,9 +46,8 @@ export class Prose {
   /** When the end may be drawn again: one that takes long is drawn less often. */
   pause = 0;
 
-  constructor(element, drawn = () => {}) {
+  constructor(element) {
     this.element = element;
-    this.drawn = drawn;
     element.append(this.#tail);
   }
 
