@@ -362,7 +362,13 @@ def test_a_screen_reader_hears_the_end_once(page):
 
 @pytest.mark.parametrize(
     ("locale", "new"),
-    [("ko-KR", "새 대화"), ("ja-JP", "新しい会話"), ("zh-CN", "新对话"), ("es-MX", "Nueva conversación"), ("fr-FR", "New conversation")],
+    [
+        ("ko-KR", "새 대화"),
+        ("ja-JP", "新しい会話"),
+        ("zh-CN", "新对话"),
+        ("es-MX", "Nueva conversación"),
+        ("fr-FR", "New conversation"),
+    ],
 )
 def test_languages(browser, fast, locale, new):
     with visiting(browser, fast, locale=locale) as page:

@@ -34,14 +34,15 @@ ATTACKS = [
     f"[x](javascript:{HARM}) [x](JaVaScRiPt:{HARM}) [x](<java\tscript:{HARM}>) [x](&#106;avascript:{HARM})",
     f"[x](data:text/html,<script>{HARM}</script>) [x](vbscript:x) [x](/v1/models) [x](//evil.example) [x](blob:x)",
     f"![x](javascript:{HARM}) ![x](https://evil.example/pixel.png) ![x](/health) ![](data:image/svg+xml,x)",
-    f"![\"onerror={HARM} x=\"](https://evil.example/\"onerror={HARM})",
+    f'!["onerror={HARM} x="](https://evil.example/"onerror={HARM})',
     f"[x](https://a.example \"' onmouseover={HARM} x='\") <https://a.example/'onclick={HARM}> <javascript:{HARM}>",
     f"[x]: javascript:{HARM}\n\n[x] [x][] https://evil.example/<script>{HARM}</script>",
     f"```html onclick={HARM}\n<script>{HARM}</script>\n```",
-    f"```\"><img/src/onerror={HARM}>\n</code></pre><img src=x onerror={HARM}>\n```",
+    f'```"><img/src/onerror={HARM}>\n</code></pre><img src=x onerror={HARM}>\n```',
     f"`</code><img src=x onerror={HARM}>` **<b onclick={HARM}>x</b>**",
-    f"| <img src=x onerror={HARM}> | x |\n|:--\" onclick={HARM}:|---|\n| <svg/onload={HARM}> | x |",
-    f"\\(\\href{{javascript:{HARM}}}{{x}}\\) \\(\\url{{javascript:{HARM}}}\\) \\(\\includegraphics{{https://evil.example/x}}\\)",
+    f'| <img src=x onerror={HARM}> | x |\n|:--" onclick={HARM}:|---|\n| <svg/onload={HARM}> | x |',
+    f"\\(\\href{{javascript:{HARM}}}{{x}}\\) \\(\\url{{javascript:{HARM}}}\\)",
+    "\\(\\includegraphics{https://evil.example/x}\\)",
     f"\\[\\text{{<img src=x onerror={HARM}>}}\\] \\(</math><img src=x onerror={HARM}>\\) \\(\\class{{x}}{{y}}\\)",
     "\\(\\def\\x{\\x\\x}\\x\\) \\(\\style{background:url(https://evil.example)}{x}\\) \\(\\htmlStyle{color:red}{x}\\)",
     f"$$<script>{HARM}</script>$$ \\(\\unicode{{x3c}}img\\)",
@@ -62,7 +63,8 @@ INERT = """() => {
     styles: [...document.querySelectorAll("[style]")].filter((e) => !e.closest("math") && e.id !== "input").length,
     links: all.filter((e) => e.hasAttribute("href") && !e.matches("use, link, .skip, #list a"))
       .map((e) => e.getAttribute("href")).filter((href) => !/^(https?:\\/\\/|mailto:)/.test(href)),
-    copies: ["send", "messages", "model", "composer", "input"].filter((id) => document.querySelectorAll(`#${id}`).length > 1),
+    copies: ["send", "messages", "model", "composer", "input"]
+      .filter((id) => document.querySelectorAll(`#${id}`).length > 1),
   };
 }"""
 
@@ -86,9 +88,14 @@ def long_reply(size: int) -> str:
 
 
 LONG = long_reply(60_000)
+DRAWN = """() => {
+  const prose = document.querySelector("article.assistant .prose");
+  return [prose.textContent, [...prose.querySelectorAll(":not(span, .tail)")].map((e) => e.tagName).join()];
+}"""
 UNTIL_IT_ENDS = """() => new Promise((done) => {
-  const observer = new MutationObserver(() => document.getElementById("send").hidden || (observer.disconnect(), setTimeout(done, 1000)));
-  observer.observe(document.getElementById("send"), { attributes: true });
+  const send = document.getElementById("send");
+  const observer = new MutationObserver(() => send.hidden || (observer.disconnect(), setTimeout(done, 1000)));
+  observer.observe(send, { attributes: true });
 })"""
 
 
@@ -197,10 +204,14 @@ def test_60_kilobytes_cost_no_frame_more_than_100_ms(browser, server):
         trace = json.loads(browser.stop_tracing())["traceEvents"]
         ended(page)
         expect(answer.locator("table")).to_have_count(LONG.count("| a | b |"))
-        text = page.evaluate("document.querySelector('article.assistant .prose').textContent")
+        text, elements = page.evaluate(DRAWN)
         assert text.count("an item of a long list") == 150 and "total_299" in text
         expect(answer.locator(".prose > ol")).to_have_count(1)  # drawn item by item, it is one list
         expect(answer.locator(".prose > ol > li")).to_have_count(150)
+        page.reload()
+        expect(answer.locator("table")).to_have_count(LONG.count("| a | b |"))
+        page.wait_for_timeout(500)
+        assert page.evaluate(DRAWN) == [text, elements]  # at once and bit by bit are the same
     tasks = longest_tasks(trace)
     assert len(tasks) > 500 and tasks[0] < 100, tasks[:10]
 

@@ -24,13 +24,19 @@ export function note(text, label, act) {
 /** Asks a question that must be answered; whether the answer was yes. */
 export function confirm(text, yes) {
   const agree = h("button", { class: "danger", value: "yes" }, yes);
-  const form = h("form", { method: "dialog" }, h("p", { id: "question" }, text),
-    h("div", { class: "row end" }, h("button", { class: "plain", value: "" }, t("cancel")), agree));
+  const form = h(
+    "form",
+    { method: "dialog" },
+    h("p", { id: "question" }, text),
+    h("div", { class: "row end" }, h("button", { class: "plain", value: "" }, t("cancel")), agree),
+  );
   const dialog = h("dialog", { class: "small", "aria-labelledby": "question" }, form);
   document.body.append(dialog);
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => {
-    dialog.remove();
-    resolve(dialog.returnValue === "yes");
-  }));
+  return new Promise((resolve) =>
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      resolve(dialog.returnValue === "yes");
+    }),
+  );
 }

@@ -169,7 +169,10 @@ export class App {
   }
 
   exportOne() {
-    const name = this.conversation.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40);
+    const name = this.conversation.title
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .replace(/^-|-$/g, "")
+      .slice(0, 40);
     download(`axk1-${name || "conversation"}.json`, transfer.write([this.conversation]));
   }
 
@@ -262,21 +265,28 @@ export class App {
   #answer(parent) {
     const { temperature, top_p, max_tokens, seed } = this.conversation.settings;
     const { think, budget } = this.composer;
-    this.#run(tree.add(this.conversation, parent, "assistant", {
-      reasoning: "",
-      state: "running",
-      model: this.model.id,
-      asked: { temperature, top_p, max_tokens, seed: seed ?? drawSeed(), think, budget },
-      seed: "",
-      error: "",
-      usage: { prompt: 0, cached: 0, completion: 0, reasoning: 0 },
-      seconds: { first: 0, thinking: 0, total: 0 },
-    }));
+    this.#run(
+      tree.add(this.conversation, parent, "assistant", {
+        reasoning: "",
+        state: "running",
+        model: this.model.id,
+        asked: { temperature, top_p, max_tokens, seed: seed ?? drawSeed(), think, budget },
+        seed: "",
+        error: "",
+        usage: { prompt: 0, cached: 0, completion: 0, reasoning: 0 },
+        seconds: { first: 0, thinking: 0, total: 0 },
+      }),
+    );
   }
 
   #run(node) {
     const { conversation } = this;
-    const reply = new Reply(conversation, node, () => this.#changed(reply), () => this.#ended(reply));
+    const reply = new Reply(
+      conversation,
+      node,
+      () => this.#changed(reply),
+      () => this.#ended(reply),
+    );
     this.#running.set(conversation.id, reply);
     this.#save(conversation);
     this.render();
@@ -316,7 +326,10 @@ export class App {
 
   #saveSoon(conversation) {
     if (this.#saving.has(conversation.id)) return;
-    this.#saving.set(conversation.id, setTimeout(() => this.#save(conversation, conversation.updated), SAVE));
+    this.#saving.set(
+      conversation.id,
+      setTimeout(() => this.#save(conversation, conversation.updated), SAVE),
+    );
   }
 
   async #save(conversation, updated = Date.now()) {

@@ -66,9 +66,14 @@ export class ChatView {
 
   #welcome() {
     const examples = ["example.sum", "example.story", "example.who"].map((key) =>
-      h("button", { type: "button", class: "example", onclick: () => this.app.send(t(key)) }, t(key)));
-    return h("section", { class: "welcome" },
-      h("h2", {}, t("welcome", { model: this.app.model?.id ?? "axk1" })), h("p", {}, t("welcomeText")),
-      h("div", { class: "examples" }, ...examples));
+      h("button", { type: "button", class: "example", onclick: () => this.app.send(t(key)) }, t(key)),
+    );
+    return h(
+      "section",
+      { class: "welcome" },
+      h("h2", {}, t("welcome", { model: this.app.model?.id ?? "axk1" })),
+      h("p", {}, t("welcomeText")),
+      h("div", { class: "examples" }, ...examples),
+    );
   }
 }

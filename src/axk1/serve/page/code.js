@@ -1,4 +1,4 @@
-/** Blocks of code: a head with language and copy, and colours that never cost a frame more than one small piece does. */
+/** Blocks of code: a head with language and copy, and colours, of which a frame never makes more than a piece. */
 
 import { copy, h, icon } from "./dom.js";
 import { t } from "./i18n.js";
@@ -19,9 +19,19 @@ export class CodeBlock {
     const name = info.trim().split(/\s+/)[0] ?? "";
     this.#language = hljs.getLanguage(name) ? name : null;
     const label = h("span", {}, t("copy"));
-    const button = h("button", { type: "button", class: "quiet text", onclick: () => this.#copy(label) }, icon("copy"), label);
+    const button = h(
+      "button",
+      { type: "button", class: "quiet text", onclick: () => this.#copy(label) },
+      icon("copy"),
+      label,
+    );
     const body = h("pre", { tabindex: "0", role: "region", "aria-label": t("code", { language: name }) }, this.#code);
-    this.element = h("div", { class: "code" }, h("div", { class: "head" }, h("span", {}, name || t("codePlain")), button), body);
+    this.element = h(
+      "div",
+      { class: "code" },
+      h("div", { class: "head" }, h("span", {}, name || t("codePlain")), button),
+      body,
+    );
   }
 
   /** Shows `text`, which begins with what is shown already; whether there is a piece to colour. */
@@ -66,8 +76,10 @@ export class CodeBlock {
 
   #waiting(all) {
     if (!this.#language) return undefined;
-    return this.#pieces.find(({ text, coloured }) =>
-      text.length <= 2 * PIECE && (text.length > coloured * GROWTH || (all && text.length > coloured)));
+    return this.#pieces.find(
+      ({ text, coloured }) =>
+        text.length <= 2 * PIECE && (text.length > coloured * GROWTH || (all && text.length > coloured)),
+    );
   }
 
   async #copy(label) {

@@ -50,8 +50,11 @@ export class Composer {
   /** Draws the texts that depend on the language. */
   render() {
     const values = BUDGETS.includes(this.budget) ? BUDGETS : [...BUDGETS, this.budget];
-    this.#budget.replaceChildren(...values.map((value) =>
-      h("option", { value, selected: value === this.budget }, value < 0 ? t("noLimit") : t("tokens", { n: value }))));
+    this.#budget.replaceChildren(
+      ...values.map((value) =>
+        h("option", { value, selected: value === this.budget }, value < 0 ? t("noLimit") : t("tokens", { n: value })),
+      ),
+    );
     this.update();
   }
 

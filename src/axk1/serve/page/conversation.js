@@ -16,7 +16,16 @@ export function newId() {
 /** An empty conversation. */
 export function create(settings) {
   const now = Date.now();
-  return { id: newId(), title: "", named: false, created: now, updated: now, settings: { ...settings }, leaf: null, nodes: [] };
+  return {
+    id: newId(),
+    title: "",
+    named: false,
+    created: now,
+    updated: now,
+    settings: { ...settings },
+    leaf: null,
+    nodes: [],
+  };
 }
 
 /** The message with this id. */
@@ -58,7 +67,8 @@ export function show(conversation, node) {
 export function requestMessages(conversation, node) {
   const { system } = conversation.settings;
   const turns = path(conversation, node.parent).map(({ role, content, reasoning }) =>
-    role === "assistant" ? { role, content, reasoning_content: reasoning ?? "" } : { role, content });
+    role === "assistant" ? { role, content, reasoning_content: reasoning ?? "" } : { role, content },
+  );
   return [...(system ? [{ role: "system", content: system }] : []), ...turns];
 }
 
@@ -72,5 +82,8 @@ export function titleOf(text) {
 /** Whether the conversation has all the words of `query` in its title or its messages. */
 export function matches(conversation, query) {
   const text = [conversation.title, ...conversation.nodes.map((node) => node.content)].join("\n").toLowerCase();
-  return query.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+  return query
+    .toLowerCase()
+    .split(/\s+/)
+    .every((word) => text.includes(word));
 }

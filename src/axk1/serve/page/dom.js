@@ -29,8 +29,11 @@ export function icon(name) {
 
 /** A button that shows an icon and is named by `label`. */
 export function iconButton(name, label, act, attributes = {}) {
-  return h("button", { type: "button", class: "quiet", "aria-label": label, title: label, onclick: act, ...attributes },
-    icon(name));
+  return h(
+    "button",
+    { type: "button", class: "quiet", "aria-label": label, title: label, onclick: act, ...attributes },
+    icon(name),
+  );
 }
 
 /** The element with this id, which is in index.html. */

@@ -36,7 +36,9 @@ export function current() {
 export function t(key, values = {}) {
   const text = TEXTS[language][key] ?? en[key] ?? key;
   const form = typeof text === "object" ? (text[new Intl.PluralRules(language).select(values.n)] ?? text.other) : text;
-  return form.replace(/\{(\w+)\}/g, (_, name) => (typeof values[name] === "number" ? number(values[name]) : values[name]));
+  return form.replace(/\{(\w+)\}/g, (_, name) =>
+    typeof values[name] === "number" ? number(values[name]) : values[name],
+  );
 }
 
 /** A number, with `digits` after the point. */
@@ -53,7 +55,8 @@ export function apply() {
   language = detect();
   document.documentElement.lang = language;
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = t(element.dataset.text);
-  for (const element of document.querySelectorAll("[data-placeholder]")) element.placeholder = t(element.dataset.placeholder);
+  for (const element of document.querySelectorAll("[data-placeholder]"))
+    element.placeholder = t(element.dataset.placeholder);
   for (const element of document.querySelectorAll("[data-label]")) {
     element.setAttribute("aria-label", t(element.dataset.label));
     if (element.tagName === "BUTTON") element.title = t(element.dataset.label);

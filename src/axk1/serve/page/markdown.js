@@ -1,6 +1,6 @@
 /**
- * Markdown to elements that can do nothing: HTML in it is text, what markdown-it writes is sanitised, pictures are links,
- * and links lead to the web or to mail, in a window of their own.
+ * Markdown to elements that can do nothing: HTML in it is text, what markdown-it writes is sanitised, pictures are
+ * links, and links lead to the web or to mail, in a window of their own.
  */
 
 import { h } from "./dom.js";
@@ -10,8 +10,35 @@ import DOMPurify from "./vendor/purify.mjs";
 import markdownIt from "./vendor/markdown-it.mjs";
 
 const SAFE = {
-  ALLOWED_TAGS: ["a", "blockquote", "br", "code", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p",
-    "pre", "s", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"],
+  ALLOWED_TAGS: [
+    "a",
+    "blockquote",
+    "br",
+    "code",
+    "div",
+    "em",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "hr",
+    "li",
+    "ol",
+    "p",
+    "pre",
+    "s",
+    "span",
+    "strong",
+    "table",
+    "tbody",
+    "td",
+    "th",
+    "thead",
+    "tr",
+    "ul",
+  ],
   ALLOWED_ATTR: ["class", "href", "start", "title"],
   ALLOWED_URI_REGEXP: /^(?:https?:\/\/|mailto:)/i,
   ALLOW_DATA_ATTR: false,

@@ -1,14 +1,19 @@
 /** Formulas: a plugin that finds them in Markdown, and their MathML. `$` alone is a price, not a formula. */
 
 const LONGEST = 5000;
-const PAIRS = [["\\(", "\\)", false], ["\\[", "\\]", true], ["$$", "$$", true]];
+const PAIRS = [
+  ["\\(", "\\)", false],
+  ["\\[", "\\]", true],
+  ["$$", "$$", true],
+];
 
 /** Lets markdown-it read `\(x\)`, `\[x\]` and `$$x$$` as a span or a block of class "math" that holds the source. */
 export function mathPlugin(md) {
   md.inline.ruler.before("escape", "math", readInline);
   md.block.ruler.before("fence", "math_block", readBlock, { alt: ["paragraph", "reference", "blockquote", "list"] });
   const source = (token) => md.utils.escapeHtml(token.content);
-  md.renderer.rules.math = (tokens, at) => `<span class="math${tokens[at].block ? " display" : ""}">${source(tokens[at])}</span>`;
+  md.renderer.rules.math = (tokens, at) =>
+    `<span class="math${tokens[at].block ? " display" : ""}">${source(tokens[at])}</span>`;
   md.renderer.rules.math_block = (tokens, at) => `<div class="math display">${source(tokens[at])}</div>\n`;
 }
 
@@ -38,7 +43,11 @@ function readBlock(state, startLine, endLine, silent) {
     if (silent) return true;
     const end = line === startLine ? begin + open.length + at : state.bMarks[line] + at;
     const token = state.push("math_block", "", 0);
-    Object.assign(token, { content: state.src.slice(begin + open.length, end), map: [startLine, line + 1], block: true });
+    Object.assign(token, {
+      content: state.src.slice(begin + open.length, end),
+      map: [startLine, line + 1],
+      block: true,
+    });
     state.line = line + 1;
     return true;
   }
@@ -51,8 +60,14 @@ export function renderMath(root) {
     const source = element.textContent;
     if (!globalThis.temml || source.length > LONGEST) continue;
     const display = element.classList.contains("display");
-    try { // nodes, not HTML: nothing is parsed again; no links, no pictures (trust), no endless macros
-      globalThis.temml.render(source, element, { displayMode: display, trust: false, maxExpand: 500, throwOnError: true });
+    try {
+      // nodes, not HTML: nothing is parsed again; no links, no pictures (trust), no endless macros
+      globalThis.temml.render(source, element, {
+        displayMode: display,
+        trust: false,
+        maxExpand: 500,
+        throwOnError: true,
+      });
       if (display) element.tabIndex = 0; // it can be scrolled where it is wide
     } catch {
       element.textContent = source;

@@ -14,7 +14,13 @@ class Message {
     this.tools = h("div", { class: "tools" });
     const name = `name-${node.id}`;
     this.heading = h("h2", { class: "unseen", id: name });
-    this.element = h("article", { class: node.role, id: `message-${node.id}`, "aria-labelledby": name }, this.heading, this.body, this.tools);
+    this.element = h(
+      "article",
+      { class: node.role, id: `message-${node.id}`, "aria-labelledby": name },
+      this.heading,
+      this.body,
+      this.tools,
+    );
   }
 
   copyButton() {
@@ -38,23 +44,38 @@ class Message {
     const at = all.indexOf(this.node);
     const step = (by, name, label) =>
       iconButton(name, label, () => this.app.showVersion(all[at + by]), { disabled: !all[at + by] });
-    return h("span", { class: "versions" }, step(-1, "left", t("earlierVersion")),
-      h("span", {}, `${number(at + 1)}/${number(all.length)}`), step(1, "right", t("laterVersion")));
+    return h(
+      "span",
+      { class: "versions" },
+      step(-1, "left", t("earlierVersion")),
+      h("span", {}, `${number(at + 1)}/${number(all.length)}`),
+      step(1, "right", t("laterVersion")),
+    );
   }
 
   /** Replaces the text by a field for it until it is saved or left. */
   edit() {
-    const field = h("textarea", { "aria-label": t("edit"), rows: Math.min(this.node.content.split("\n").length + 1, 16) });
+    const field = h("textarea", {
+      "aria-label": t("edit"),
+      rows: Math.min(this.node.content.split("\n").length + 1, 16),
+    });
     const close = () => {
       this.element.classList.remove("editing");
       form.replaceWith(...shown);
       this.tools.querySelector("button")?.focus();
     };
     const save = () => (close(), this.saveEdit(field.value));
-    const form = h("form", { class: "edit", onsubmit: (event) => (event.preventDefault(), save()) }, field,
-      h("div", { class: "row end" },
+    const form = h(
+      "form",
+      { class: "edit", onsubmit: (event) => (event.preventDefault(), save()) },
+      field,
+      h(
+        "div",
+        { class: "row end" },
         h("button", { type: "button", class: "plain", onclick: close }, t("cancel")),
-        h("button", { class: "main" }, this.saveLabel())));
+        h("button", { class: "main" }, this.saveLabel()),
+      ),
+    );
     field.addEventListener("keydown", (event) => {
       if (event.key === "Escape") (event.stopPropagation(), close());
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), save());
@@ -179,7 +200,12 @@ class Reasoning {
   constructor() {
     const text = h("div", { class: "prose" });
     this.#prose = new Prose(text);
-    this.element = h("details", { class: "reasoning", open: get("open") }, h("summary", {}, this.#label, this.#peek), text);
+    this.element = h(
+      "details",
+      { class: "reasoning", open: get("open") },
+      h("summary", {}, this.#label, this.#peek),
+      text,
+    );
     this.element.addEventListener("toggle", () => {
       set("open", this.element.open);
       this.#draw();
@@ -219,6 +245,12 @@ function facts(node, reply, app) {
   const spans = parts.map((part) => h("span", {}, part));
   if (reply || !node.seed) return spans;
   const label = t("useSeed");
-  return [...spans, h("button", { type: "button", class: "quiet text", title: label, onclick: () => app.useSeed(node.seed) },
-    t("seed", { seed: node.seed }))];
+  return [
+    ...spans,
+    h(
+      "button",
+      { type: "button", class: "quiet text", title: label, onclick: () => app.useSeed(node.seed) },
+      t("seed", { seed: node.seed }),
+    ),
+  ];
 }

@@ -5,7 +5,15 @@ const PREFIX = "axk1.";
 /** What a conversation is answered with; null is the server's default. */
 export const SETTINGS = { system: "", temperature: null, top_p: null, seed: null, max_tokens: null };
 
-const DEFAULTS = { theme: "system", language: null, think: null, budget: -1, settings: SETTINGS, sidebar: true, open: false };
+const DEFAULTS = {
+  theme: "system",
+  language: null,
+  think: null,
+  budget: -1,
+  settings: SETTINGS,
+  sidebar: true,
+  open: false,
+};
 
 /** The preference, or its default. */
 export function get(name) {

@@ -56,6 +56,7 @@ export class Prose {
     const text = given.replace(/\r\n?/g, "\n");
     if (!text.startsWith(this.#text.slice(0, this.#at))) this.#reset();
     else if (done && !this.#done && DEFINITION.test(text)) this.#reset(); // it may hold for what was drawn before it
+    if (!text.startsWith(this.#text)) this.#seen = 0;
     this.#text = text;
     this.#done = done;
     if (done) this.#references = findReferences(text);
@@ -180,5 +181,9 @@ function offset(text, line) {
 
 function isClosed(fence, piece) {
   const lines = piece.trimEnd().split("\n");
-  return lines.length > 1 && lines.at(-1).trim().startsWith(fence.markup) && !fence.content.trimEnd().endsWith(lines.at(-1).trim());
+  return (
+    lines.length > 1 &&
+    lines.at(-1).trim().startsWith(fence.markup) &&
+    !fence.content.trimEnd().endsWith(lines.at(-1).trim())
+  );
 }

@@ -1,4 +1,4 @@
-/** An answer on its way: asks the server, puts what comes into the conversation's message, can be stopped or hurried. */
+/** An answer on its way: asks the server and puts what comes into the conversation's message. */
 
 import { answerNow, Refused, streamChat } from "./api.js";
 import { requestMessages } from "./conversation.js";

@@ -59,10 +59,18 @@ export class Sidebar {
   #item(conversation) {
     const title = conversation.title || t("untitled");
     const current = conversation.id === this.app.conversation.id;
-    const link = h("a", { href: `#${conversation.id}`, "aria-current": current ? "page" : null, title, onclick: () => this.leave() }, title);
-    const item = h("li", { class: this.app.isRunning(conversation) ? "running" : null }, link,
+    const link = h(
+      "a",
+      { href: `#${conversation.id}`, "aria-current": current ? "page" : null, title, onclick: () => this.leave() },
+      title,
+    );
+    const item = h(
+      "li",
+      { class: this.app.isRunning(conversation) ? "running" : null },
+      link,
       iconButton("edit", t("renameTitle", { title }), () => this.#rename(item, conversation)),
-      iconButton("delete", t("deleteTitle", { title }), () => this.app.remove(conversation)));
+      iconButton("delete", t("deleteTitle", { title }), () => this.app.remove(conversation)),
+    );
     return item;
   }
 

@@ -58,7 +58,11 @@ function readAnswer(value) {
     model: string(value.model),
     state: STATES.includes(value.state) ? value.state : "lost",
     error: string(value.error),
-    asked: { ...readNumbers(value.asked), think: value.asked?.think === true, budget: number(value.asked?.budget) ?? -1 },
+    asked: {
+      ...readNumbers(value.asked),
+      think: value.asked?.think === true,
+      budget: number(value.asked?.budget) ?? -1,
+    },
     seed: string(value.seed),
     usage: numbers(value.usage, ["prompt", "cached", "completion", "reasoning"]),
     seconds: numbers(value.seconds, ["first", "thinking", "total"]),
@@ -83,7 +87,9 @@ function readSettings(value) {
 }
 
 function readNumbers(value) {
-  return Object.fromEntries(["temperature", "top_p", "max_tokens", "seed"].map((name) => [name, number(value?.[name])]));
+  return Object.fromEntries(
+    ["temperature", "top_p", "max_tokens", "seed"].map((name) => [name, number(value?.[name])]),
+  );
 }
 
 function numbers(value, names) {

@@ -32,7 +32,8 @@ export default {
   welcome: "What would you like to ask {model}?",
   welcomeText: "Turn on Think for problems that take more than one step.",
   "example.sum": "What is 17 + 25 - 9?",
-  "example.story": "Olga has 31 stamps. After that Olga loses 2 stamps. Olga finds 8 more stamps. How many stamps does Olga have?",
+  "example.story":
+    "Olga has 31 stamps. After that Olga loses 2 stamps. Olga finds 8 more stamps. How many stamps does Olga have?",
   "example.who": "Who are you?",
   noServer: "The server does not answer",
   youSaid: "You wrote",
