@@ -123,7 +123,7 @@ export class Answer extends Message {
     this.heading.textContent = t("modelSaid", { model: node.model });
     this.#prose = new Prose(this.#text);
     this.body.append(this.#status, this.#text);
-    this.element.append(this.#notice, h("footer", {}, this.tools, this.#facts));
+    this.element.append(this.#notice, h("footer", {}, this.#facts, this.tools));
     this.update();
   }
 
