@@ -1,5 +1,6 @@
 """A real browser on the page: Debian's Chromium, which may ask nobody but the server."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -82,8 +83,6 @@ def ended(page: Page) -> None:
 
 def stored(page: Page, change: Callable[[dict[str, Any]], Any]) -> Any:
     """What ``change`` makes of the exported conversations."""
-    import json
-
     page.locator("#settings").click()
     with page.expect_download() as download:
         page.get_by_role("button", name="Export all").click()

@@ -1,6 +1,7 @@
 """The page in a real browser: what a person does with it."""
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -390,8 +391,6 @@ def test_every_language_has_every_text(page):
     )
 
     def shape(strings):
-        import re
-
         one = {name: text if isinstance(text, str) else text["other"] for name, text in strings.items()}
         return {name: sorted(re.findall(r"\{\w+\}", text)) for name, text in one.items()}
 
