@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, expect
 from serving import Running
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -41,10 +41,19 @@ def visiting(browser: Browser, server: Running, complaints: bool = False, **opti
     context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US", **options})
     asked: list[str] = []
     errors: list[str] = []
+
+    def shown(dialog: Dialog) -> None:
+        errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def written(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            errors.append(message.text)
+
     context.on("request", lambda request: asked.append(request.url))
     context.on("weberror", lambda error: errors.append(str(error.error)))
-    context.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    context.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    context.on("dialog", shown)
+    context.on("console", written)
     page = context.new_page()
     try:
         page.goto(f"{server.url}/")
