@@ -15,7 +15,7 @@ LM_EVAL := .venv-lm-eval
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo bench-peers engines engines-vllm engines-sglang ray clean
+.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo vendor bench-peers engines engines-vllm engines-sglang ray clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
@@ -44,6 +44,9 @@ docs: .venv/.dev ## the documentation site, in site/; a broken link fails
 
 readme-demo: .venv/.dev ## put the demo's output into README.md and README.ko.md
 	$(BIN)/python docs/readme_demo.py
+
+vendor: .venv/.dev ## the page's libraries again from npm, compared with their hashes
+	$(BIN)/python docs/vendor.py
 
 bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
 

@@ -1,9 +1,10 @@
 """``axk1 serve`` without ``--engine``: what it refuses, what it makes of its options, and the place for the page."""
 
+import json
 import re
 
 import pytest
-from serving import scripted, serving
+from serving import NANO, scripted, serving
 from typer.testing import CliRunner
 
 from axk1.cli.main import app
@@ -72,3 +73,13 @@ def test_the_page_has_its_place(tmp_path, monkeypatch, tokenizer):
         assert client.get("/").headers["location"] == "/page/"
         for path in ("/page/../v1/models", "/page/%2e%2e/v1/models", "/page/absent", "/v1/models"):
             assert client.get(path).status_code in (401, 404)
+
+
+def test_open_shows_the_page_in_the_browser(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    monkeypatch.setattr("axk1.serve.run.run", lambda *arguments: arguments[-1]("http://127.0.0.1:1"))
+    (tmp_path / "x.json").write_text(json.dumps({"tokenizer": str(NANO), "replies": []}))
+    for options, expected in (([], []), (["--open"], ["http://127.0.0.1:1"])):
+        result = CliRunner().invoke(app, ["serve", f"scripted:{tmp_path / 'x.json'}", *options])
+        assert result.stdout == "scripted answers at http://127.0.0.1:1\n" and shown == expected

@@ -90,6 +90,9 @@ def test_a_wheel_can_bring_the_kernels_built(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     assert not wheel.name.endswith("-any.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path)
+    page = ROOT / "src/axk1/serve/page"
+    files = [path.relative_to(page) for path in page.rglob("*") if path.is_file()]
+    assert len(files) > 40 and all((tmp_path / "axk1/serve/page" / name).is_file() for name in files)
     for instructions in of_this_machine():
         library = ctypes.CDLL(str(tmp_path / "axk1/kernels/built" / f"axk1_{instructions.name}.so"))
         library.axk1_instructions.restype = ctypes.c_char_p

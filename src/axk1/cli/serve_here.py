@@ -1,6 +1,7 @@
 """`axk1 serve` without ``--engine``: our own server, on this machine."""
 
 import socket
+import webbrowser
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -31,6 +32,7 @@ class Here:
     allow_host: list[str] = field(default_factory=list)
     allow_origin: list[str] = field(default_factory=list)
     closing: str | None = None
+    open_page: bool = False
 
 
 def serve_here(asked: Here) -> None:
@@ -49,7 +51,13 @@ def serve_here(asked: Here) -> None:
     engine, tokenizer, stop_ids = _engine(asked)
     if not _is_loopback(asked.host) and not settings.api_keys:
         typer.echo(f"Everybody who reaches {asked.host} may ask this server; --api-key asks for a key.", err=True)
-    run(engine, tokenizer, stop_ids, settings, asked.host, asked.port, typer.echo)
+
+    def ready(address: str) -> None:
+        typer.echo(f"{settings.names[0]} answers at {address}")
+        if asked.open_page:
+            webbrowser.open(address)
+
+    run(engine, tokenizer, stop_ids, settings, asked.host, asked.port, ready)
 
 
 def _settings(asked: Here) -> "Settings":
