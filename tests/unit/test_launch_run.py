@@ -92,7 +92,10 @@ def test_json_and_secrets():
         (["--engine", "tgi"], "--engine is 'tgi'; use vllm or sglang"),
         ([], "--engine is missing; use vllm or sglang"),
         (["--engine", "vllm"], "needs --head"),
-        (["--engine", "vllm", "--head", "a"], "vllm is not installed here. Install it with pip install 'axk1[vllm]'"),
+        (
+            ["--engine", "vllm", "--head", "a"],
+            "vllm is not installed here. In a clone of axk1, pip install '.[vllm]' does it",
+        ),
         (["--engine", "vllm", "--dtype", "fp8", "--dry-run"], "--dtype is 'fp8'; use auto, bfloat16"),
         (["--engine", "vllm", "--mtp", "-1"], "--mtp is -1; it must be at least 0"),
         (["--engine", "vllm", "--fraction", "1.5"], "--fraction is 1.5"),

@@ -42,7 +42,9 @@ def serve_here(asked: Here) -> None:
     try:
         from axk1.serve.run import run
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed here; the server needs pip install 'axk1[serve]'.") from error
+        raise ValueError(
+            f"{error.name} is not installed here; the server needs pip install '.[serve]' in axk1's clone."
+        ) from error
     if not 0 <= asked.port < 65536:
         raise ValueError(f"--port is {asked.port}; it must be between 0 (a free one) and 65535.")
     settings = _settings(asked)
