@@ -147,12 +147,13 @@ def _dtype(folder: Path, dtype: str, where: torch.device) -> Any:
     from transformers import AutoConfig
 
     import axk1  # noqa: F401  (registers the model type)
+    from axk1.checkpoint.compressed import check_method
     from axk1.checkpoint.files import load_config
     from axk1.checkpoint.guard import check_model
     from axk1.kernels import is_fast
 
     check_model(folder)
-    load_config(folder)  # bounds what is allocated, which nobody does for other architectures
+    check_method(load_config(folder), folder)  # bounds what is allocated, which nobody does for other architectures
     if dtype == "packed" and where.type != "cpu":
         raise ValueError(f"dtype is 'packed', which is for CPUs; use bfloat16 on {where.type}.")
     if dtype == "auto" and where.type == "cpu":

@@ -99,6 +99,12 @@ def test_json_and_secrets():
         (["--engine", "vllm", "--dtype", "fp8", "--dry-run"], "--dtype is 'fp8'; use auto, bfloat16"),
         (["--engine", "vllm", "--mtp", "-1"], "--mtp is -1; it must be at least 0"),
         (["--engine", "vllm", "--fraction", "1.5"], "--fraction is 1.5"),
+        (
+            ["--engine", "vllm", "--gpu-memory", "nan"],
+            "--gpu-memory is nan; it must be at least 1 and at most 1,000,000",
+        ),
+        (["--engine", "vllm", "--gpu-memory", "inf"], "--gpu-memory is inf; it must be at least 1 and at most"),
+        (["--engine", "vllm", "--nodes", "9" * 30], "it must be at least 1 and at most 1,000,000"),
     ],
 )
 @pytest.mark.usefixtures("no_engine")

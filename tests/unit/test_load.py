@@ -171,6 +171,15 @@ def test_another_architecture_is_refused_before_anything_is_allocated(checkpoint
             read(checkpoint)
 
 
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes", None])
+def test_another_tools_quantisation_is_refused(checkpoint, method):
+    """In the words of ``verify``; transformers asks for packages then, or loads the numbers as they are."""
+    edit_json(checkpoint / "config.json", lambda values: values.update(quantization_config={"quant_method": method}))
+    for read in (load, verify_checkpoint):
+        with pytest.raises(CheckpointError, match=f"is quantised by {method!r}|the configuration is not usable"):
+            read(checkpoint)
+
+
 @pytest.mark.parametrize(
     "text", ["[]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": [1, 2.5]}', '{"pad_token_id": {}}']
 )
