@@ -100,6 +100,13 @@ def test_json_and_secrets():
         (["--engine", "vllm", "--mtp", "-1"], "--mtp is -1; it must be at least 0"),
         (["--engine", "vllm", "--fraction", "1.5"], "--fraction is 1.5"),
         (
+            ["--engine", "vllm", "--node-rank", "-1", "--dry-run"],
+            "--node-rank is -1; with --nodes 4 it goes from 0 to 3",
+        ),
+        (["--engine", "vllm", "--data", "64", "--dry-run", "--head", "a"], "is not the number of GPUs"),
+        (["--engine", "vllm", "--data", "0"], "--data is 0; it must be at least 1"),
+        (["--engine", "vllm", "--port", "70000"], "--port is 70000; it must be at least 1 and at most 65535"),
+        (
             ["--engine", "vllm", "--gpu-memory", "nan"],
             "--gpu-memory is nan; it must be at least 1 and at most 1,000,000",
         ),
