@@ -15,7 +15,7 @@ LM_EVAL := .venv-lm-eval
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo vendor bench-peers engines engines-vllm engines-sglang ray clean
+.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo hashes vendor bench-peers engines engines-vllm engines-sglang ray clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
@@ -48,6 +48,12 @@ readme-demo: .venv/.dev ## put the demo's output into README.md and README.ko.md
 vendor: .venv/.dev ## the page's libraries again from npm, compared with their hashes
 	$(BIN)/python docs/vendor.py
 
+hashes: ## hashes.txt: constraints.txt but torch, with the SHA-256 of every file, for pip's --require-hashes
+	$(PYTHON) -m venv --clear .venv-uv
+	.venv-uv/bin/python -m pip install --quiet uv
+	grep -v '^torch==' constraints.txt | .venv-uv/bin/python -m uv pip compile - --quiet --no-deps --generate-hashes \
+		--no-annotate --custom-compile-command 'make hashes' --output-file hashes.txt > /dev/null
+
 bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
 
 engines: engines-vllm engines-sglang ray ## everything about cluster engines, as far as it runs on this machine's CPU
@@ -62,7 +68,7 @@ ray: .venv/.dev $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two 
 	$(BIN)/python -m pytest tests/integration/ray
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv .venv-transformers-* $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) $(LM_EVAL) site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-transformers-* $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) $(LM_EVAL) .venv-uv site .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Torch goes first and by itself: asked for as torch==VERSION, any build of that version satisfies pip.

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from axk1.cli.main import app
 from axk1.cli.serve_here import Here, _names, _settings
 from axk1.serve import app as application
+from axk1.serve.run import listen
 from axk1.serve.settings import Settings
 
 
@@ -23,6 +24,9 @@ from axk1.serve.settings import Settings
         (["models/nano", "--", "--enforce-eager"], "'--enforce-eager' is not read"),
         (["models/nano", "--engine", "vllm", "--name", "x"], "--name are for axk1's own server"),
         (["models/nano", "--port", "70000"], "--port is 70000"),
+        (["models/nano", "--max-requests", "0"], "--max-requests is 0; it must be at least 1"),
+        (["models/nano", "--mtp", "-1"], "--mtp is -1; it must be at least 0"),
+        (["models/nano", "--host", "x" * 300], "which is no address of this machine"),
         (["scripted:nowhere.json"], "nowhere.json"),
         (["nowhere"], "There is no checkpoint at nowhere"),
     ],
@@ -31,6 +35,15 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["serve", *arguments])
     assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setattr("axk1.cli.serve_here._engine", lambda *_: pytest.fail("the model was loaded"))
+    with listen("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(app, ["serve", "models/nano", "--port", str(port)])
+    assert result.exit_code == 2 and f"Address already in use: 127.0.0.1 port {port}" in result.stderr
 
 
 def test_a_file_that_is_no_script(tmp_path):

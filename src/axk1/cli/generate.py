@@ -131,6 +131,8 @@ def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None
     else:
         typer.echo()
     if not stream.reply.closed:
+        if previous == "reasoning":
+            stderr.print()
         stderr.print("The reply ended inside the reasoning; raise --max-new-tokens or set a --budget.", style="yellow")
         raise typer.Exit(UNCLOSED)
 
