@@ -184,6 +184,20 @@ def test_kept_pages_go_before_anybody_waits_and_nothing_is_lost(started) -> None
     assert found.preemptions == 0 and found.pages_total == 8 and found.pages_cached <= 8
 
 
+def test_the_queue_ends_where_the_prompt_is_begun(started, monkeypatch) -> None:
+    engine = started()
+    step = engine.loop.step
+
+    def slow() -> Any:
+        time.sleep(0.05)
+        return step()
+
+    monkeypatch.setattr(engine.loop, "step", slow)
+    times = asyncio.run(listen(engine, Request(prompt(20), GREEDY, max_new_tokens=1))).generation.times
+    assert times.admitted is not None and times.first_token is not None
+    assert times.first_token - times.admitted >= 0.05  # the step counts as reading, not as waiting
+
+
 def test_what_can_never_be_is_refused(started) -> None:
     engine = started(pages=4)
     assert engine.max_tokens == 4 * PAGE

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from axk1.engine.closing import Closing
 from axk1.engine.interface import (
     EngineClosed,
     EngineFull,
@@ -140,7 +141,7 @@ class ScriptedEngine:
         with self._lock:
             for run in [*self._running, *self._waiting]:
                 if run.generation is generation:
-                    run.answer_now = True
+                    run.answer_now()
 
     def statistics(self) -> Statistics:
         """The engine now."""
@@ -237,19 +238,23 @@ class _Run:
     ) -> None:
         request = generation.request
         self.generation, self.ready = generation, 0.0
-        self.cancelled = self.answer_now = False
+        self.cancelled = False
         self._thought, self._reply = script
         self._end = tokenizer.get_vocab()["<|im_end|>"]
         self._vocabulary = len(tokenizer)
         self._history = History(request.prompt, _CPU)
-        self._scorer = Scorer(request.sampling, request.processors)
+        self._closing = None if request.reasoning is None else Closing(request.reasoning, len(request.prompt))
+        self._scorer = Scorer(request.sampling, [*request.processors, *([self._closing] if self._closing else [])])
         self._draws = Draws(request.sampling.seed, _CPU)
-        self._closing: list[int] = []
-        self._open = request.reasoning is not None
 
     @property
     def _written(self) -> list[int]:
         return self._history.tokens[self._history.prompt :]
+
+    def answer_now(self) -> None:
+        """Closes its reasoning at its next token."""
+        if self._closing is not None:
+            self._closing.end_at(len(self._written))
 
     def step(self, cancelling: bool) -> int:
         """Writes the next token, if it is time; how many it wrote."""
@@ -287,8 +292,6 @@ class _Run:
     def _next(self) -> tuple[int, torch.Tensor]:
         logits = torch.zeros(1, self._vocabulary)
         logits[0, self._wanted()] = CERTAIN
-        if self._closing:
-            return self._closing.pop(0), logits
         scores = self._scorer(logits, self._history)
         greedy = self.generation.request.sampling.greedy
         token = int(choose(scores, None if greedy else self._draws.noise(1, self._vocabulary))[0])
@@ -296,15 +299,11 @@ class _Run:
         return token, logits
 
     def _wanted(self) -> int:
-        """The token that the script has next; closes the reasoning where it is time for that."""
-        reasoning = self.generation.request.reasoning
-        if self._open and reasoning is not None and not self._closing:
-            over = reasoning.budget is not None and len(self._written) >= reasoning.budget
-            self._open = not reasoning.is_closed(self._written)
-            if self._open and (over or self.answer_now):
-                self._closing, self._open, self._thought = list(reasoning.closing), False, []
-        if self._closing:
-            return self._closing[0]
+        """The token that the script has next; of its reasoning nothing more, once that is being closed."""
+        forced = None if self._closing is None else self._closing.forced(self._written)
+        if forced is not None:
+            self._thought = []
+            return forced
         script = self._thought or self._reply
         return script.pop(0) if script else self._end
 

@@ -1,7 +1,7 @@
 """OpenAI's ``/v1/responses``, without what it stores: each request brings its whole input."""
 
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
@@ -10,6 +10,7 @@ from pydantic import Field
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
+from axk1.generation.sampling import TokenLogprobs
 from axk1.serve.blocks import Block, Blocks, Change
 from axk1.serve.errors import Refusal
 from axk1.serve.replies import Order, Running
@@ -68,7 +69,7 @@ def add_routes(routes: FastAPI, service: Service) -> None:
         if body.stream:
             return Events(service, running, telling.stream(http), told)
         (whole,) = await service.collect(running, http)
-        return JSONResponse(telling.response(whole.blocks, whole.logprobs), headers=told)
+        return JSONResponse(telling.response(whole.blocks), headers=told)
 
     @routes.post(ROUTE + "/{id}/answer")
     async def answer_now(id: str, http: Request) -> dict[str, Any]:
@@ -174,12 +175,9 @@ class _Telling:
         self._ids: dict[int, str] = {}
         self._mode, self._name = _tool_choice(body.tool_choice)
 
-    def response(self, blocks: list[Block], logprobs: Any = (), error: Refusal | None = None) -> dict[str, Any]:
+    def response(self, blocks: list[Block], error: Refusal | None = None) -> dict[str, Any]:
         """The response as it stands."""
         (choice,) = self._running.choices
-        entries = [self._entry(token) for token in logprobs]
-        texts = [block for block in blocks if block.kind == "text"]
-        output = [self._item(block, True, entries if texts and block is texts[-1] else []) for block in blocks]
         status = "failed" if error else {None: "in_progress", "length": "incomplete"}.get(choice.finish, "completed")
         counts = self._running.usage
         return {
@@ -192,7 +190,7 @@ class _Telling:
             "instructions": self._body.instructions,
             "max_output_tokens": self._body.max_output_tokens,
             "model": self._model,
-            "output": output,
+            "output": [self._item(block, True) for block in blocks],
             "parallel_tool_calls": self._body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": (self._body.reasoning or {}).get("effort"), "summary": None},
@@ -221,10 +219,10 @@ class _Telling:
         form = (self._body.text or {}).get("format")
         return {"type": "text"} if response_schema(form) is None else dict(form or {})
 
-    def _entry(self, token: Any) -> dict[str, Any]:
-        return self._service.texts.entry(token)
+    def _entries(self, tokens: Iterable[TokenLogprobs]) -> list[dict[str, Any]]:
+        return [self._service.texts.entry(token) for token in tokens]
 
-    def _item(self, block: Block, done: bool, logprobs: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def _item(self, block: Block, done: bool) -> dict[str, Any]:
         names = {"reasoning": "rs", "text": "msg", "call": "fc"}
         id = self._ids.setdefault(block.index, f"{names[block.kind]}_{uuid.uuid4().hex[:24]}")
         status = "completed" if done else "in_progress"
@@ -232,28 +230,24 @@ class _Telling:
             content = [{"type": "reasoning_text", "text": block.text}] if done else []
             return {"id": id, "type": "reasoning", "summary": [], "content": content, "status": status}
         if block.kind == "text":
-            part = [self._part(block, logprobs)] if done else []
+            part = [self._part(block)] if done else []
             return {"id": id, "type": "message", "role": "assistant", "status": status, "content": part}
         call = {"id": id, "type": "function_call", "call_id": f"call_{id}", "name": block.name}
         return call | {"arguments": block.text if done else "", "status": status}
 
-    def _part(
-        self, block: Block, logprobs: list[dict[str, Any]] | None = None, text: str | None = None
-    ) -> dict[str, Any]:
+    def _part(self, block: Block) -> dict[str, Any]:
         if block.kind == "reasoning":
-            return {"type": "reasoning_text", "text": block.text if text is None else text}
-        told = block.text if text is None else text
-        return {"type": "output_text", "text": told, "annotations": [], "logprobs": logprobs or []}
+            return {"type": "reasoning_text", "text": block.text}
+        scores = self._entries(block.logprobs)
+        return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": scores}
 
     async def stream(self, http: Request) -> AsyncIterator[ServerSentEvent]:
         """Events as they come."""
         blocks = Blocks()
         yield self._event("response.created", response=self.response([]))
         yield self._event("response.in_progress", response=self.response([]))
-        tokens = []
         try:
             async for step in self._service.steps(self._running):
-                tokens += step.logprobs
                 for each in step.events:
                     for change in blocks.feed(each):
                         for told in self._changes(change):
@@ -261,7 +255,7 @@ class _Telling:
             for change in blocks.finish():
                 for told in self._changes(change):
                     yield told
-            response = self.response(blocks.all, tokens)
+            response = self.response(blocks.all)
             yield self._event(f"response.{response['status']}", response=response)
         except Refusal as refusal:
             yield self._event("response.failed", response=self.response(blocks.all, error=refusal))
@@ -277,14 +271,17 @@ class _Telling:
             return self._call_changes(change, at, where)
         inside = {**where, "content_index": 0}
         kind = "reasoning_text" if block.kind == "reasoning" else "output_text"
-        scores = {} if block.kind == "reasoning" else {"logprobs": []}
+
+        def scores(tokens: Iterable[TokenLogprobs]) -> dict[str, Any]:
+            return {} if block.kind == "reasoning" else {"logprobs": self._entries(tokens)}
+
         if change.what == "begins":
             added = self._event("response.output_item.added", **at, item=self._item(block, False))
-            return [added, self._event("response.content_part.added", **inside, part=self._part(block, text=""))]
+            return [added, self._event("response.content_part.added", **inside, part=self._part(block))]
         if change.what == "grows":
-            return [self._event(f"response.{kind}.delta", **inside, delta=change.text, **scores)]
+            return [self._event(f"response.{kind}.delta", **inside, delta=change.text, **scores(change.logprobs))]
         return [
-            self._event(f"response.{kind}.done", **inside, text=block.text, **scores),
+            self._event(f"response.{kind}.done", **inside, text=block.text, **scores(block.logprobs)),
             self._event("response.content_part.done", **inside, part=self._part(block)),
             self._event("response.output_item.done", **at, item=self._item(block, True)),
         ]
