@@ -62,7 +62,7 @@ def test_what_the_engine_is_told(monkeypatch):
     assert (found.streams, found.stretch, found.prompt_tokens, found.drafts.count) == (3, 4.0, 128, 0)
     assert (found.pages, found.waiting) == (plain.pages, plain.waiting)
     monkeypatch.setenv("AXK1_SERVE_STRETCH", "0.5")
-    with pytest.raises(ValueError, match="stretch is 0.5; it must be above 1"):
+    with pytest.raises(ValueError, match=r"stretch is 0\.5; it must be above 1"):
         _engine_settings(asked, _settings(asked))
 
 

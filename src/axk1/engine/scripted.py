@@ -141,7 +141,7 @@ class ScriptedEngine:
         with self._lock:
             for run in [*self._running, *self._waiting]:
                 if run.generation is generation:
-                    run.answer_now()
+                    run.answer_now = True
 
     def statistics(self) -> Statistics:
         """The engine now."""
@@ -238,7 +238,7 @@ class _Run:
     ) -> None:
         request = generation.request
         self.generation, self.ready = generation, 0.0
-        self.cancelled = False
+        self.cancelled = self.answer_now = False
         self._thought, self._reply = script
         self._end = tokenizer.get_vocab()["<|im_end|>"]
         self._vocabulary = len(tokenizer)
@@ -250,11 +250,6 @@ class _Run:
     @property
     def _written(self) -> list[int]:
         return self._history.tokens[self._history.prompt :]
-
-    def answer_now(self) -> None:
-        """Closes its reasoning at its next token."""
-        if self._closing is not None:
-            self._closing.end_at(len(self._written))
 
     def step(self, cancelling: bool) -> int:
         """Writes the next token, if it is time; how many it wrote."""
@@ -279,6 +274,9 @@ class _Run:
         if len(self._written) >= generation.max_new_tokens:
             generation.finish("length")
             return 0
+        if self.answer_now and self._closing is not None:
+            self._closing.end_at(len(self._written))
+            self.answer_now = False
         token, logits = self._next()
         self._history.tokens.append(token)
         scores = None if request.top_logprobs is None else token_logprobs(logits, [token], request.top_logprobs)

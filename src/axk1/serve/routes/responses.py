@@ -1,5 +1,6 @@
 """OpenAI's ``/v1/responses``, without what it stores: each request brings its whole input."""
 
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from axk1.serve.routes.common import (
     STREAMED,
     Count,
     Events,
+    Int,
     Sampled,
     Tools,
     budgets,
@@ -46,12 +48,12 @@ class ResponsesBody(Sampled):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     include: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    thinking_budget: int | None = None
-    thinking_token_budget: int | None = None
-    budget_tokens: int | None = None
+    thinking_budget: Int | None = None
+    thinking_token_budget: Int | None = None
+    budget_tokens: Int | None = None
 
 
 def add_routes(routes: FastAPI, service: Service) -> None:
@@ -166,6 +168,11 @@ def _add_to_turn(messages: list[dict[str, Any]], kind: str, item: Mapping[str, A
         turn.setdefault("tool_calls", []).append(call)
 
 
+def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A function as responses tell it again: nothing is left out."""
+    return {"description": None, "parameters": None, **tool, "strict": bool(tool.get("strict"))}
+
+
 class _Telling:
     """A reply in this dialect: items with ids, and events with numbers."""
 
@@ -184,6 +191,7 @@ class _Telling:
             "id": self._running.id,
             "object": "response",
             "created_at": self._running.created,
+            "completed_at": int(time.time()) if status == "completed" else None,
             "status": status,
             "error": {"code": "server_error", "message": error.message} if error else None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
@@ -198,10 +206,17 @@ class _Telling:
             "temperature": choice.order.sampling.temperature,
             "text": {"format": self._format()},
             "tool_choice": {"type": "function", "name": self._name} if self._name else self._mode,
-            "tools": [tool for tool in self._body.tools or [] if tool.get("type") == "function"],
+            "tools": [_shown(tool) for tool in self._body.tools or [] if tool.get("type") == "function"],
             "top_p": choice.order.sampling.top_p,
             "truncation": "disabled",
             "background": False,
+            "presence_penalty": choice.order.sampling.presence_penalty,
+            "frequency_penalty": choice.order.sampling.frequency_penalty,
+            "top_logprobs": choice.order.top_logprobs or 0,
+            "max_tool_calls": None,
+            "service_tier": "default",
+            "safety_identifier": None,
+            "prompt_cache_key": None,
             "metadata": {},
             "usage": {
                 "input_tokens": counts.prompt,
@@ -217,7 +232,10 @@ class _Telling:
     def _format(self) -> dict[str, Any]:
         """The text's format, which was checked where it is not plain."""
         form = (self._body.text or {}).get("format")
-        return {"type": "text"} if response_schema(form) is None else dict(form or {})
+        if form is None or response_schema(form) is None:
+            return {"type": "text"}
+        left_out = {"name": "answer", "strict": False}
+        return (left_out if form["type"] == "json_schema" else {}) | form
 
     def _entries(self, tokens: Iterable[TokenLogprobs]) -> list[dict[str, Any]]:
         return [self._service.texts.entry(token) for token in tokens]
