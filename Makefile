@@ -11,11 +11,13 @@ LLAMACPP := .venv-llamacpp
 SGLANG := .venv-sglang
 RAY := .venv-ray
 LM_EVAL := .venv-lm-eval
+SCHEMATHESIS := .venv-schemathesis
+CLIENTS := .venv-clients
 # A process for each core, at most four; all tests of a file run in the same one.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo hashes vendor bench-peers engines engines-vllm engines-sglang ray clean
+.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo hashes vendor bench-peers engines engines-vllm engines-sglang ray server-suites clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
@@ -67,8 +69,11 @@ engines-sglang: $(SGLANG)/.ready ## the SGLang plugin, tested inside SGLang as f
 ray: .venv/.dev $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
 	$(BIN)/python -m pytest tests/integration/ray
 
+server-suites: .venv/.dev $(SCHEMATHESIS)/.ready $(CLIENTS)/.ready ## outside suites against `axk1 serve`: half an hour; AXK1_OPENAPI=openapi.json for OpenAI's schemas
+	$(BIN)/python tests/serve/suites/run.py $(SCHEMATHESIS) $(CLIENTS)
+
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv .venv-transformers-* $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) $(LM_EVAL) .venv-uv site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-transformers-* $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) $(LM_EVAL) $(SCHEMATHESIS) $(CLIENTS) .venv-uv site .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Torch goes first and by itself: asked for as torch==VERSION, any build of that version satisfies pip.
@@ -130,6 +135,18 @@ $(RAY)/.ready: | $(VLLM)/.ready
 		echo "import site; site.addsitedir('$$packages')" > $$(echo $(@D)/lib/python3.*/site-packages)/vllm.pth
 	$(VLLM)/bin/python -m uv pip install --quiet --python $(@D)/bin/python ray==2.60.0
 	$(VLLM)/bin/python -m uv pip install --quiet --python $(@D)/bin/python --no-deps -e . accelerate==1.15.0 psutil
+	@touch $@
+
+$(SCHEMATHESIS)/.ready:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet schemathesis==4.32.5
+	@touch $@
+
+$(CLIENTS)/.ready:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet langchain-tests==1.1.9 langchain-openai==1.7.4 \
+		openresponses-types==2.4.0
+	npm install --silent --prefix $(@D)/node openai@6
 	@touch $@
 
 $(LLAMACPP)/.ready:

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,14 +34,34 @@ def is_closed(reply: Sequence[int]) -> bool:
 
 
 class Audited(ModelEngine):
-    """Counts its pages after every step."""
+    """Counts its pages after every step; can be made to wait, so that a test does not race with it."""
 
     steps = 0
+    permits: threading.Semaphore | None = None
+    """One is taken for each step."""
+    waits_for_readers = False
+    """Whether a step begins only once its readers have taken all tokens."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.ended: dict[Generation, tuple[int, list[int]]] = {}
+        """Steps before each request's last, and the progress of the others then."""
 
     def _advance(self) -> None:
+        if self.permits is not None:
+            self.permits.acquire(timeout=5)
         super()._advance()
         self.audit()
         self.steps += 1
+        end = time.monotonic() + 5
+        while self.waits_for_readers and time.monotonic() < end:
+            if not any(entry.generation._unread for entry in self._entries.values()):
+                return
+            time.sleep(0.0005)
+
+    def _end(self, entry: Any, *how: Any) -> None:
+        super()._end(entry, *how)
+        self.ended[entry.generation] = self.steps, [each.generation.progress for each in self._entries.values()]
 
 
 @dataclass

@@ -8,7 +8,8 @@ from serving import NANO, scripted, serving
 from typer.testing import CliRunner
 
 from axk1.cli.main import app
-from axk1.cli.serve_here import Here, _names, _settings
+from axk1.cli.serve_here import Here, _engine_settings, _names, _settings
+from axk1.engine.settings import Settings as EngineSettings
 from axk1.serve import app as application
 from axk1.serve.run import listen
 from axk1.serve.settings import Settings
@@ -64,6 +65,19 @@ def test_options_and_environment(monkeypatch):
     monkeypatch.setenv("AXK1_SERVE_MAX_BODY", "lots")
     with pytest.raises(ValueError, match="AXK1_SERVE_MAX_BODY"):
         _settings(Here("models/nano"))
+
+
+def test_what_the_engine_is_told(monkeypatch):
+    """Its own defaults, but for what options and environment say."""
+    monkeypatch.setenv("AXK1_SERVE_STRETCH", "4")
+    monkeypatch.setenv("AXK1_SERVE_PROMPT_TOKENS", "128")
+    asked = Here("models/nano", max_requests=3, mtp=0)
+    found, plain = _engine_settings(asked, _settings(asked)), EngineSettings()
+    assert (found.streams, found.stretch, found.prompt_tokens, found.drafts.count) == (3, 4.0, 128, 0)
+    assert (found.pages, found.waiting) == (plain.pages, plain.waiting)
+    monkeypatch.setenv("AXK1_SERVE_STRETCH", "0.5")
+    with pytest.raises(ValueError, match=r"stretch is 0\.5; it must be above 1"):
+        _engine_settings(asked, _settings(asked))
 
 
 def test_names():

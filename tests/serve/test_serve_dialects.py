@@ -27,6 +27,24 @@ def test_responses_whole_and_streamed_are_identical(client):
         assert "".join(pieces) == text and len(pieces) >= 1
 
 
+@pytest.mark.parametrize("asked", ["look twice", "hello", "stop here"])
+def test_log_probabilities_of_responses_come_with_their_text(client, asked):
+    """In the events that bring the text, all of them, and none of reasoning and calls."""
+    body = {"input": asked, "tools": FLAT, "reasoning": {"effort": "low"}, "seed": 1, "top_logprobs": 1}
+    whole = client.post(RESPONSES, json=body).json()
+    told = events(client.post(RESPONSES, json={**body, "stream": True}).text)
+    deltas = [event for event in told if event["type"] == "response.output_text.delta"]
+    scores = [score for event in deltas for score in event["logprobs"]]
+    assert b"".join(bytes(score["bytes"]) for score in scores).decode() == "".join(e["delta"] for e in deltas)
+    assert all(len(score["top_logprobs"]) == 1 for score in scores) and all(event["logprobs"] for event in deltas)
+    (done,) = (event for event in told if event["type"] == "response.output_text.done")
+    (part,) = (
+        event["part"] for event in told if event["type"] == "response.content_part.done" and "logprobs" in event["part"]
+    )
+    (text,) = (item["content"][0] for item in whole["output"] if item["type"] == "message")
+    assert scores == done["logprobs"] == part["logprobs"] == text["logprobs"]
+
+
 def test_responses_take_their_own_output_back(client):
     first = client.post(RESPONSES, json={"input": "look twice", "tools": FLAT, "reasoning": {"effort": "low"}}).json()
     calls = [item for item in first["output"] if item["type"] == "function_call"]

@@ -64,3 +64,13 @@ def test_header_names_cannot_break_the_header(client):
     odd = {"messages": user("hello"), "a\r\nSet-Cookie: x": 1, "ü,": 1, "y" * 500: 1}
     reply = client.post(chat.ROUTE, json=odd)
     assert reply.status_code == 200 and "set-cookie" not in reply.headers
+
+
+def test_a_number_with_nothing_after_its_point_is_an_integer(client):
+    """JSON has one kind of number."""
+    body = {"messages": user("choose"), "n": 2.0, "max_tokens": 3.0, "seed": 1.0, "top_logprobs": 0.0}
+    assert client.post(chat.ROUTE, json=body).status_code == 200
+    assert client.post("/detokenize", json={"tokens": [7.0]}).status_code == 200
+    assert client.post(chat.ROUTE, json={**body, "max_tokens": 2.5}).status_code == 400
+    assert client.post(chat.ROUTE, json={**body, "max_tokens": True}).status_code == 400
+    assert client.post(chat.ROUTE, json={**body, "max_tokens": "3"}).status_code == 400

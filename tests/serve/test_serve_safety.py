@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -194,6 +195,32 @@ def test_hard_schemas_do_not_stop_the_event_loop(server):
             lags.append(time.perf_counter() - begun)
     assert codes[0] == 400 and 500 not in codes
     assert sorted(lags)[int(len(lags) * 0.9)] < 0.1
+
+
+def test_sixty_thousand_parentheses_are_a_400_and_the_event_loop_goes_on(tokenizer):
+    """Its lag, as /metrics tells it, stays below a tenth of a second."""
+    texts = ["(" * 60_000, "(" * 30_000 + ")" * 30_000]
+    bodies: list[dict] = [{**HELLO, "structured_outputs": {"regex": text}} for text in texts]
+    for schema in ({"type": "string", "pattern": texts[0]}, {"patternProperties": {texts[0]: {}}}):
+        bodies.append({**HELLO, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}})
+    with serving(scripted(tokenizer), tokenizer) as running, running.client() as client:
+        begun = time.monotonic()
+        while time.monotonic() < begun + 1:
+            assert {client.post(PATH, json=body).status_code for body in bodies} == {400}
+        lags = {
+            edge: float(count)
+            for edge, count in re.findall(
+                r'event_loop_lag_seconds_bucket.*le="(.+?)".* (\S+)', client.get("/metrics").text
+            )
+        }
+    assert lags["+Inf"] > 8 and lags["0.1"] >= lags["+Inf"] - 1  # one for whatever else the machine did
+
+
+def test_headers_are_bounded(client):
+    with pytest.raises((httpx2.TransportError, AssertionError)):
+        reply = client.get("/health", headers={"x-long": "x" * 200_000})
+        assert reply.status_code == 200
+    assert client.get("/health").status_code == 200
 
 
 def test_urls_are_never_fetched(client):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from axk1.engine.settings import Settings as EngineSettings
     from axk1.serve.settings import Settings
 
 SCRIPTED = "scripted:"
@@ -55,7 +56,7 @@ def serve_here(asked: Here) -> None:
         raise ValueError(f"--mtp is {asked.mtp}; it must be at least 0.")
     listen(asked.host, asked.port).close()  # an address that cannot be had is said before the model is loaded
     settings = _settings(asked)
-    engine, tokenizer, stop_ids = _engine(asked)
+    engine, tokenizer, stop_ids = _engine(asked, settings)
     if not _is_loopback(asked.host) and not settings.api_keys:
         typer.echo(f"Everybody who reaches {asked.host} may ask this server; --api-key asks for a key.", err=True)
 
@@ -95,7 +96,7 @@ def _names(model: str) -> list[str]:
     return list(dict.fromkeys([Path(model).resolve().name, "axk1", model]))
 
 
-def _engine(asked: Here) -> tuple[Any, Any, Any]:
+def _engine(asked: Here, settings: "Settings") -> tuple[Any, Any, Any]:
     """Engine, tokenizer, and the ids that end a turn."""
     if asked.model.startswith(SCRIPTED):
         from axk1.chat.session import TURN_ENDS
@@ -107,14 +108,22 @@ def _engine(asked: Here) -> tuple[Any, Any, Any]:
         return ScriptedEngine(tokenizer, scripts, pace), tokenizer, [tokenizer.get_vocab()[end] for end in TURN_ENDS]
     from axk1.chat import Chat
     from axk1.engine.engine import ModelEngine
-    from axk1.engine.settings import Settings
-    from axk1.generation.speculate import Drafts
     from axk1.load import load
 
-    drafts = Drafts() if asked.mtp is None else Drafts(asked.mtp)
+    how = _engine_settings(asked, settings)
     chat = Chat(*load(asked.model, device=asked.device, dtype=asked.dtype))
-    engine = ModelEngine(chat.model, Settings(streams=asked.max_requests, drafts=drafts))
-    return engine, chat.tokenizer, chat.stop_ids
+    return ModelEngine(chat.model, how), chat.tokenizer, chat.stop_ids
+
+
+def _engine_settings(asked: Here, settings: "Settings") -> "EngineSettings":
+    """How the engine runs: what the options and the environment say, else its own defaults."""
+    from axk1.engine.settings import Settings as EngineSettings
+    from axk1.generation.speculate import Drafts
+
+    names = ("pages", "waiting", "prompt_tokens", "stretch")
+    given = {name: value for name in names if (value := getattr(settings, name)) is not None}
+    drafts = Drafts() if asked.mtp is None else Drafts(asked.mtp)
+    return EngineSettings(streams=asked.max_requests, drafts=drafts, **given)
 
 
 def _is_loopback(host: str) -> bool:

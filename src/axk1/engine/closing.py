@@ -1,5 +1,7 @@
 """How reasoning is ended before the model ends it: at the budget, or when somebody wants the answer now."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -27,14 +29,23 @@ class Closing(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``input_ids`` ``[1, L]`` int64, ``scores`` ``[1, V]``; returns new scores."""
-        if self.limit is None:
+        if self._place(input_ids.shape[1] - self._prompt) is None:
             return scores
-        at = input_ids.shape[1] - self._prompt - self.limit
-        if not 0 <= at < len(self.reasoning.closing):
-            return scores
-        reply = input_ids[0, self._prompt : self._prompt + self.limit].tolist()
-        if self.reasoning.is_closed(reply):
+        token = self.forced(input_ids[0, self._prompt :].tolist())
+        if token is None:
             return scores
         forced = scores.new_full(scores.shape, -float("inf"))
-        forced[:, self.reasoning.closing[at]] = 0.0
+        forced[:, token] = 0.0
         return forced
+
+    def forced(self, reply: Sequence[int]) -> int | None:
+        """The only token that can follow ``reply``; None: any."""
+        place = self._place(len(reply))
+        if place is None or self.reasoning.is_closed(reply[: self.limit]):
+            return None
+        return self.reasoning.closing[place]
+
+    def _place(self, length: int) -> int | None:
+        """Of the closing token whose turn it is after ``length`` tokens of a reply that is still open."""
+        at = -1 if self.limit is None else length - self.limit
+        return at if 0 <= at < len(self.reasoning.closing) else None

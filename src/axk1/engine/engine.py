@@ -299,6 +299,7 @@ class ModelEngine:
         wake(heard)
 
     def _timed_step(self) -> None:
+        self._admit()
         loop, replying = self.loop, len(self.loop.replying)
         loop.prompts.tokens = self._pace.tokens(replying)
         start = time.perf_counter()
@@ -322,9 +323,7 @@ class ModelEngine:
         """
         generation, sequence = entry.generation, entry.sequence
         if generation.times.admitted is None:
-            if sequence.table is None and sequence.running:
-                return False
-            self._admitted(entry)
+            return False
         generation.progress = min(sequence.cached, sequence.history.prompt)
         first = sequence.history.prompt + entry.sent
         new = sequence.tokens[first:] if generation.max_new_tokens else []
@@ -340,8 +339,18 @@ class ModelEngine:
             self._end(entry, reason, sequence.error)
         return bool(new) or not sequence.running
 
+    def _admit(self) -> None:
+        """Lets those begin that wait and for whom there is room, and takes note of when."""
+        self.loop.admit()
+        waiting = [entry for entry in self._entries.values() if entry.generation.times.admitted is None]
+        admitted = [entry for entry in waiting if entry.sequence.table is not None]
+        for entry in admitted:
+            self._admitted(entry)
+        if admitted:
+            self._publish()
+
     def _admitted(self, entry: _Entry) -> None:
-        """It has got its pages, or has left with its first step."""
+        """It has got its pages."""
         entry.generation.times.admitted = time.monotonic()
         with self._lock:
             self._waiting -= 1

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from axk1.engine.closing import Closing
 from axk1.engine.interface import (
     EngineClosed,
     EngineFull,
@@ -242,10 +243,9 @@ class _Run:
         self._end = tokenizer.get_vocab()["<|im_end|>"]
         self._vocabulary = len(tokenizer)
         self._history = History(request.prompt, _CPU)
-        self._scorer = Scorer(request.sampling, request.processors)
+        self._closing = None if request.reasoning is None else Closing(request.reasoning, len(request.prompt))
+        self._scorer = Scorer(request.sampling, [*request.processors, *([self._closing] if self._closing else [])])
         self._draws = Draws(request.sampling.seed, _CPU)
-        self._closing: list[int] = []
-        self._open = request.reasoning is not None
 
     @property
     def _written(self) -> list[int]:
@@ -274,6 +274,9 @@ class _Run:
         if len(self._written) >= generation.max_new_tokens:
             generation.finish("length")
             return 0
+        if self.answer_now and self._closing is not None:
+            self._closing.end_at(len(self._written))
+            self.answer_now = False
         token, logits = self._next()
         self._history.tokens.append(token)
         scores = None if request.top_logprobs is None else token_logprobs(logits, [token], request.top_logprobs)
@@ -287,8 +290,6 @@ class _Run:
     def _next(self) -> tuple[int, torch.Tensor]:
         logits = torch.zeros(1, self._vocabulary)
         logits[0, self._wanted()] = CERTAIN
-        if self._closing:
-            return self._closing.pop(0), logits
         scores = self._scorer(logits, self._history)
         greedy = self.generation.request.sampling.greedy
         token = int(choose(scores, None if greedy else self._draws.noise(1, self._vocabulary))[0])
@@ -296,15 +297,11 @@ class _Run:
         return token, logits
 
     def _wanted(self) -> int:
-        """The token that the script has next; closes the reasoning where it is time for that."""
-        reasoning = self.generation.request.reasoning
-        if self._open and reasoning is not None and not self._closing:
-            over = reasoning.budget is not None and len(self._written) >= reasoning.budget
-            self._open = not reasoning.is_closed(self._written)
-            if self._open and (over or self.answer_now):
-                self._closing, self._open, self._thought = list(reasoning.closing), False, []
-        if self._closing:
-            return self._closing[0]
+        """The token that the script has next; of its reasoning nothing more, once that is being closed."""
+        forced = None if self._closing is None else self._closing.forced(self._written)
+        if forced is not None:
+            self._thought = []
+            return forced
         script = self._thought or self._reply
         return script.pop(0) if script else self._end
 

@@ -120,6 +120,11 @@ class Loop:
         else:
             self.replying.append(sequence)
 
+    def admit(self) -> None:
+        """Gives pages to those that wait, as far as there is room; a step begins with it."""
+        self._leave()  # whom a step that failed left here
+        self.prompts.admit(len(self.replying), self._may_draft)
+
     @torch.no_grad()
     def step(self) -> dict[Sequence, list[int]]:
         """One step of the model.
@@ -129,8 +134,7 @@ class Loop:
             tokens could not be chosen has none, and an ``error``. Where the model raises, all sequences stay what they
             were, and the step can be tried again.
         """
-        self._leave()  # whom a step that failed left here
-        self.prompts.admit(len(self.replying), self._may_draft)
+        self.admit()
         number = self._next_drafts()
         turns = self.in_turns and number > 0
         pieces = [] if turns and self.read_tokens else self.prompts.pieces()

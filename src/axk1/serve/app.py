@@ -39,9 +39,11 @@ def make_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        watch = asyncio.create_task(service.metrics.watch_loop())
         service.ready = True
         yield
         service.ready = False
+        watch.cancel()
         await asyncio.to_thread(engine.close, True, settings.drain)
 
     app = FastAPI(

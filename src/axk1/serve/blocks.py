@@ -19,6 +19,8 @@ class Block:
     kind: Kind
     name: str = ""
     parts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of a text's tokens, where they are asked for."""
 
     @property
     def text(self) -> str:
@@ -33,6 +35,7 @@ class Change:
     what: Literal["begins", "grows", "ends"]
     block: Block
     text: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Blocks:
@@ -47,8 +50,8 @@ class Blocks:
         match event:
             case Thought(text):
                 yield from self._grow("reasoning", text)
-            case Text(text):
-                yield from self._grow("text", text)
+            case Text(text, logprobs):
+                yield from self._grow("text", text, logprobs)
             case CallStart(_, name):
                 yield from self._begin("call", name)
             case CallArguments(_, text):
@@ -68,11 +71,12 @@ class Blocks:
         self._open = True
         yield Change("begins", self.all[-1])
 
-    def _grow(self, kind: Kind, text: str) -> Iterator[Change]:
+    def _grow(self, kind: Kind, text: str, logprobs: tuple[TokenLogprobs, ...] = ()) -> Iterator[Change]:
         if not self._open or self.all[-1].kind != kind:
             yield from self._begin(kind)
         self.all[-1].parts.append(text)
-        yield Change("grows", self.all[-1], text)
+        self.all[-1].logprobs += logprobs
+        yield Change("grows", self.all[-1], text, logprobs)
 
 
 class Whole:

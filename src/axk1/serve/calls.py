@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from axk1.chat.json_scan import ObjectScanner
 from axk1.chat.parser import partial_suffix
 from axk1.chat.tools import TOOL_CLOSE, TOOL_OPEN, ToolCall, ToolCallParser
+from axk1.generation.sampling import TokenLogprobs
 
 _CHARACTER = r'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})'
 _HEAD = re.compile(rf'\s*\{{\s*"name"\s*:\s*("{_CHARACTER}{{1,256}}")\s*,\s*"arguments"\s*:\s*(?=\{{)')
@@ -26,6 +27,8 @@ class Text:
     """A piece of the answer outside of calls."""
 
     text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the tokens that were written for it, where they are asked for; filled in by who knows the tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,11 @@ class CallStream:
         self._block = self._arguments = ObjectScanner()
         self._odd = ToolCallParser()
         self._open = self._said = False
+
+    @property
+    def inside(self) -> bool:
+        """Whether a call has begun and not ended."""
+        return self._state != self._outside
 
     def feed(self, text: str) -> list[CallEvent]:
         """What became certain with ``text``."""

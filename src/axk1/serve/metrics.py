@@ -1,5 +1,6 @@
 """What ``/metrics`` tells, under the names that vLLM's dashboards know."""
 
+import asyncio
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -9,8 +10,9 @@ from prometheus_client.registry import Collector
 from axk1.engine.interface import Engine, Times
 
 _LABELS = ("model_name", "engine")
-_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
 _SLOW = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
+_WATCH = 0.05  # seconds between looks at the event loop
 _SIZES = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 131072)
 _COUNTERS = {
     "vllm:prompt_tokens": ("Tokens of prompts read, cached ones included.", "prompt_tokens"),
@@ -47,6 +49,22 @@ class Metrics:
         self._queue = self._histogram("request_queue_time_seconds", "From a request to its first step.", _SLOW)
         self._prompt = self._histogram("request_prompt_tokens", "Tokens of a prompt.", _SIZES)
         self._tokens = self._histogram("request_generation_tokens", "Tokens of a reply.", _SIZES)
+
+        self._lag = Histogram(
+            "axk1:event_loop_lag_seconds",
+            "How late the event loop was, 20 times a second.",
+            _LABELS,
+            registry=self.registry,
+            buckets=_FAST,
+        ).labels(*self._values)
+
+    async def watch_loop(self) -> None:
+        """Takes note of how late the event loop is, until it is cancelled."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            due = clock() + _WATCH
+            await asyncio.sleep(_WATCH)
+            self._lag.observe(max(clock() - due, 0.0))
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
         made = Histogram(f"vllm:{name}", help, _LABELS, registry=self.registry, buckets=buckets)

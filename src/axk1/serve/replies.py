@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 from transformers import LogitsProcessor, MinNewTokensLengthLogitsProcessor, PreTrainedTokenizerFast
 
@@ -131,6 +131,7 @@ class Choice:
             else ReplyBuilder(tokenizer, order.thinking.think, len(order.prompt), stop_ids, order.stop)
         )
         self._thoughts: list[str] = []
+        self._scores: list[TokenLogprobs] = []  # of tokens whose text is still held back
 
     @property
     def reasoning_tokens(self) -> int:
@@ -161,14 +162,32 @@ class Choice:
     def _take(self, chunk: Chunk) -> Step:
         events: list[Event] = []
         before = self.tokens
-        for token in chunk.tokens:
+        for at, token in enumerate(chunk.tokens):
             self.tokens += 1
-            for delta in self._text.push(token):
-                events += self._event(delta.kind, delta.text)
+            events += self._of_token(token, chunk.logprobs[at] if chunk.logprobs else None)
             if self._text.finish_reason is not None or self._is_enough(events):
                 events += self._close("stop")
                 break
         return Step(self.index, _joined(events), (chunk.logprobs or [])[: self.tokens - before])
+
+    def _of_token(self, token: int, score: TokenLogprobs | None) -> list[Event]:
+        """The events of one token; text is told with the scores of its tokens, those that were held back before too."""
+        of_text = self._in_text
+        events = [event for delta in self._text.push(token) for event in self._event(delta.kind, delta.text)]
+        if score is not None and of_text and self._in_text and token not in self.generation.request.stop_ids:
+            self._scores.append(score)
+        return self._scored(events)
+
+    @property
+    def _in_text(self) -> bool:
+        return self._text.closed and not (self._calls is not None and self._calls.inside)
+
+    def _scored(self, events: list[Event]) -> list[Event]:
+        first = next((at for at, event in enumerate(events) if isinstance(event, Text)), None)
+        if first is not None and self._scores:
+            events[first] = Text(cast(Text, events[first]).text, tuple(self._scores))
+            self._scores.clear()
+        return events
 
     def _event(self, kind: str, text: str) -> list[Event]:
         if kind == "reasoning":
@@ -205,7 +224,7 @@ class Choice:
                 events += self._call_of_reasoning()
             called = self._calls.calls > 0 or any(isinstance(event, CallStart) for event in events)
         self.finish = "tool_calls" if called and reason == "stop" else reason
-        return events
+        return self._scored(events)
 
     def _call_of_reasoning(self) -> list[Event]:
         """A model may forget to close its reasoning before it calls: the last complete block there is the call."""
@@ -277,8 +296,8 @@ def _joined(events: list[Event]) -> list[Event]:
         match event, last:
             case (Thought(text), Thought(before)):
                 joined[-1] = Thought(before + text)
-            case (Text(text), Text(before)):
-                joined[-1] = Text(before + text)
+            case (Text(text, scores), Text(before, earlier)):
+                joined[-1] = Text(before + text, earlier + scores)
             case (CallArguments(index, text), CallArguments(other, before)) if index == other:
                 joined[-1] = CallArguments(index, before + text)
             case _:

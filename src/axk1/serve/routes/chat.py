@@ -20,6 +20,7 @@ from axk1.serve.routes.common import (
     Continued,
     Count,
     Events,
+    Int,
     budgets,
     event,
     failure,
@@ -40,7 +41,7 @@ class ChatBody(Continued):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -49,9 +50,9 @@ class ChatBody(Continued):
     enable_thinking: bool | None = None
     reasoning_effort: str | None = None
     thinking: dict[str, Any] | None = None
-    thinking_budget: int | None = None
-    thinking_token_budget: int | None = None
-    budget_tokens: int | None = None
+    thinking_budget: Int | None = None
+    thinking_token_budget: Int | None = None
+    budget_tokens: Int | None = None
 
 
 def add_routes(routes: FastAPI, service: Service) -> None:

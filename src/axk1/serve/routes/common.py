@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
@@ -19,8 +19,16 @@ from axk1.serve.replies import Running
 from axk1.serve.service import SEED_END, Service
 from axk1.serve.thinking import BUDGETS
 
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+def _integral(value: Any) -> Any:
+    """JSON has one kind of number: 3.0 is the integer 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_integral)]
+Int64 = Annotated[Int, Field(ge=-(2**63), lt=2**63)]
+Natural = Annotated[Int, Field(ge=0, lt=2**31)]
+Count = Annotated[Int, Field(ge=1, lt=2**31)]
 MAX_LOGPROBS = 20
 
 
@@ -82,10 +90,10 @@ class Continued(Sampled):
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     n: Count | None = None
-    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    max_tokens: Natural | None = None
+    min_tokens: Natural | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Int] | None = None
     structured_outputs: dict[str, Any] | None = None
 
     def ends(self) -> dict[str, Any]:

@@ -16,19 +16,19 @@ from axk1.serve.calls import Text
 from axk1.serve.errors import Refusal, check_count
 from axk1.serve.replies import Choice, Order, Running, Step
 from axk1.serve.routes.chat import usage
-from axk1.serve.routes.common import MAX_LOGPROBS, STREAMED, Continued, Events, event, failure, headers, structured
+from axk1.serve.routes.common import MAX_LOGPROBS, STREAMED, Continued, Events, Int, event, failure, headers, structured
 from axk1.serve.service import Service
 from axk1.serve.tokens import TokenTexts, finite
 
 ROUTE = "/v1/completions"
-Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+Logprobs = Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)]
 _DEFAULT_TOKENS = 16  # OpenAI's
 
 
 class CompletionBody(Continued):
     """The body of a completions request."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str] | list[Int] | list[list[Int]]
     echo: bool | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None

@@ -1,7 +1,8 @@
 """OpenAI's ``/v1/responses``, without what it stores: each request brings its whole input."""
 
+import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
@@ -10,6 +11,7 @@ from pydantic import Field
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
+from axk1.generation.sampling import TokenLogprobs
 from axk1.serve.blocks import Block, Blocks, Change
 from axk1.serve.errors import Refusal
 from axk1.serve.replies import Order, Running
@@ -18,6 +20,7 @@ from axk1.serve.routes.common import (
     STREAMED,
     Count,
     Events,
+    Int,
     Sampled,
     Tools,
     budgets,
@@ -45,12 +48,12 @@ class ResponsesBody(Sampled):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     include: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    thinking_budget: int | None = None
-    thinking_token_budget: int | None = None
-    budget_tokens: int | None = None
+    thinking_budget: Int | None = None
+    thinking_token_budget: Int | None = None
+    budget_tokens: Int | None = None
 
 
 def add_routes(routes: FastAPI, service: Service) -> None:
@@ -68,7 +71,7 @@ def add_routes(routes: FastAPI, service: Service) -> None:
         if body.stream:
             return Events(service, running, telling.stream(http), told)
         (whole,) = await service.collect(running, http)
-        return JSONResponse(telling.response(whole.blocks, whole.logprobs), headers=told)
+        return JSONResponse(telling.response(whole.blocks), headers=told)
 
     @routes.post(ROUTE + "/{id}/answer")
     async def answer_now(id: str, http: Request) -> dict[str, Any]:
@@ -165,6 +168,11 @@ def _add_to_turn(messages: list[dict[str, Any]], kind: str, item: Mapping[str, A
         turn.setdefault("tool_calls", []).append(call)
 
 
+def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A function as responses tell it again: nothing is left out."""
+    return {"description": None, "parameters": None, **tool, "strict": bool(tool.get("strict"))}
+
+
 class _Telling:
     """A reply in this dialect: items with ids, and events with numbers."""
 
@@ -174,25 +182,23 @@ class _Telling:
         self._ids: dict[int, str] = {}
         self._mode, self._name = _tool_choice(body.tool_choice)
 
-    def response(self, blocks: list[Block], logprobs: Any = (), error: Refusal | None = None) -> dict[str, Any]:
+    def response(self, blocks: list[Block], error: Refusal | None = None) -> dict[str, Any]:
         """The response as it stands."""
         (choice,) = self._running.choices
-        entries = [self._entry(token) for token in logprobs]
-        texts = [block for block in blocks if block.kind == "text"]
-        output = [self._item(block, True, entries if texts and block is texts[-1] else []) for block in blocks]
         status = "failed" if error else {None: "in_progress", "length": "incomplete"}.get(choice.finish, "completed")
         counts = self._running.usage
         return {
             "id": self._running.id,
             "object": "response",
             "created_at": self._running.created,
+            "completed_at": int(time.time()) if status == "completed" else None,
             "status": status,
             "error": {"code": "server_error", "message": error.message} if error else None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "instructions": self._body.instructions,
             "max_output_tokens": self._body.max_output_tokens,
             "model": self._model,
-            "output": output,
+            "output": [self._item(block, True) for block in blocks],
             "parallel_tool_calls": self._body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": (self._body.reasoning or {}).get("effort"), "summary": None},
@@ -200,10 +206,17 @@ class _Telling:
             "temperature": choice.order.sampling.temperature,
             "text": {"format": self._format()},
             "tool_choice": {"type": "function", "name": self._name} if self._name else self._mode,
-            "tools": [tool for tool in self._body.tools or [] if tool.get("type") == "function"],
+            "tools": [_shown(tool) for tool in self._body.tools or [] if tool.get("type") == "function"],
             "top_p": choice.order.sampling.top_p,
             "truncation": "disabled",
             "background": False,
+            "presence_penalty": choice.order.sampling.presence_penalty,
+            "frequency_penalty": choice.order.sampling.frequency_penalty,
+            "top_logprobs": choice.order.top_logprobs or 0,
+            "max_tool_calls": None,
+            "service_tier": "default",
+            "safety_identifier": None,
+            "prompt_cache_key": None,
             "metadata": {},
             "usage": {
                 "input_tokens": counts.prompt,
@@ -219,12 +232,15 @@ class _Telling:
     def _format(self) -> dict[str, Any]:
         """The text's format, which was checked where it is not plain."""
         form = (self._body.text or {}).get("format")
-        return {"type": "text"} if response_schema(form) is None else dict(form or {})
+        if form is None or response_schema(form) is None:
+            return {"type": "text"}
+        left_out = {"name": "answer", "strict": False}
+        return (left_out if form["type"] == "json_schema" else {}) | form
 
-    def _entry(self, token: Any) -> dict[str, Any]:
-        return self._service.texts.entry(token)
+    def _entries(self, tokens: Iterable[TokenLogprobs]) -> list[dict[str, Any]]:
+        return [self._service.texts.entry(token) for token in tokens]
 
-    def _item(self, block: Block, done: bool, logprobs: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def _item(self, block: Block, done: bool) -> dict[str, Any]:
         names = {"reasoning": "rs", "text": "msg", "call": "fc"}
         id = self._ids.setdefault(block.index, f"{names[block.kind]}_{uuid.uuid4().hex[:24]}")
         status = "completed" if done else "in_progress"
@@ -232,28 +248,24 @@ class _Telling:
             content = [{"type": "reasoning_text", "text": block.text}] if done else []
             return {"id": id, "type": "reasoning", "summary": [], "content": content, "status": status}
         if block.kind == "text":
-            part = [self._part(block, logprobs)] if done else []
+            part = [self._part(block)] if done else []
             return {"id": id, "type": "message", "role": "assistant", "status": status, "content": part}
         call = {"id": id, "type": "function_call", "call_id": f"call_{id}", "name": block.name}
         return call | {"arguments": block.text if done else "", "status": status}
 
-    def _part(
-        self, block: Block, logprobs: list[dict[str, Any]] | None = None, text: str | None = None
-    ) -> dict[str, Any]:
+    def _part(self, block: Block) -> dict[str, Any]:
         if block.kind == "reasoning":
-            return {"type": "reasoning_text", "text": block.text if text is None else text}
-        told = block.text if text is None else text
-        return {"type": "output_text", "text": told, "annotations": [], "logprobs": logprobs or []}
+            return {"type": "reasoning_text", "text": block.text}
+        scores = self._entries(block.logprobs)
+        return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": scores}
 
     async def stream(self, http: Request) -> AsyncIterator[ServerSentEvent]:
         """Events as they come."""
         blocks = Blocks()
         yield self._event("response.created", response=self.response([]))
         yield self._event("response.in_progress", response=self.response([]))
-        tokens = []
         try:
             async for step in self._service.steps(self._running):
-                tokens += step.logprobs
                 for each in step.events:
                     for change in blocks.feed(each):
                         for told in self._changes(change):
@@ -261,7 +273,7 @@ class _Telling:
             for change in blocks.finish():
                 for told in self._changes(change):
                     yield told
-            response = self.response(blocks.all, tokens)
+            response = self.response(blocks.all)
             yield self._event(f"response.{response['status']}", response=response)
         except Refusal as refusal:
             yield self._event("response.failed", response=self.response(blocks.all, error=refusal))
@@ -277,14 +289,17 @@ class _Telling:
             return self._call_changes(change, at, where)
         inside = {**where, "content_index": 0}
         kind = "reasoning_text" if block.kind == "reasoning" else "output_text"
-        scores = {} if block.kind == "reasoning" else {"logprobs": []}
+
+        def scores(tokens: Iterable[TokenLogprobs]) -> dict[str, Any]:
+            return {} if block.kind == "reasoning" else {"logprobs": self._entries(tokens)}
+
         if change.what == "begins":
             added = self._event("response.output_item.added", **at, item=self._item(block, False))
-            return [added, self._event("response.content_part.added", **inside, part=self._part(block, text=""))]
+            return [added, self._event("response.content_part.added", **inside, part=self._part(block))]
         if change.what == "grows":
-            return [self._event(f"response.{kind}.delta", **inside, delta=change.text, **scores)]
+            return [self._event(f"response.{kind}.delta", **inside, delta=change.text, **scores(change.logprobs))]
         return [
-            self._event(f"response.{kind}.done", **inside, text=block.text, **scores),
+            self._event(f"response.{kind}.done", **inside, text=block.text, **scores(block.logprobs)),
             self._event("response.content_part.done", **inside, part=self._part(block)),
             self._event("response.output_item.done", **at, item=self._item(block, True)),
         ]

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 
 import axk1
 from axk1.serve.errors import Refusal
-from axk1.serve.routes.common import Body, budgets
+from axk1.serve.routes.common import Body, Int, budgets
 from axk1.serve.service import Service
 from axk1.serve.thinking import choose
 
@@ -29,7 +29,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """Token ids."""
 
-    tokens: list[Annotated[int, Field(ge=0)]]
+    tokens: list[Annotated[Int, Field(ge=0)]]
 
 
 def add_routes(routes: FastAPI, service: Service) -> None:
