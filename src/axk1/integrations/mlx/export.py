@@ -89,6 +89,19 @@ def export_mlx(
     )
 
 
+def exported_bytes(values: dict[str, Any], bits: int, group_size: int = GROUP_SIZES[0], mixed: str | None = None) -> int:
+    """Bytes of all tensors that `export_mlx` writes of a bf16 model whose ``config.json`` holds ``values``."""
+    from mlx.utils import tree_flatten
+
+    register()
+    model, _ = _quantized(values, bits, group_size, mixed)
+    width = {"uint32": 4, "float32": 2}  # a model without values has fp32 for every float
+    return sum(
+        value.size * (4 if name.endswith(ROUTER_BIAS) else width[str(value.dtype).rpartition(".")[2]])
+        for name, value in tree_flatten(model.parameters())
+    )
+
+
 def _quantized(values: dict[str, Any], bits: int, group_size: int, mixed: str | None) -> tuple[Any, dict[str, Any]]:
     """The model as mlx-lm quantises it, none of whose values is ever computed, and what goes into ``config.json``."""
     import mlx.core as mx
