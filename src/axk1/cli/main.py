@@ -63,9 +63,9 @@ _COMMANDS = (demo.demo, chat.chat, generate.generate, info.info, verify.verify, 
 for function in _COMMANDS:
     app.command()(function)
 app.command("serve", context_settings={"ignore_unknown_options": False, "allow_extra_args": True})(serve.serve)
-app.command(
-    "mlx", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False
-)(mlx.mlx)
+app.command("mlx", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(
+    mlx.mlx
+)
 app.command("train")(train.train)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)

@@ -1,4 +1,4 @@
-"""Log-probabilities of prompt and reply in mlx-lm equal ours, and so do greedy replies, in every form of a checkpoint."""
+"""Log-probabilities of prompt and reply, and greedy replies, in mlx-lm equal ours in every form of a checkpoint."""
 
 # pyright: reportMissingImports=false
 

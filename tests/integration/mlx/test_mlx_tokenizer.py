@@ -29,7 +29,9 @@ def random_texts(count: int) -> list[str]:
     """Valid text of any letters, mostly of small code points."""
     draw = random.Random(0)
     ranges = [(0x20, 0x7F), (0x20, 0x7F), (0xA0, 0x800), (0x800, 0xD800), (0xE000, 0x110000)]
-    return ["".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randrange(1, 24))) for _ in range(count)]
+    return [
+        "".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randrange(1, 24))) for _ in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")

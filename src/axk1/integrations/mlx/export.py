@@ -85,11 +85,15 @@ def export_mlx(
         {"quantization": quantization, "quantization_config": quantization},
         progress,
         card=quantized_card(source, formats, "axk1 export mlx", "mlx"),
-        parameters=sum(spec.parameters for spec in expected_tensors(config) if spec.part != "MTP" and not spec.optional),
+        parameters=sum(
+            spec.parameters for spec in expected_tensors(config) if spec.part != "MTP" and not spec.optional
+        ),
     )
 
 
-def exported_bytes(values: dict[str, Any], bits: int, group_size: int = GROUP_SIZES[0], mixed: str | None = None) -> int:
+def exported_bytes(
+    values: dict[str, Any], bits: int, group_size: int = GROUP_SIZES[0], mixed: str | None = None
+) -> int:
     """Bytes of all tensors that `export_mlx` writes of a bf16 model whose ``config.json`` holds ``values``."""
     from mlx.utils import tree_flatten
 
@@ -180,7 +184,9 @@ def _copy(
     return Job((output,), pieces, lambda tensor: (transform(tensor),))
 
 
-def _origin(path: str, sources: dict[str, tuple[Piece, ...]], config: AXK1Config) -> tuple[tuple[Piece, ...], Transform]:
+def _origin(
+    path: str, sources: dict[str, tuple[Piece, ...]], config: AXK1Config
+) -> tuple[tuple[Piece, ...], Transform]:
     """The source's pieces of the matrix of the module ``path``, in their order, and what is done to each."""
     layer, _, module = path.rpartition(".")
     if layer.endswith(".mlp.switch_mlp"):
