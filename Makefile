@@ -46,7 +46,7 @@ docs: .venv/.dev ## the documentation site, in site/; a broken link fails
 readme-demo: .venv/.dev ## put the demo's output into README.md and README.ko.md
 	$(BIN)/python docs/readme_demo.py
 
-bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
+bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready $(MLX)/.ready ## vLLM for CPUs, llama.cpp and mlx-lm, for `axk1 bench`, each in an environment of its own
 
 engines: engines-vllm engines-sglang engines-mlx ray ## everything about other engines, as far as it runs on this machine's CPU
 
