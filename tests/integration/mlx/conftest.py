@@ -1,5 +1,7 @@
 """Runs in an environment of its own (`make engines-mlx`); in any other, these files are not collected."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import importlib.util

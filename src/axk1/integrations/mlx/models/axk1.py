@@ -47,10 +47,10 @@ class ModelArgs(deepseek_v3.ModelArgs):
     moe_layer_freq: int | None = 1
     max_position_embeddings: int = 131072
     rope_theta: float | None = None
-    rope_scaling: dict | None = None
+    rope_scaling: dict[str, Any] = None  # pyright: ignore[reportAssignmentType]: see __post_init__
     rope_parameters: dict | None = None
     rope_interleave: bool = True
-    mlp_layer_types: list[str] | None = None
+    mlp_layer_types: list[str] = None  # pyright: ignore[reportAssignmentType]
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
 
@@ -76,7 +76,7 @@ class ModelArgs(deepseek_v3.ModelArgs):
 
     def _refuse_others(self) -> None:
         """Raises ValueError for what a checkpoint of this architecture may ask for and this file does not compute."""
-        rope = self.rope_scaling or {}
+        rope = self.rope_scaling
         supported = {
             "scoring_func": ("sigmoid", "softmax"),
             "topk_method": ("noaux_tc",),
