@@ -30,6 +30,7 @@ DTYPES = {
     "I8": torch.int8,
     "I32": torch.int32,
     "I64": torch.int64,
+    "U32": torch.uint32,
     "F8_E4M3": torch.float8_e4m3fn,
 }
 STATE = ".axk1-convert.json"
