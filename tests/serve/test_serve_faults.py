@@ -50,6 +50,10 @@ class Nobody:
         pass
 
 
+def texts(events):
+    return [text for event in events if (text := getattr(event, "text", None)) is not None]
+
+
 async def read(tokenizer, text, size, end=True, **order):
     """The whole, and all pieces of text, of a reply that comes in chunks of ``size`` tokens."""
     ends = frozenset(tokenizer.convert_tokens_to_ids(list(TURN_ENDS)))
@@ -64,11 +68,11 @@ async def read(tokenizer, text, size, end=True, **order):
         if step is None:
             break
         whole.add(step)
-        pieces += [event.text for event in step.events if hasattr(event, "text")]
+        pieces += texts(step.events)
     generation.finish("stop" if end else "length")
     async for step in steps:
         whole.add(step)
-        pieces += [event.text for event in step.events if hasattr(event, "text")]
+        pieces += texts(step.events)
     return whole, pieces, choice
 
 

@@ -83,7 +83,9 @@ def ask(path: str, body: dict[str, Any] | None = None) -> str:
 def test_replies_fit(path: str, body: dict[str, Any], whole: str, event: str | None) -> None:
     fit(json.loads(ask(path, {key: value for key, value in body.items() if key != "stream_options"})), whole)
     lines = [line for line in ask(path, {**body, "stream": True}).split("\n") if line.startswith("data: {")]
-    for line in lines if event is not None else []:
+    for line in lines:
+        if event is None:
+            break
         told = json.loads(line.removeprefix("data: "))
         if "usage" in (part := told.get("response", {})) and part["status"] == "in_progress":
             assert part.pop("usage") is None
