@@ -13,11 +13,12 @@ RAY := .venv-ray
 LM_EVAL := .venv-lm-eval
 SCHEMATHESIS := .venv-schemathesis
 CLIENTS := .venv-clients
+MLX := .venv-mlx
 # A process for each core, at most four; all tests of a file run in the same one.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo bench-peers engines engines-vllm engines-sglang ray server-suites clean
+.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo hashes vendor bench-peers engines engines-vllm engines-sglang engines-mlx ray server-suites clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
@@ -47,15 +48,27 @@ docs: .venv/.dev ## the documentation site, in site/; a broken link fails
 readme-demo: .venv/.dev ## put the demo's output into README.md and README.ko.md
 	$(BIN)/python docs/readme_demo.py
 
-bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready ## vLLM for CPUs and llama.cpp, for `axk1 bench`, each in an environment of its own
+vendor: .venv/.dev ## the page's libraries again from npm, compared with their hashes
+	$(BIN)/python docs/vendor.py
 
-engines: engines-vllm engines-sglang ray ## everything about cluster engines, as far as it runs on this machine's CPU
+hashes: ## hashes.txt: constraints.txt but torch, with the SHA-256 of every file, for pip's --require-hashes
+	$(PYTHON) -m venv --clear .venv-uv
+	.venv-uv/bin/python -m pip install --quiet uv
+	grep -v '^torch==' constraints.txt | .venv-uv/bin/python -m uv pip compile - --quiet --no-deps --generate-hashes \
+		--no-annotate --custom-compile-command 'make hashes' --output-file hashes.txt > /dev/null
+
+bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready $(MLX)/.ready ## vLLM for CPUs, llama.cpp and mlx-lm, for `axk1 bench`, each in an environment of its own
+
+engines: engines-vllm engines-sglang engines-mlx ray ## everything about other engines, as far as it runs on this machine's CPU
 
 engines-vllm: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 $(LM_EVAL)/.ready ## the plugin for vLLM, run in the real engine on this machine's CPU
 	$(VLLM)/bin/python -m pytest tests/integration/vllm
 
 engines-sglang: $(SGLANG)/.ready ## the SGLang plugin, tested inside SGLang as far as it runs without a GPU
 	$(SGLANG)/bin/python -m pytest tests/integration/sglang
+
+engines-mlx: $(MLX)/.ready ## the model for mlx-lm and its export, run in the real engine on this machine's CPU
+	$(MLX)/bin/python -m pytest tests/integration/mlx
 
 ray: .venv/.dev $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
 	$(BIN)/python -m pytest tests/integration/ray
@@ -64,11 +77,11 @@ server-suites: .venv/.dev $(SCHEMATHESIS)/.ready $(CLIENTS)/.ready ## outside su
 	$(BIN)/python tests/serve/suites/run.py $(SCHEMATHESIS) $(CLIENTS)
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv .venv-transformers-* $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) $(LM_EVAL) $(SCHEMATHESIS) $(CLIENTS) site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-transformers-* $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) $(LM_EVAL) $(SCHEMATHESIS) $(CLIENTS) $(MLX) .venv-uv site .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Torch goes first and by itself: asked for as torch==VERSION, any build of that version satisfies pip.
-.venv/.torch $(OTHER)/.torch $(VLLM)/.torch $(SGLANG)/.torch:
+.venv/.torch $(OTHER)/.torch $(VLLM)/.torch $(SGLANG)/.torch $(MLX)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "axk1 needs Python 3.11 or newer;" \
 		"'$(PYTHON)' is not. Choose another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(@D)
@@ -143,6 +156,10 @@ $(CLIENTS)/.ready:
 $(LLAMACPP)/.ready:
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet xllamacpp==2026.10.11549 gguf==0.19.0
+	@touch $@
+
+$(MLX)/.ready: pyproject.toml constraints.txt | $(MLX)/.torch
+	$(@D)/bin/python -m pip install --quiet -c constraints.txt -e '.[mlx,train]' openai pytest pytest-timeout
 	@touch $@
 
 # SGLang names CUDA builds of everything; without its dependencies, and with the portable ones of them, it imports.

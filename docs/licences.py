@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -11,6 +12,7 @@ from packaging.requirements import Requirement
 from axk1.files import write_text
 
 PAGE = Path(__file__).with_suffix(".md")
+VENDORED = Path(__file__).parents[1] / "src/axk1/serve/page/vendor/manifest.json"
 _OF_A_GPU = re.compile(r"nvidia-|cuda-|triton|pytorch-triton")
 """What some builds of PyTorch need and others do not."""
 _INTRO = """# Licences
@@ -26,13 +28,26 @@ trained on has [its own table](tokenizer.md#the-corpus).
 | package | needed by | licence |
 |---|---|---|
 """
+_PAGE_INTRO = """
+The page of `axk1 serve` comes with libraries that are part of this repository, unmodified, with their licences' texts
+and their hashes beside them (`src/axk1/serve/page/vendor`):
+
+| package | version | licence |
+|---|---|---|
+"""
 
 
 def licences_page() -> str:
     """The page for the packages that axk1 needs, directly or through others, as far as they are installed."""
     found, needed_by = _closure("axk1")
     rows = (f"| {name} | {', '.join(sorted(needed_by[name]))} | {licence(found[name])} |" for name in sorted(found))
-    return _INTRO + "\n".join(rows) + "\n"
+    return _INTRO + "\n".join(rows) + "\n" + _PAGE_INTRO + "\n".join(_vendored()) + "\n"
+
+
+def _vendored() -> list[str]:
+    """A row for each library of the page."""
+    packages = json.loads(VENDORED.read_text(encoding="utf-8"))
+    return [f"| {name} | {package['version']} | {package['licence']} |" for name, package in sorted(packages.items())]
 
 
 def _closure(root: str) -> tuple[dict[str, Distribution], dict[str, set[str]]]:

@@ -113,12 +113,13 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     import axk1  # noqa: F401  (registers the model type)
+    from axk1.tokenizer.guard import check_merges, tokenizer_errors
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, **_LOCAL)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"The tokenizer in {folder} cannot be read: {reason}") from error
+    check_merges(folder / "tokenizer.json")
+    with tokenizer_errors(f"The tokenizer in {folder} cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+        tokenizer.decode(tokenizer.encode("a"))  # what is wrong in its files may show only here
+    return tokenizer
 
 
 def stop_ids(folder: str | Path) -> list[int]:
@@ -146,12 +147,13 @@ def _dtype(folder: Path, dtype: str, where: torch.device) -> Any:
     from transformers import AutoConfig
 
     import axk1  # noqa: F401  (registers the model type)
-    from axk1.checkpoint.files import MODEL_TYPES, load_config
+    from axk1.checkpoint.compressed import check_method
+    from axk1.checkpoint.files import load_config
     from axk1.checkpoint.guard import check_model
     from axk1.kernels import is_fast
 
-    if check_model(folder) in MODEL_TYPES:
-        load_config(folder)
+    check_model(folder)
+    check_method(load_config(folder), folder)  # bounds what is allocated, which nobody does for other architectures
     if dtype == "packed" and where.type != "cpu":
         raise ValueError(f"dtype is 'packed', which is for CPUs; use bfloat16 on {where.type}.")
     if dtype == "auto" and where.type == "cpu":

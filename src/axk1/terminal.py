@@ -13,14 +13,6 @@ _HINTS = {
 }
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-_HINTS = {
-    errno.ENOSPC: "free some space or choose another disk",
-    errno.ENOENT: "check the path; folders are not made",
-    errno.EACCES: "choose a place that you may use, or change its rights",
-    errno.EROFS: "choose a place that can be written",
-    errno.EISDIR: "name a file",
-}
-
 
 def printable(text: str) -> str:
     """``text`` without control characters, which could steer the terminal; new lines and tabs stay."""

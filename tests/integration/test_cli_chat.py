@@ -38,6 +38,18 @@ def test_piped_lines_in_both_modes(talk):
     assert out == "Ys,42é\nThink, budget -1.\nThinking budget 6.\n[reasoning]\nabc ab\n[answer]\nYs,42é\n"
 
 
+def test_ctrl_c_ends_a_chat_that_waits_for_a_pipe(endless_checkpoint, monkeypatch):
+    class Pipe(io.StringIO):
+        def readline(self, *_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["axk1", "chat", str(endless_checkpoint)])
+    monkeypatch.setattr(sys, "stdin", Pipe())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+
+
 def test_saved_conversation_holds_everything_and_loads(talk, tmp_path):
     file = tmp_path / "talk.json"
     lines = [

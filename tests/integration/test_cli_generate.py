@@ -236,7 +236,7 @@ def test_lines_may_have_options_of_their_own(generate, tmp_path):
         {"prompt": "d", "logit_bias": {"89": -100}, "temperature": 0},
         {"prompt": "e", "think": None, "max_new_tokens": None},
     ]
-    file.write_text("\ufeff" + "\n\r\n".join(map(json.dumps, lines)), encoding="utf-8")
+    file.write_text("\ufeff" + "\n\r\n\ufeff".join(map(json.dumps, lines)), encoding="utf-8")
     code, _, err = generate("--input", file, "--output", output)
     assert code == 0 and "from line 3 on: topic, level" in " ".join(err.split())
     a, b, c, d, e = replies(output)

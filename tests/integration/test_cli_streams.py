@@ -117,6 +117,10 @@ def test_threads_are_at_least_one(answer, command, threads):
     assert (code, err) == (2, f"Error: --threads is {threads}; it must be at least 1.")
 
 
+def test_threads_are_no_more_than_machines_have(answer):
+    assert answer("eval", "--threads", "9" * 23) == (2, f"Error: --threads is {'9' * 23}; it must be at most 4096.")
+
+
 def test_a_budget_without_room_is_refused_before_the_work(answer):
     assert answer("generate", "--think", "--budget", "9", "--max-new-tokens", "9", "hi")[0] == 2
     assert answer("chat", "--think", "--budget", "9", "--max-new-tokens", "9")[0] == 2

@@ -1,6 +1,7 @@
 """Servers that the tests share."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
@@ -8,6 +9,9 @@ from serving import NANO, Running, scripted, serving
 from transformers import PreTrainedTokenizerFast
 
 from axk1.load import load_tokenizer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +39,15 @@ def client(server: Running) -> Iterator[httpx2.Client]:
     """A client of ``server``."""
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")  # while it is there, this thread has a running event loop
+def browser() -> "Iterator[Browser]":
+    """Debian's Chromium."""
+    from browsing import CHROMIUM, SWITCHES
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield browser
+        browser.close()

@@ -1,15 +1,17 @@
 """``axk1 serve`` without ``--engine``: what it refuses, what it makes of its options, and the place for the page."""
 
+import json
 import re
 
 import pytest
-from serving import scripted, serving
+from serving import NANO, scripted, serving
 from typer.testing import CliRunner
 
 from axk1.cli.main import app
 from axk1.cli.serve_here import Here, _engine_settings, _names, _settings
 from axk1.engine.settings import Settings as EngineSettings
 from axk1.serve import app as application
+from axk1.serve.run import listen
 from axk1.serve.settings import Settings
 
 
@@ -23,6 +25,9 @@ from axk1.serve.settings import Settings
         (["models/nano", "--", "--enforce-eager"], "'--enforce-eager' is not read"),
         (["models/nano", "--engine", "vllm", "--name", "x"], "--name are for axk1's own server"),
         (["models/nano", "--port", "70000"], "--port is 70000"),
+        (["models/nano", "--max-requests", "0"], "--max-requests is 0; it must be at least 1"),
+        (["models/nano", "--mtp", "-1"], "--mtp is -1; it must be at least 0"),
+        (["models/nano", "--host", "x" * 300], "which is no address of this machine"),
         (["scripted:nowhere.json"], "nowhere.json"),
         (["nowhere"], "There is no checkpoint at nowhere"),
     ],
@@ -31,6 +36,15 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["serve", *arguments])
     assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setattr("axk1.cli.serve_here._engine", lambda *_: pytest.fail("the model was loaded"))
+    with listen("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(app, ["serve", "models/nano", "--port", str(port)])
+    assert result.exit_code == 2 and f"Address already in use: 127.0.0.1 port {port}" in result.stderr
 
 
 def test_a_file_that_is_no_script(tmp_path):
@@ -86,3 +100,13 @@ def test_the_page_has_its_place(tmp_path, monkeypatch, tokenizer):
         assert client.get("/").headers["location"] == "/page/"
         for path in ("/page/../v1/models", "/page/%2e%2e/v1/models", "/page/absent", "/v1/models"):
             assert client.get(path).status_code in (401, 404)
+
+
+def test_open_shows_the_page_in_the_browser(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    monkeypatch.setattr("axk1.serve.run.run", lambda *arguments: arguments[-1]("http://127.0.0.1:1"))
+    (tmp_path / "x.json").write_text(json.dumps({"tokenizer": str(NANO), "replies": []}))
+    for options, expected in (([], []), (["--open"], ["http://127.0.0.1:1"])):
+        result = CliRunner().invoke(app, ["serve", f"scripted:{tmp_path / 'x.json'}", *options])
+        assert result.stdout == "scripted answers at http://127.0.0.1:1\n" and shown == expected

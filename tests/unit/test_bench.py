@@ -357,6 +357,7 @@ def test_wrong_engines_are_explained(monkeypatch, text, words):
 def test_engines_by_default_are_those_that_are_installed(monkeypatch):
     monkeypatch.setenv("AXK1_BENCH_VLLM", "/nowhere/python")
     monkeypatch.setenv("AXK1_BENCH_LLAMACPP", sys.executable)
+    monkeypatch.setenv("AXK1_BENCH_MLX", "/nowhere/python")
     assert [engine.name for engine in parse_engines(None)] == ["axk1", "transformers", "llamacpp"]
     assert [engine.scale for engine in parse_engines("llamacpp:q8_0,llamacpp:q4_0")] == [8.5 / 16, 4.5 / 16]
 
@@ -382,6 +383,12 @@ def test_llamacpp_computes_the_model_without_the_norm(tmp_path):
 @pytest.mark.skipif(python_of(BASE["vllm"]) is None, reason="vLLM is not installed: make bench-peers")
 def test_vllm_computes_the_same_model(tiny, tmp_path):
     _assert_same_answers("vllm", tiny, AXK1ForCausalLM.from_pretrained(tiny.folder, dtype=torch.bfloat16), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(python_of(BASE["mlx"]) is None, reason="mlx-lm is not installed: make bench-peers")
+def test_mlx_computes_the_same_model(tiny, tmp_path):
+    _assert_same_answers("mlx", tiny, AXK1ForCausalLM.from_pretrained(tiny.folder, dtype=torch.float32), tmp_path)
 
 
 def _assert_same_answers(name: str, model: Model, ours: AXK1ForCausalLM, logs: Path) -> None:

@@ -72,6 +72,13 @@ def test_shards_index_and_side_files(released, tmp_path):
     assert same_tensors(model.state_dict(), AXK1ForCausalLM.from_pretrained(released).state_dict())
 
 
+@pytest.mark.parametrize("size", ["x", "", "0", "-1", "0GB", "1e400GB", 0, -5])
+def test_sizes_that_are_none_are_refused(released, tmp_path, size):
+    with pytest.raises(ValueError, match=rf"max_shard_size is {size!r}; it must be a size such as 5GB"):
+        convert_checkpoint(released, tmp_path / "new", "released", size)
+    assert not (tmp_path / "new").exists()
+
+
 def test_one_file(released, tmp_path):
     assert convert_checkpoint(released, tmp_path / "one") == [tmp_path / "one/model.safetensors"]
     assert not (tmp_path / "one" / INDEX).exists()

@@ -75,6 +75,10 @@ def test_text_takes_turns_between_the_parts(tokenizer, tmp_path) -> None:
 def test_a_missing_part_of_the_corpus_is_named(tokenizer, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"ja\.jsonl is missing: build the corpus"):
         next(text_examples(tmp_path, tokenizer, 32, 0, ["ja"]))
+    for text, error in (("", "holds no text"), ('{"text": 5}', "line 1: 'text' is 5"), ("[", "line 1 is not a JSON")):
+        (tmp_path / "ja.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=error):
+            next(text_examples(tmp_path, tokenizer, 32, 0, ["ja"]))
 
 
 @settings(max_examples=30, deadline=None)

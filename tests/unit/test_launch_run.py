@@ -92,10 +92,26 @@ def test_json_and_secrets():
         (["--engine", "tgi"], "--engine is 'tgi'; use vllm or sglang"),
         ([], "--engine is missing; use vllm or sglang"),
         (["--engine", "vllm"], "needs --head"),
-        (["--engine", "vllm", "--head", "a"], "vllm is not installed here. Install it with pip install 'axk1[vllm]'"),
+        (
+            ["--engine", "vllm", "--head", "a"],
+            "vllm is not installed here. In a clone of axk1, pip install '.[vllm]' does it",
+        ),
         (["--engine", "vllm", "--dtype", "fp8", "--dry-run"], "--dtype is 'fp8'; use auto, bfloat16"),
         (["--engine", "vllm", "--mtp", "-1"], "--mtp is -1; it must be at least 0"),
         (["--engine", "vllm", "--fraction", "1.5"], "--fraction is 1.5"),
+        (
+            ["--engine", "vllm", "--node-rank", "-1", "--dry-run"],
+            "--node-rank is -1; with --nodes 4 it goes from 0 to 3",
+        ),
+        (["--engine", "vllm", "--data", "64", "--dry-run", "--head", "a"], "is not the number of GPUs"),
+        (["--engine", "vllm", "--data", "0"], "--data is 0; it must be at least 1"),
+        (["--engine", "vllm", "--port", "70000"], "--port is 70000; it must be at least 1 and at most 65535"),
+        (
+            ["--engine", "vllm", "--gpu-memory", "nan"],
+            "--gpu-memory is nan; it must be at least 1 and at most 1,000,000",
+        ),
+        (["--engine", "vllm", "--gpu-memory", "inf"], "--gpu-memory is inf; it must be at least 1 and at most"),
+        (["--engine", "vllm", "--nodes", "9" * 30], "it must be at least 1 and at most 1,000,000"),
     ],
 )
 @pytest.mark.usefixtures("no_engine")

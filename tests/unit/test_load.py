@@ -11,6 +11,7 @@ from checkpoints import edit_json
 from typer.testing import CliRunner
 
 import axk1.chat
+from axk1.chat.prompt import prompt_ids
 from axk1.checkpoint import CheckpointError, verify_checkpoint
 from axk1.checkpoint.hub import HubId, hub_folder
 from axk1.cli.main import app
@@ -128,6 +129,66 @@ def test_a_damaged_tokenizer_is_one_sentence(checkpoint):
     (checkpoint / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"The tokenizer in .*model cannot be read"):
         load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda values: values["model"].update(continuing_subword_prefix="x"), "has a continuing_subword_prefix"),
+        (lambda values: values.update(model=None), "The tokenizer in .* cannot be read"),
+    ],
+)
+def test_a_tokenizer_that_would_end_the_process_is_refused(checkpoint, change, error):
+    edit_json(checkpoint / "tokenizer.json", change)
+    with pytest.raises(ValueError, match=error):
+        load_tokenizer(checkpoint)
+
+
+def test_a_tokenizer_of_other_types_is_one_sentence(checkpoint):
+    edit_json(checkpoint / "tokenizer_config.json", lambda values: values.update(model_max_length="long"))
+    with pytest.raises(ValueError, match=r"The tokenizer in .* cannot be read: '>' not supported"):
+        load_tokenizer(checkpoint)
+
+
+def test_a_pattern_that_takes_too_many_steps_is_one_sentence(checkpoint):
+    """The library panics there, which no handler of errors sees."""
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    edit_json(checkpoint / "tokenizer.json", lambda values: values.update(pre_tokenizer=split))
+    tokenizer = load_tokenizer(checkpoint)
+    for text in ("a" * 30 + "b", "<think>" + "a" * 30 + "b"):
+        with pytest.raises(ValueError, match=r"The tokenizer cannot read this text: .*retry-limit"):
+            prompt_ids(tokenizer, [{"role": "user", "content": text}])
+    (checkpoint / "text.txt").write_text("a" * 30 + "b")
+    result = CliRunner().invoke(app, ["tokenizer", "report", str(checkpoint), "--corpus", str(checkpoint / "text.txt")])
+    assert result.exit_code == 2 and "cannot read this text" in result.stderr
+
+
+def test_another_architecture_is_refused_before_anything_is_allocated(checkpoint):
+    """Of these weights, transformers would make a model of seven billion parameters."""
+    (checkpoint / "config.json").write_text('{"model_type": "llama"}')
+    for read in (load, load_model, axk1.chat.load):
+        with pytest.raises(CheckpointError, match="this is another architecture's checkpoint"):
+            read(checkpoint)
+
+
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes", None])
+def test_another_tools_quantisation_is_refused(checkpoint, method):
+    """In the words of ``verify``; transformers asks for packages then, or loads the numbers as they are."""
+    edit_json(checkpoint / "config.json", lambda values: values.update(quantization_config={"quant_method": method}))
+    for read in (load, verify_checkpoint):
+        with pytest.raises(CheckpointError, match=f"is quantised by {method!r}|the configuration is not usable"):
+            read(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": [1, 2.5]}', '{"pad_token_id": {}}']
+)
+def test_what_generation_config_may_hold(checkpoint, text):
+    """What loading cannot use, ``verify`` does not call sound."""
+    (checkpoint / "generation_config.json").write_text(text)
+    for read in (load, verify_checkpoint):
+        with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+            read(checkpoint)
 
 
 def test_a_missing_tokenizer_asks_nobody(tmp_path, no_network):

@@ -45,6 +45,15 @@ def test_every_dependency_is_bounded_and_pinned():
         assert re.split(r"[\[<>=]", need)[0].lower().replace("_", "-") in pinned, need
 
 
+def test_every_pinned_package_but_torch_has_its_hashes():
+    """Of every file that its release has, so that other platforms find theirs."""
+    lines = (ROOT / "hashes.txt").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    hashed = {line.split()[0].lower().replace("_", "-"): line.count("--hash=sha256:") for line in lines if "==" in line}
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-").split()
+    assert set(hashed) == {pin for pin in pins if "==" in pin and not pin.startswith("torch==")}, "run make hashes"
+    assert all(hashed.values()) and hashed["numpy==2.4.6"] > 20
+
+
 def test_the_wheel_holds_models_and_recipes():
     included = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     assert included == {"models/nano": "axk1/models/nano", "recipes": "axk1/recipes"}
@@ -57,7 +66,7 @@ def test_images_hold_what_the_package_is_built_from_and_needs(engine):
     copied = {word for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for word in line.split()}
     project, wheel = PROJECT["project"], PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert copied >= {"pyproject.toml", "hatch_build.py", "src", project["readme"], *project["license-files"]}
-    assert copied >= set(wheel["force-include"])
+    assert copied >= set(wheel["force-include"]) and all((ROOT / name).exists() for name in copied)
     brought = {"torch", "transformers", "safetensors", "huggingface-hub", "tokenizers", "jinja2"}  # by the engines
     needed = [need for need in project["dependencies"] if re.split(r"[<>=]", need)[0] not in brought]
     assert all(f"'{need}'" in text for need in needed), needed
@@ -90,6 +99,9 @@ def test_a_wheel_can_bring_the_kernels_built(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     assert not wheel.name.endswith("-any.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path)
+    page = ROOT / "src/axk1/serve/page"
+    files = [path.relative_to(page) for path in page.rglob("*") if path.is_file()]
+    assert len(files) > 40 and all((tmp_path / "axk1/serve/page" / name).is_file() for name in files)
     for instructions in of_this_machine():
         library = ctypes.CDLL(str(tmp_path / "axk1/kernels/built" / f"axk1_{instructions.name}.so"))
         library.axk1_instructions.restype = ctypes.c_char_p

@@ -105,7 +105,7 @@ def test_lines_of_another_type_are_named(trained, tmp_path, command, line, error
 
 def test_a_byte_order_mark_and_blank_lines_are_no_text(tmp_path):
     lines, plain = tmp_path / "a.jsonl", tmp_path / "b.txt"
-    lines.write_text('\ufeff\n{"text": "one"}\n\n{"text": ""}\n', encoding="utf-8")
+    lines.write_text('\ufeff\n{"text": "one"}\n\n\ufeff{"text": ""}\n', encoding="utf-8")
     plain.write_text("\ufefftwo\n", encoding="utf-8")
     assert texts_of(tmp_path) == {"a": ["one"], "b": ["two\n"]}
     lines.write_text('{"text": ""}\n')

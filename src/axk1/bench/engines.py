@@ -45,13 +45,15 @@ class Engine:
             "axk1": {"pack": self.variant == "packed"},
             "transformers": {"experts": self.variant},
             "vllm": {"eager": self.variant != "compiled"},
+            "mlx": {"bits": MLX_BITS.get(self.variant, 0)},
         }
         return options.get(self.base, {})
 
 
 QUANTIZED = ("int8", "int4", "fp8")
 LLAMA_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
-BITS = LLAMA_BITS | {"packed": 97 / 8}
+MLX_BITS = {"4bit": 4, "8bit": 8}
+BITS = LLAMA_BITS | {"packed": 97 / 8, "4bit": 4.5, "8bit": 8.5, "fp32": 32.0}
 """A weight's, where the model's own checkpoint does not say it."""
 LLAMA_NOTE = (
     "llamacpp: cannot express the norm after each MoE block nor YaRN without a softmax scale; its answers differ"
@@ -63,6 +65,7 @@ BASE = {
         Engine("transformers", "transformers_worker.py", "transformers", "grouped_mm", cuda=True),
         Engine("vllm", "vllm_worker.py", "vllm", "eager", own_environment=True),
         Engine("llamacpp", "llamacpp_worker.py", "llamacpp", "f16", own_environment=True, note=LLAMA_NOTE),
+        Engine("mlx", "mlx_worker.py", "mlx", "fp32", scale=2.0, own_environment=True),
     )
 }
 VARIANTS = {
@@ -70,6 +73,7 @@ VARIANTS = {
     "transformers": ("grouped_mm", "batched_mm", "eager"),
     "vllm": ("eager", "compiled"),
     "llamacpp": tuple(LLAMA_BITS),
+    "mlx": ("fp32", *MLX_BITS),
 }
 
 

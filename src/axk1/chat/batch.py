@@ -61,9 +61,12 @@ def read_records(path: Path) -> list[Record]:
     """
     records: list[Record] = []
     for number, line in enumerate(_text(path).split("\n"), start=1):
+        line = line.removeprefix("\ufeff")  # a byte order mark inside: of files that were joined
         if line.strip():
             try:
                 records.append(_record(json.loads(line), len(records), number))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: is not JSON: {error.msg}, column {error.colno}.") from error
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     seen: dict[str | int, int] = {}

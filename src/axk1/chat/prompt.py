@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from axk1.chat.messages import Message, check_messages, check_tools, described, texts
+from axk1.tokenizer.guard import UNREADABLE, tokenizer_errors
 from axk1.tokenizer.render import render
 
 
@@ -29,13 +30,25 @@ def prompt_ids(
     markers = _markers(tokenizer)
     written = [*texts(checked), *texts(functions)]
     if not any(markers.search(text) for text in written):
-        return tokenizer.encode(rendered(checked, functions), add_special_tokens=False)
+        return text_ids(tokenizer, rendered(checked, functions))
     joint = _unused(written)
 
     def broken(text: str) -> str:
         return markers.sub(lambda found: found[0][0] + joint + found[0][1:], text)
 
-    return _encode(tokenizer, rendered(_map(checked, broken), _map(functions, broken)), markers, joint)
+    text = rendered(_map(checked, broken), _map(functions, broken))
+    with tokenizer_errors(UNREADABLE):
+        return _encode(tokenizer, text, markers, joint)
+
+
+def text_ids(tokenizer: PreTrainedTokenizerFast, text: str, special: bool = False) -> list[int]:
+    """The tokens of ``text`` as it is, markers included, with the tokenizer's own around them if ``special``.
+
+    Raises:
+        ValueError: the tokenizer cannot read it.
+    """
+    with tokenizer_errors(UNREADABLE):
+        return tokenizer.encode(text, add_special_tokens=special)
 
 
 def _markers(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:

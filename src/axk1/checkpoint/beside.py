@@ -55,15 +55,16 @@ def copy_beside(source: Path, target: Path, changes: dict[str, Any], card: str |
         write_text(target / CARD, card)
 
 
-def quantized_card(source: Path, formats: str) -> str:
+def quantized_card(source: Path, formats: str, command: str = "axk1 quantize", library: str = "transformers") -> str:
     """The model card of a quantised copy: what it is of and how it was made; no score, for none was measured.
 
     Args:
         source: the original's folder, whose card says its licence.
         formats: of the matrices, in words.
+        command, library: what wrote the copy, and what reads it.
     """
     name, licence = _name(source), _front_matter(source / CARD).get("license")
-    lines = ["---", f"base_model: {json.dumps(name)}", "base_model_relation: quantized", "library_name: transformers"]
+    lines = ["---", f"base_model: {json.dumps(name)}", "base_model_relation: quantized", f"library_name: {library}"]
     lines += [f"license: {json.dumps(licence)}"] if licence else []
     return "\n".join(
         [
@@ -72,7 +73,7 @@ def quantized_card(source: Path, formats: str) -> str:
             "",
             f"# {name}, quantised",
             "",
-            f"A copy of `{name}` whose matrices are stored as {formats}, written by `axk1 quantize`.",
+            f"A copy of `{name}` whose matrices are stored as {formats}, written by `{command}`.",
             "Tokenizer, templates and settings are the original's. Nothing was measured with these weights: the scores",
             "on the original's card are those of the original.",
             "",

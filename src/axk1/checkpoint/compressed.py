@@ -158,6 +158,8 @@ def check_method(config: AXK1Config, folder: Path) -> None:
     """Raises a CheckpointError where a checkpoint is quantised by another method than compressed-tensors."""
     found = getattr(config, "quantization_config", None)
     method = found.get("quant_method") if isinstance(found, dict) else None
+    if isinstance(found, dict) and method is None and {"bits", "group_size"} <= found.keys():
+        raise CheckpointError("is quantised for MLX: run it with `axk1 mlx`, or give the original.", folder)
     if found and method != METHOD:
         raise CheckpointError(
             f"is quantised by {method!r}; only unquantised and {METHOD} checkpoints can be read here.", folder

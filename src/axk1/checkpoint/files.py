@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.guard import check_kernels
+from axk1.checkpoint.guard import check_generation, check_kernels
 from axk1.checkpoint.reading import check_ordinary, check_texts, read_json
 from axk1.config import AXK1Config
 
@@ -56,6 +56,7 @@ def load_config(folder: Path) -> AXK1Config:
             f"model_type is {values.get('model_type')!r}, not 'axk1': this is another architecture's checkpoint.", file
         )
     check_kernels(values, file)
+    check_generation(folder)
     try:
         return AXK1Config.from_dict(values)
     except Exception as error:  # transformers' own fields raise errors of every type

@@ -53,6 +53,21 @@ def check_model(folder: Path) -> str:
     return kind
 
 
+def check_generation(folder: Path) -> None:
+    """Refuses a ``generation_config.json`` that transformers could not read, or whose ids would end no reply.
+
+    Raises:
+        CheckpointError: naming the key.
+    """
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return
+    for key, value in read_json(file).items():
+        ids = value if isinstance(value, list) else [value]
+        if key.endswith("_token_id") and value is not None and not all(type(each) is int for each in ids):
+            raise CheckpointError(f"{key} is {value!r:.60}; it must be a token's id, or a list of such.", file)
+
+
 def check_tokenizer(folder: Path) -> None:
     """Refuses a tokenizer that could be loaded by code of its own only.
 

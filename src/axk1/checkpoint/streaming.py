@@ -30,6 +30,7 @@ DTYPES = {
     "I8": torch.int8,
     "I32": torch.int32,
     "I64": torch.int64,
+    "U32": torch.uint32,
     "F8_E4M3": torch.float8_e4m3fn,
 }
 STATE = ".axk1-convert.json"
@@ -122,7 +123,7 @@ def write_checkpoint(
     Raises:
         CheckpointError: the target holds something else, is being written by another run, or has no room.
     """
-    shards = _shards(jobs, convert_file_size_to_int(max_shard_size))
+    shards = _shards(jobs, _bytes(max_shard_size))
     _check_room(target, shards)
     target.mkdir(parents=True, exist_ok=True)
     with only_writer(target):
@@ -171,6 +172,16 @@ def source_pieces(stored: Stored, config: AXK1Config) -> dict[str, tuple[Piece, 
         elif parts:
             sources[spec.name] = tuple(Piece(part.name) for part in parts)
     return sources
+
+
+def _bytes(size: int | str) -> int:
+    try:
+        number = convert_file_size_to_int(size)
+    except (ValueError, OverflowError):
+        number = 0
+    if number < 1:
+        raise ValueError(f"max_shard_size is {size!r}; it must be a size such as 5GB or 500MB.")
+    return number
 
 
 def _shards(jobs: list[Job], max_bytes: int) -> dict[str, list[Job]]:

@@ -27,7 +27,8 @@ def bench(
         str | None,
         typer.Option(
             help="Of axk1[:packed|int8|int4|fp8], axk1@FOLDER, transformers[:grouped_mm|batched_mm|eager], "
-            "vllm[:eager|compiled], llamacpp[:f16|q8_0|q4_0]. Default: axk1 and what is installed of the others."
+            "vllm[:eager|compiled], llamacpp[:f16|q8_0|q4_0], mlx[:fp32|8bit|4bit]. "
+            "Default: axk1 and what is installed of the others."
         ),
     ] = None,
     full: Annotated[

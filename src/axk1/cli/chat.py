@@ -89,7 +89,9 @@ class Session:
                     run_command(self, text)
                 elif text.strip():
                     self.answer(text)
-            except KeyboardInterrupt:  # at the prompt: drop the line
+            except KeyboardInterrupt:  # at the prompt: drop the line, of which a pipe has none
+                if not self.reader.interactive:
+                    raise
                 self.console.print()
             except (Leave, EOFError) as end:
                 if self.reader.interactive and isinstance(end, EOFError):

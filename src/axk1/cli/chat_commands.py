@@ -88,7 +88,7 @@ def _change(session: "Session", name: str, text: str) -> None:
     words = {"none": None, "on": True, "off": False}
     try:
         value = words[text.lower()] if text.lower() in words else json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"/set {name} takes a number; got {text!r}.") from None
     if name == "markdown":
         if not isinstance(value, bool):

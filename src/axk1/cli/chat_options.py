@@ -21,6 +21,7 @@ Model = Annotated[
     str | None, typer.Argument(help="Checkpoint folder or name on the hub. Default: AXK1_MODEL, else the nano.")
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; as many as torch finds when left out.")]
+MOST_THREADS = 4096
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU when there is one.")]
 
 
@@ -170,6 +171,8 @@ def load_chat(model: str | Path | None, device: str | None, dtype: str, threads:
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuses a number of threads below one."""
+    """Refuses a number of threads below one, or beyond any machine."""
     if threads is not None and threads < 1:
         raise ValueError(f"--threads is {threads}; it must be at least 1.")
+    if threads is not None and threads > MOST_THREADS:
+        raise ValueError(f"--threads is {threads}; it must be at most {MOST_THREADS}.")

@@ -40,6 +40,18 @@ def show(console: "Console", deltas: "Iterable[Delta]", markdown: bool) -> None:
         console.print()
 
 
+def write(console: "Console", text: str, style: str | None = None) -> None:
+    """Writes ``text`` as it is: laying it out, as :meth:`rich.console.Console.print` does, takes longer than reading
+    it out of a step of a small model."""
+    from rich.color import ColorSystem
+    from rich.style import Style
+
+    if not console.quiet:
+        colours = ColorSystem.STANDARD if console.color_system else None
+        console.file.write(Style.parse(style or "").render(text, color_system=colours))
+        console.file.flush()
+
+
 def _end(view: "TextView | MarkdownView | None") -> None:
     if view is not None:
         view.end()
@@ -89,7 +101,7 @@ class TextView:
         self._print(piece)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, style=self._style, end="", soft_wrap=True)
+        write(self._console, text, self._style)
 
 
 def _is_wide(text: str) -> bool:

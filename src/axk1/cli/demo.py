@@ -94,6 +94,7 @@ def _answer_all(engine: "Chat", console: "Console", problems: "list[Problem]") -
 
 def _answer(engine: "Chat", console: "Console", problem: "Problem", think: bool) -> Answered:
     """Streams one reply to the console, the reasoning dimmed and on a line of its own."""
+    from axk1.cli.chat_view import write
     from axk1.generation.sampling import GREEDY
 
     messages = [{"role": "user", "content": problem.question}]
@@ -102,9 +103,9 @@ def _answer(engine: "Chat", console: "Console", problem: "Problem", think: bool)
     previous = None
     for delta in stream:
         if previous == "reasoning" and delta.kind == "answer":
-            console.print(f"\n  {'':<11}", end="")
+            write(console, f"\n  {'':<11}")
         style = "dim" if delta.kind == "reasoning" else "bold"
-        console.print(printable(delta.text), style=style, end="")
+        write(console, printable(delta.text), style)
         previous = delta.kind
     result = Answered(problem, think, stream.reply)
     verdict = "right" if result.right else f"wrong, it is {problem.value}"

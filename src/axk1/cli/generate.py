@@ -110,6 +110,8 @@ def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None
     """Streams one reply; with ``as_json``, prints it when it is finished. Exit code 4 where it has no answer."""
     from rich.console import Console
 
+    from axk1.cli.chat_view import write
+
     stream = chat.stream([{"role": "user", "content": text}], **how)
     stderr = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
     previous = None
@@ -121,7 +123,7 @@ def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None
                 stderr.print()
             typer.echo(printable(delta.text) if sys.stdout.isatty() else delta.text, nl=False)
         else:
-            stderr.print(printable(delta.text), style="dim", end="")
+            write(stderr, printable(delta.text), "dim")
         previous = delta.kind
     if as_json:
         reply = {"think": how["think"], **stream.reply.record(), "drafts": _drafts(stream.statistics)}
@@ -129,6 +131,8 @@ def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None
     else:
         typer.echo()
     if not stream.reply.closed:
+        if previous == "reasoning":
+            stderr.print()
         stderr.print("The reply ended inside the reasoning; raise --max-new-tokens or set a --budget.", style="yellow")
         raise typer.Exit(UNCLOSED)
 

@@ -21,8 +21,10 @@ from axk1.cli import (
     corpus,
     demo,
     evaluate,
+    export,
     generate,
     info,
+    mlx,
     quantize,
     serve,
     streams,
@@ -61,11 +63,15 @@ _COMMANDS = (demo.demo, chat.chat, generate.generate, info.info, verify.verify, 
 for function in _COMMANDS:
     app.command()(function)
 app.command("serve", context_settings={"ignore_unknown_options": False, "allow_extra_args": True})(serve.serve)
+app.command("mlx", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(
+    mlx.mlx
+)
 app.command("train")(train.train)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(corpus.app, name="corpus")
+app.add_typer(export.app, name="export")
 
 
 def _debugging() -> bool:

@@ -24,7 +24,13 @@ ENGINE_OPTIONS = {
     "as_json": "--json",
 }
 """What only a cluster's engine takes."""
-OWN_OPTIONS = {"name": "--name", "allow_host": "--allow-host", "allow_origin": "--allow-origin", "closing": "--closing"}
+OWN_OPTIONS = {
+    "name": "--name",
+    "allow_host": "--allow-host",
+    "allow_origin": "--allow-origin",
+    "closing": "--closing",
+    "open_page": "--open",
+}
 """What only our own server takes."""
 
 
@@ -71,6 +77,9 @@ def serve(
     closing: Annotated[
         str | None, typer.Option(help="What is written before </think> where a budget ends the reasoning.")
     ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page in this machine's browser once the server answers.")
+    ] = False,
     tensor: Annotated[int | None, typer.Option(help="Tensor-parallel size.")] = None,
     pipeline: Annotated[int | None, typer.Option(help="Pipeline stages.")] = None,
     data: Annotated[int | None, typer.Option(help="Copies of the attention.")] = None,

@@ -59,13 +59,18 @@ class Cluster:
             raise ValueError(f"--engine is {self.engine!r}; use {' or '.join(ENGINES)}.")
         if self.dtype not in DTYPES:
             raise ValueError(f"--dtype is {self.dtype!r}; use {', '.join(DTYPES)}. Quantised weights: axk1 quantize.")
-        for option, value, least in (
-            ("--mtp", self.mtp, 0),
-            ("--max-requests", self.max_requests, 1),
-            ("--step-tokens", self.step_tokens, 1),
+        for option, value, least, most in (
+            ("--mtp", self.mtp, 0, 2**16),
+            ("--port", self.port, 1, 2**16 - 1),
+            ("--tensor", self.tensor, 1, 2**16),
+            ("--pipeline", self.pipeline, 1, 2**16),
+            ("--data", self.data, 1, 2**16),
+            ("--max-requests", self.max_requests, 1, 2**20),
+            ("--step-tokens", self.step_tokens, 1, 2**24),
         ):
-            if value < least:
-                raise ValueError(f"{option} is {value}; it must be at least {least}.")
+            if value is not None and not least <= value <= most:
+                end = f" and at most {most}" if value > most else ""
+                raise ValueError(f"{option} is {value}; it must be at least {least}{end}.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"--fraction is {self.fraction}; it must be above 0 and at most 1.")
 

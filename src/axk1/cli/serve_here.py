@@ -1,6 +1,7 @@
 """`axk1 serve` without ``--engine``: our own server, on this machine."""
 
 import socket
+import webbrowser
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -32,6 +33,7 @@ class Here:
     allow_host: list[str] = field(default_factory=list)
     allow_origin: list[str] = field(default_factory=list)
     closing: str | None = None
+    open_page: bool = False
 
 
 def serve_here(asked: Here) -> None:
@@ -41,16 +43,29 @@ def serve_here(asked: Here) -> None:
         ValueError: for an option that is wrong, or packages that are missing.
     """
     try:
-        from axk1.serve.run import run
+        from axk1.serve.run import listen, run
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed here; the server needs pip install 'axk1[serve]'.") from error
+        raise ValueError(
+            f"{error.name} is not installed here; the server needs pip install '.[serve]' in axk1's clone."
+        ) from error
     if not 0 <= asked.port < 65536:
         raise ValueError(f"--port is {asked.port}; it must be between 0 (a free one) and 65535.")
+    if asked.max_requests < 1:
+        raise ValueError(f"--max-requests is {asked.max_requests}; it must be at least 1.")
+    if asked.mtp is not None and asked.mtp < 0:
+        raise ValueError(f"--mtp is {asked.mtp}; it must be at least 0.")
+    listen(asked.host, asked.port).close()  # an address that cannot be had is said before the model is loaded
     settings = _settings(asked)
     engine, tokenizer, stop_ids = _engine(asked, settings)
     if not _is_loopback(asked.host) and not settings.api_keys:
         typer.echo(f"Everybody who reaches {asked.host} may ask this server; --api-key asks for a key.", err=True)
-    run(engine, tokenizer, stop_ids, settings, asked.host, asked.port, typer.echo)
+
+    def ready(address: str) -> None:
+        typer.echo(f"{settings.names[0]} answers at {address}")
+        if asked.open_page:
+            webbrowser.open(address)
+
+    run(engine, tokenizer, stop_ids, settings, asked.host, asked.port, ready)
 
 
 def _settings(asked: Here) -> "Settings":

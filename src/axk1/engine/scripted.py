@@ -73,7 +73,7 @@ def read_scripts(path: Path) -> tuple[str | None, list[Script], Pace]:
             for entry in value["replies"]
         ]
         return value.get("tokenizer"), scripts, Pace(**value.get("pace", {}))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no file of scripted replies ({error!r}); see axk1.engine.scripted.") from error
 
 

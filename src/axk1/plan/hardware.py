@@ -12,6 +12,8 @@ from typing import Literal
 from axk1.plan.memory import GB
 
 MIB = 2**20
+MOST = 1_000_000
+"""Machines, GPUs of one and GB of one, at most."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ def find_hardware(
         ValueError: a number below 1, or no GPU is found and none is described.
     """
     for option, value in (("--nodes", nodes), ("--gpus", gpus), ("--gpu-memory", memory_gb)):
-        if value is not None and value < 1:
-            raise ValueError(f"{option} is {value}; it must be at least 1.")
+        if value is not None and not 1 <= value <= MOST:
+            raise ValueError(
+                f"{option} is {value}; it must be at least 1{'' if value < 1 else f' and at most {MOST:,}'}."
+            )
     if device not in (None, "cuda", "cpu"):
         raise ValueError(f"--device is {device!r}; use cuda or cpu.")
     if device == "cpu":

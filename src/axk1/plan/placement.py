@@ -67,6 +67,8 @@ def candidates(hardware: Hardware, wish: Wish) -> Iterator[Parallel]:
     states twice, and since stages divide the latents, which tensor parallelism repeats. Drafts want a single stage.
     """
     total, data = hardware.total, wish.data or 1
+    if data > total:
+        return  # more copies than GPUs
     rest = total // data
     whole, divisors = [rest], [n for n in range(rest, 0, -1) if rest % n == 0]
     within = [n for n in divisors if n * data <= hardware.gpus]

@@ -21,12 +21,12 @@ def run(
     settings: Settings,
     host: str,
     port: int,
-    tell: Callable[[str], object],
+    ready: Callable[[str], object],
 ) -> None:
     """Listens on ``host`` and ``port`` (0: a free one) until SIGTERM or SIGINT; running replies may finish.
 
     Args:
-        tell: gets the address, once the server answers.
+        ready: called with the address, once the server answers there.
 
     Raises:
         OSError: the address cannot be had.
@@ -34,7 +34,7 @@ def run(
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("axk1.serve").setLevel(logging.INFO)
     app = make_app(engine, tokenizer, stop_ids, settings)
-    server = Server(app, settings, lambda address: tell(f"{settings.names[0]} answers at {address}"))
+    server = Server(app, settings, ready)
     server.run(sockets=[listen(host, port)])
 
 
@@ -44,7 +44,10 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address cannot be had.
     """
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:  # no such name, or one that no name can be
+        raise OSError(f"--host is {host!r}, which is no address of this machine: {error}") from error
     bound = socket.socket(family)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

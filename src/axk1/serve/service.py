@@ -11,7 +11,7 @@ from fastapi import Request as HttpRequest
 from starlette.requests import ClientDisconnect
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
-from axk1.chat.prompt import prompt_ids
+from axk1.chat.prompt import prompt_ids, text_ids
 from axk1.engine.interface import Engine
 from axk1.serve.blocks import Whole
 from axk1.serve.errors import Refusal, check_count, log, refusing
@@ -97,7 +97,8 @@ class Service:
             text.encode()
         except UnicodeEncodeError:
             raise Refusal("The prompt is not valid Unicode: it has a lone surrogate.", param="prompt") from None
-        return self.tokenizer.encode(text, add_special_tokens=special)
+        with refusing("prompt"):
+            return text_ids(self.tokenizer, text, special)
 
     async def start(self, prefix: str, orders: Order | list[Order], http: HttpRequest) -> Running:
         """Gives orders to the engine; several are the prompts of one request, and their choices are numbered on.

@@ -28,7 +28,9 @@ def find_files(inputs: list[Path]) -> list[TextFile]:
             visible = [path for path in relatives if not any(part.startswith(".") for part in path.parts)]
             files += [TextFile(given / path, path.parts[0].split(".")[0]) for path in visible if path.suffix != ".json"]
         else:
-            raise ValueError(f"corpus: '{given}' does not exist; give text files, .jsonl files or folders of them.")
+            raise ValueError(
+                f"corpus: '{given}' is no file or folder; give text files, .jsonl files or folders of them."
+            )
     files = [file for file in files if file.path.stat().st_size]
     if not files:
         raise ValueError(f"corpus: no text in {[str(path) for path in inputs]}; build one with `axk1 corpus build`.")
@@ -38,6 +40,7 @@ def find_files(inputs: list[Path]) -> list[TextFile]:
 def _read_jsonl(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
+            line = line.removeprefix("\ufeff")  # a byte order mark inside: of files that were joined
             if line.strip():
                 yield _text(path, number, line)
 

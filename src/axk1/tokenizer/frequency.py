@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
 from axk1.config import AXK1Config
+from axk1.tokenizer.guard import UNREADABLE, tokenizer_errors
 
 
 def frequent_tokens(tokenizer: Tokenizer, documents: Iterable[str], coverage: float) -> tuple[list[int], float]:
@@ -26,7 +27,8 @@ def frequent_tokens(tokenizer: Tokenizer, documents: Iterable[str], coverage: fl
         raise ValueError(f"--coverage: {coverage} must be above 0 and at most 1.")
     counts: Counter[int] = Counter()
     for text in documents:
-        counts.update(tokenizer.encode(text, add_special_tokens=False).ids)
+        with tokenizer_errors(UNREADABLE):
+            counts.update(tokenizer.encode(text, add_special_tokens=False).ids)
     total = counts.total()
     if not total:
         raise ValueError("corpus: the texts are empty; give text like the model is going to write.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from axk1.tokenizer.documents import TextFile, read_documents
+from axk1.tokenizer.guard import UNREADABLE, check_merges, tokenizer_errors
 
 DEFAULT_MAX_BYTES = 1_000_000
 BATCH = 64
@@ -29,10 +30,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"tokenizer: no tokenizer.json at '{path}'; give a folder that holds one, or the file.")
-    try:
+    check_merges(file)
+    with tokenizer_errors(f"tokenizer: '{file}' cannot be read; write it again"):
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
-        raise ValueError(f"tokenizer: '{file}' cannot be read ({error}); write it again.") from error
 
 
 def sample_texts(files: list[TextFile], max_bytes: int) -> dict[str, list[str]]:
@@ -60,7 +60,7 @@ def measure(
     tokenizers: dict[str, Tokenizer], texts: dict[str, list[str]], progress: Callable[[], None] | None = None
 ) -> dict[str, dict[str, Compression]]:
     """What each tokenizer makes of each label's texts: {label: {tokenizer: Compression}}. `progress` is called once a
-    tokenizer and label."""
+    tokenizer and label. ValueError for a text that a tokenizer cannot read."""
     table: dict[str, dict[str, Compression]] = {}
     for label, documents in texts.items():
         size = sum(len(text.encode()) for text in documents)
@@ -68,7 +68,9 @@ def measure(
         for name, tokenizer in tokenizers.items():
             batches = (documents[start : start + BATCH] for start in range(0, len(documents), BATCH))
             encodings = (tokenizer.encode_batch_fast(batch, add_special_tokens=False) for batch in batches)
-            table[label][name] = Compression(size, sum(len(item.ids) for batch in encodings for item in batch))
+            with tokenizer_errors(f"{name}: {UNREADABLE}"):
+                tokens = sum(len(item.ids) for batch in encodings for item in batch)
+            table[label][name] = Compression(size, tokens)
             if progress:
                 progress()
     return table

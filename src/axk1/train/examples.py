@@ -6,7 +6,6 @@ generation prompt (no loss), then the reply (loss). Both are tokenised apart, as
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +15,7 @@ from random import Random
 from transformers import PreTrainedTokenizerBase
 
 from axk1.tasks import dialogues, generate, messages
+from axk1.tokenizer.documents import TextFile, read_documents
 from axk1.tokenizer.render import render
 
 SYSTEM_PROMPTS = (
@@ -61,11 +61,12 @@ def text_examples(
 def _documents(path: Path, rng: Random) -> Iterator[str]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: build the corpus with `axk1 corpus build {path.parent}`.")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    texts = list(read_documents(TextFile(path, path.stem)))
+    if not texts:
+        raise ValueError(f"{path} holds no text: build the corpus with `axk1 corpus build {path.parent}`.")
     while True:
-        rng.shuffle(lines)
-        for line in lines:
-            yield json.loads(line)["text"]
+        rng.shuffle(texts)
+        yield from texts
 
 
 def problem_examples(

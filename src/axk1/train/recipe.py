@@ -124,7 +124,9 @@ class Recipe:
             return _built(cls, {**values, "stage": made}, "the recipe")
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist: give the path of a recipe such as recipes/nano.toml.") from None
-        except (OSError, ValueError) as error:  # TOML's and UTF-8's errors are ValueErrors
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
+        except ValueError as error:  # TOML's and UTF-8's errors are ValueErrors
             raise ValueError(f"{path} is not a valid recipe: {str(error).rstrip('.')}.") from None
 
     def config(self) -> AXK1Config:

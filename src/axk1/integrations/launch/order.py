@@ -44,7 +44,8 @@ class Order:
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank <= (last := self.hardware.nodes - 1):
+        last = self.hardware.nodes - 1
+        if not 0 <= self.rank <= last:
             raise ValueError(
                 f"--node-rank is {self.rank}; with --nodes {self.hardware.nodes} it goes from 0 to {last}."
             )

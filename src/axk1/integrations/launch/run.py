@@ -47,10 +47,11 @@ def find_engine(engine: Engine) -> Path | None:
 
 def missing(engine: Engine) -> str:
     """What to do where an engine is not installed."""
-    extra = ", or on a machine without GPUs by make engines in a clone of axk1" if engine == "vllm" else ""
+    extra = ", or on a machine without GPUs by make engines there" if engine == "vllm" else ""
     return (
-        f"{engine} is not installed here. Install it with pip install 'axk1[{engine}]' (in an environment of its own, "
-        f"if need be: AXK1_{engine.upper()}_PYTHON names its Python){extra}. --dry-run prints the command without it."
+        f"{engine} is not installed here. In a clone of axk1, pip install '.[{engine}]' does it (in an environment of "
+        f"its own, if need be: AXK1_{engine.upper()}_PYTHON names its Python){extra}. --dry-run prints the command "
+        "without it."
     )
 
 

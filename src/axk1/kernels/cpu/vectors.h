@@ -58,6 +58,13 @@ inline float sum(const Lanes& v) {
     return (fours[0][0] + fours[0][2]) + (fours[0][1] + fours[0][3]);
 }
 
+#ifndef AXK1_SUM_FOUR
+inline void hold(Lanes&) {}
+inline void sum_four(const Lanes* v, float* out) {
+    for (int k = 0; k < 4; ++k) out[k] = sum(v[k]);
+}
+#endif
+
 // a * b + c, rounded as vectors round it: once where the processor fuses the two. Which columns are vectors' may depend on how
 // many inputs there are; their bits may not.
 inline float multiply_add(float a, float b, float c) {

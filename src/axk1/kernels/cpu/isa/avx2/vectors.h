@@ -14,6 +14,21 @@ constexpr const char* kInstructions = "avx2";
 typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t LanesI32 __attribute__((vector_size(32), aligned(4), may_alias));
 
+// Keeps a value in its register, where the compiler would read it from memory for each use: there are two reads per cycle.
+inline void hold(Lanes& v) { asm("" : "+x"(v)); }
+
+// The sums of four vectors, each as sum() makes it.
+#define AXK1_SUM_FOUR
+inline void sum_four(const Lanes* v, float* out) {
+    const auto halves = [](const Lanes& a, const Lanes& b) {
+        return _mm256_add_ps(_mm256_permute2f128_ps(__m256(a), __m256(b), 0x20), _mm256_permute2f128_ps(__m256(a), __m256(b), 0x31));
+    };
+    const __m256 a = halves(v[0], v[1]), b = halves(v[2], v[3]);
+    const __m256 pairs = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+    const __m256 all = _mm256_add_ps(_mm256_shuffle_ps(pairs, pairs, 0x88), _mm256_shuffle_ps(pairs, pairs, 0xdd));  // 0 2 . . 1 3 . .
+    _mm_storeu_ps(out, _mm_unpacklo_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
+
 inline Lanes load_bfloat16(const uint16_t* p) {
     const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return Lanes(_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)));
@@ -21,7 +36,8 @@ inline Lanes load_bfloat16(const uint16_t* p) {
 
 // 2 * kLanes values of bfloat16: those of even index, those of odd index.
 inline void load_bfloat16_pairs(const uint16_t* p, Lanes& even, Lanes& odd) {
-    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    asm("" : "+x"(words));
     even = Lanes(_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)));
     odd = Lanes(_mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(int(0xffff0000)))));
 }
