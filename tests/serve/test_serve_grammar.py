@@ -65,6 +65,14 @@ def test_it_goes_back_with_rejected_drafts(allowed, tokenizer, ends):
     assert allowed(close + answer) == ends
 
 
+def test_a_draft_after_the_end_can_still_be_chosen(allowed, tokenizer, ends):
+    """It never becomes part of the reply, but scores without any finite one would break the step of all."""
+    reply = encode(tokenizer, 'x</think>{"a": 12}')
+    assert allowed(reply) == ends
+    assert all(len(allowed([*reply, end])) > 6000 for end in ends)
+    assert allowed(reply) == ends
+
+
 def test_a_tag_that_is_spelled_ends_the_reasoning_too(allowed, tokenizer):
     spelled = [id for character in "</think" for id in encode(tokenizer, character)]
     over = {id for text, id in tokenizer.get_vocab().items() if text.startswith(">") and text != ">"}

@@ -198,6 +198,33 @@ def test_the_queue_ends_where_the_prompt_is_begun(started, monkeypatch) -> None:
     assert times.first_token - times.admitted >= 0.05  # the step counts as reading, not as waiting
 
 
+class Once(LogitsProcessor):
+    """Raises at its second call, which is of a draft."""
+
+    calls = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            raise ValueError("not this draft")
+        return scores
+
+
+def test_a_draft_that_fails_leaves_nothing_to_the_next_step(started) -> None:
+    """Which reads a prompt beside the reply."""
+    other = Request(prompt(300, 1), GREEDY, max_new_tokens=10)
+
+    async def main(engine: Audited, processors: list[LogitsProcessor]) -> list[Heard]:
+        first = Request(prompt(9), GREEDY, max_new_tokens=20, processors=processors)
+        return list(await asyncio.gather(listen(engine, first), listen(engine, other)))
+
+    drafting, plain = started(drafts=Drafts(2), prompt_tokens=64), started(prompt_tokens=64)
+    failing = Once()
+    found, expected = asyncio.run(main(drafting, [failing])), asyncio.run(main(plain, []))
+    assert failing.calls > 2 and [h.generation.finish_reason for h in found] == ["length", "length"]
+    assert [h.tokens for h in found] == [h.tokens for h in expected]
+
+
 def test_what_can_never_be_is_refused(started) -> None:
     engine = started(pages=4)
     assert engine.max_tokens == 4 * PAGE

@@ -153,7 +153,7 @@ class Loop:
             found = self._reply(self.replying, counts)
         except BaseException:  # of the model; what the next drafts would be computed from may be lost
             for s in self.replying:
-                s.drafting = False
+                s.drafting, s.history.drafts = False, []
                 s.waiting.clear()
             raise
         seconds, made = clock() - start, sum(map(len, found.values()))

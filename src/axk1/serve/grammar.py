@@ -216,7 +216,8 @@ class Grammar(LogitsProcessor):
         scores = scores.clone()
         if not self._closed:
             scores[0, [*self._stop_ids, *self._overshooting(ids)]] = float("-inf")
-        elif self._first + self._taken == len(ids):  # else a draft does not fit, and what follows it does not matter
+        elif self._first + self._taken == len(ids) and not (self._taken and int(ids[-1]) in self._stop_ids):
+            # else a draft does not fit, or ends the reply, and what follows it does not matter
             allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) > 0
             scores[0, : len(allowed)].masked_fill_(~allowed.to(scores.device), float("-inf"))
             scores[0, len(allowed) :] = float("-inf")
