@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from axk1.tasks.situations.tell import SPOKEN
+from axk1.tasks.situations.grammar import language as tables_of
 from axk1.tasks.text import INTENTS
 
 
@@ -57,7 +57,7 @@ def is_probe(question: str) -> bool:
 
 
 def right(probe: Probe, reply: str) -> bool:
-    """Whether a reply gives the answer: its last number, all its numbers, its time, or its words and no others' words."""
+    """Whether a reply gives the answer: its last number, all its numbers, its time, or its words alone."""
     if probe.answer == "unknown":
         return normalised(reply) == normalised(INTENTS[probe.language]["unknown"].answer)
     reply = re.sub(r"(?<=\d)[,.](?=\d{3}(?!\d))", "", unicodedata.normalize("NFKC", reply))
@@ -72,6 +72,6 @@ def right(probe: Probe, reply: str) -> bool:
 
 def _says(probe: Probe, reply: str) -> bool:
     """Words: yes and no alone, a day or a name as what the reply ends with."""
-    if probe.answer in (word.lower().rstrip(".。") for word in SPOKEN[probe.language].yes_no):
+    if probe.answer in (word.lower().rstrip(".。") for word in tables_of(probe.language).yes_no):
         return reply == normalised(probe.answer)
     return re.search(rf"{re.escape(normalised(probe.answer))}(입니다|です)?$", reply) is not None
