@@ -1,7 +1,7 @@
 """Problems that nobody generated: written one by one, in five languages, as people type them.
 
 What the held-out problems of `axk1.tasks` cannot tell: whether a model answers a sentence that no grammar of ours made.
-They are kept out of training (`train/examples.py` skips them, a test looks for what resembles them).
+They are kept out of training (`train/examples.py` skips what resembles one).
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 from axk1.tasks.situations.grammar import language as tables_of
-from axk1.tasks.text import INTENTS
+from axk1.tasks.text import INTENTS, TABLES
+from axk1.tasks.types import Problem
+
+WORDS = 8
+"""In a row, of a probe: what no training question may share with one."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +52,43 @@ def normalised(text: str) -> str:
 
 
 @cache
-def _questions() -> frozenset[str]:
-    return frozenset(normalised(probe.question) for probe in probes())
+def _kept_out() -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
+    questions = [probe.question for probe in probes()]
+    return frozenset(map(normalised, questions)), frozenset(run for text in questions for run in _runs(text))
 
 
-def is_probe(question: str) -> bool:
-    """Whether a question is one of the probe set, but for case, width, spaces and punctuation."""
-    return normalised(question) in _questions()
+def _runs(text: str) -> Iterator[tuple[str, ...]]:
+    """Rows of WORDS words that follow each other, or twice as many characters in scripts without spaces."""
+    text = re.sub(r"[^\w\s]", " ", unicodedata.normalize("NFKC", text).lower())
+    spaced = re.search(r"[a-z]{2}", text) is not None
+    parts, length = (text.split(), WORDS) if spaced else (list(re.sub(r"\s", "", text)), 2 * WORDS)
+    return (tuple(parts[at : at + length]) for at in range(len(parts) - length + 1))
 
 
-def right(probe: Probe, reply: str) -> bool:
-    """Whether a reply gives the answer: its last number, all its numbers, its time, or its words alone."""
-    if probe.answer == "unknown":
-        return normalised(reply) == normalised(INTENTS[probe.language]["unknown"].answer)
-    reply = re.sub(r"(?<=\d)[,.](?=\d{3}(?!\d))", "", unicodedata.normalize("NFKC", reply))
-    if re.fullmatch(r"\d+:\d\d", probe.answer):
-        return re.findall(r"\d+:\d\d", reply)[-1:] == [probe.answer]
-    if "," in probe.answer:
-        return re.findall(r"\d+", reply) == probe.answer.split(", ")
-    if probe.answer.lstrip("-").isdigit():
-        return re.findall(r"-?\d+", reply)[-1:] == [probe.answer]
-    return _says(probe, normalised(reply))
+def resembles(question: str) -> bool:
+    """Whether a question is one of the probe set but for case, width and punctuation, or shares a long run with one."""
+    questions, runs = _kept_out()
+    return normalised(question) in questions or any(run in runs for run in _runs(question))
 
 
-def _says(probe: Probe, reply: str) -> bool:
-    """Words: yes and no alone, a day or a name as what the reply ends with."""
-    if probe.answer in (word.lower().rstrip(".。") for word in tables_of(probe.language).yes_no):
-        return reply == normalised(probe.answer)
-    return re.search(rf"{re.escape(normalised(probe.answer))}(입니다|です)?$", reply) is not None
+def as_problem(probe: Probe) -> Problem:
+    """What `axk1.evaluation.held_out` asks and `axk1.tasks.score` judges."""
+    tables, answer = TABLES[probe.language], probe.answer
+    said = tables.number_answer.format(v=answer)
+    if answer == "unknown":
+        answer = said = INTENTS[probe.language]["unknown"].answer
+    elif any(answer == word.lower().rstrip(".。") for word in tables_of(probe.language).yes_no):
+        said = answer
+    return Problem(
+        task=probe.kind,
+        language=probe.language,
+        question=probe.question,
+        reasoning="",
+        answer=said,
+        value=answer,
+        numbers=(),
+        template="probe",
+        names=(),
+        multi_step=len(re.findall(r"[-+*/]", probe.check)) > 1,
+        split="heldout",
+    )

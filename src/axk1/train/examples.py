@@ -15,7 +15,7 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from axk1.evaluation.probe import is_probe
+from axk1.evaluation.probe import resembles
 from axk1.tasks import Problem, dialogues, generate, messages
 from axk1.tasks.situations import both_editions, retold
 from axk1.tokenizer.render import render
@@ -80,7 +80,7 @@ def problem_examples(
     tasks: Mapping[str, float] | None = None,
     templates: float = 1.0,
 ) -> Iterator[Example]:
-    """Training problems as conversations, none of them of the probe set; endless.
+    """Training problems as conversations, none of them like one of the probe set; endless.
 
     Args:
         think: share of Think replies, the others are Non-Think.
@@ -106,7 +106,7 @@ def _problems(seed: int, tasks: Mapping[str, float] | None, templates: float) ->
     if templates == 1:
         return generate("train", seed, weights=tasks)
     drawn = both_editions("train", seed, templates=templates, weights=tasks)
-    return (problem for problem in drawn if not is_probe(problem.question))
+    return (problem for problem in drawn if not resembles(problem.question))
 
 
 def _dialogues(seed: int, templates: float) -> Iterator[tuple[Problem, Problem]]:

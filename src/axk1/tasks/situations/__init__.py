@@ -89,11 +89,11 @@ def _problem(split: Split, task: str, language: str, rng: Random) -> Problem | N
     return Problem(
         task=task,
         language=language,
-        question=as_typed(told.question, language, rng),
+        question=as_typed(told.question, language, rng, accents=task == "counting"),
         reasoning=told.reasoning,
         answer=answer,
         value=told.value,
-        numbers=told.numbers,
+        numbers=tuple(told.numbers),
         template=f"{task}/{language}/{told.name}",
         names=(),
         multi_step=told.reasoning.count("=") > 1,
