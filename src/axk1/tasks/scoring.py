@@ -39,4 +39,4 @@ def score(problem: Problem, answer: str) -> bool:
 
 def _says(answer: str, value: str, alone: bool) -> bool:
     """Words that are all of the answer, or its end, where Korean and Japanese have a verb after them."""
-    return answer == value if alone else re.search(rf"(?<![^\W_]){re.escape(value)}(입니다|です)?$", answer) is not None
+    return answer == value if alone else re.search(rf"(?<![a-z]){re.escape(value)}(입니다|です)?$", answer) is not None
