@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from axk1.evaluation.probe import Probe, as_problem, normalised, probes, resembles
 from axk1.tasks import LANGUAGES, score
+from axk1.tasks.probe import Probe, as_problem, normalised, probes, resembles
 from axk1.tasks.situations import TASKS
 from axk1.tasks.text import INTENTS, TABLES
 from axk1.train.examples import problem_examples

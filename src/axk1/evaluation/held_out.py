@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from axk1.evaluation.probe import as_problem, probes
 from axk1.generation.sampling import GREEDY
 from axk1.generation.speculate import NO_DRAFTS
 from axk1.tasks import Problem, answer_language, generate, score
+from axk1.tasks.probe import as_problem, probes
 from axk1.tasks.situations import situations
 
 if TYPE_CHECKING:

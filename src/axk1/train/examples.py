@@ -15,8 +15,8 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from axk1.evaluation.probe import resembles
 from axk1.tasks import Problem, dialogues, generate, messages
+from axk1.tasks.probe import resembles
 from axk1.tasks.situations import both_editions, retold
 from axk1.tokenizer.render import render
 

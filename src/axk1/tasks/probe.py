@@ -41,7 +41,7 @@ class Probe:
 @cache
 def probes() -> tuple[Probe, ...]:
     """All problems of the probe set."""
-    lines = (files("axk1.evaluation") / "probe.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (files("axk1.tasks") / "probe.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(Probe(**json.loads(line)) for line in lines)
 
 
