@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from random import Random
 
 from axk1.tasks.situations.grammar import language as tables_of
+from axk1.tasks.situations.invented import word_to_count
 from axk1.tasks.situations.numbers import draw, written
 from axk1.tasks.situations.sums import situation
 from axk1.tasks.situations.told import Told, pattern
@@ -14,26 +15,10 @@ from axk1.tasks.sorting import insertion_trace
 from axk1.tasks.text import TABLES
 
 _QUOTES = ('"{w}"', "'{w}'", "{w}", "{w}", "“{w}”", "‘{w}’", "「{w}」")
-_SYLLABLES = (
-    ("b", "c", "d", "f", "g", "h", "j", "l", "m", "n", "p", "r", "s", "t", "v", "br", "st", "tr", "pl", "sh", "ch"),
-    ("a", "e", "i", "o", "u", "ee", "oo", "ai"),
-)
-
-
-def _some_word(language: str, rng: Random) -> str:
-    """A word of the tables, or one that does not exist, so that its spelling has to be known from its pieces."""
-    if language in ("en", "es") or rng.random() < 0.3:
-        source = language if language == "es" else "en"
-        if rng.random() < 0.5:
-            return rng.choice(rng.choice(tables_of(source).things).split(" ")[:2])
-        return "".join(rng.choice(_SYLLABLES[place % 2]) for place in range(rng.randint(2, 7)))
-    letters = "".join(thing.split(" ")[0] for thing in rng.sample(tables_of(language).things, 3))
-    word = "".join(rng.choice(letters) for _ in range(rng.randint(2, 5)))
-    return word + (rng.choice(word) if rng.random() < 0.5 else "")
 
 
 def letters(language: str, rng: Random) -> Told | None:
-    word = _some_word(language, rng).replace("_", "").lower()
+    word = word_to_count(language, rng).replace("_", "").lower()
     asked = rng.choice(word) if rng.random() < 0.93 else rng.choice("aeiorst")
     quoted = rng.choice(_QUOTES)
     numbers = (zlib.crc32(word.encode()), ord(asked))

@@ -30,8 +30,8 @@ def draw(kind: str, language: str, rng: Random) -> int:
 
 
 def written(number: int, language: str, rng: Random) -> str:
-    """A number in figures, at times with its thousands set apart."""
-    if number < 1000 or rng.random() > (0.2 if language == "es" else 0.35):
+    """A number in figures, at times with its thousands set apart, but not where it may be a year."""
+    if number < 1000 or 1900 <= number <= 2035 or rng.random() > (0.2 if language == "es" else 0.35):
         return str(number)
     return f"{number:,}".replace(",", "." if language == "es" else ",")
 

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
+from axk1.tasks.situations import invented
 from axk1.tasks.situations.grammar import Language, expand, fill
 from axk1.tasks.situations.grammar import language as tables_of
 from axk1.tasks.situations.numbers import written
+
+_INVENTED = 0.1  # of names, and of things
 
 
 class Told(NamedTuple):
@@ -31,13 +34,19 @@ class Told(NamedTuple):
 def slots_of(spoken: Language, language: str, values: dict[str, int], rng: Random) -> dict[str, str]:
     """Everything that a pattern may name: numbers, in figures (`a`) or words (`A`), a person, a thing."""
     person, thing = rng.choice(spoken.people).split(" "), rng.choice(spoken.things).split(" ")
+    if rng.random() < _INVENTED:
+        person[0] = invented.name(language, rng).capitalize()
+    if rng.random() < _INVENTED:
+        forms = spoken.thing_slots.index("obj") + 1
+        singular = invented.name(language, rng)
+        thing[:forms] = [singular, f"{singular}s"][-forms:] if forms == 2 else [singular]
     found = dict(zip(spoken.people_slots, person, strict=False)) | dict(zip(spoken.thing_slots, thing, strict=True))
     slots = {name: text.replace("_", " ") for name, text in found.items()}
     slots["one_c"] = f"{spoken.small[0]} {slots.get('c_', '')}"
     if "he" in spoken.people_slots and language == "en":
         slots["his"] = person[2]
     for letter, number in values.items():
-        slots[letter] = str(number) if letter in "y" else written(number, language, rng)
+        slots[letter] = written(number, language, rng)
         spelled = number <= 12 and rng.random() < 0.4
         slots[letter.upper()] = spoken.small[number - 1] if spelled else slots[letter]
     return slots
