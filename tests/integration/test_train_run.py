@@ -258,3 +258,10 @@ def test_a_missing_recipe_is_named(tmp_path) -> None:
 def test_the_shipped_recipe_loads() -> None:
     recipe = Recipe.load(Path(__file__).parents[2] / "recipes" / "nano.toml")
     assert [stage.name for stage in recipe.stage] == ["pretrain", "sft", "anneal", "refine", "more", "finish", "drafts"]
+
+
+def test_the_recipe_of_the_second_edition_loads() -> None:
+    recipe = Recipe.load(Path(__file__).parents[2] / "recipes" / "nano2.toml")
+    names = ["pretrain", "columns", "situations-1", "situations-2", "situations-3", "finish", "drafts"]
+    assert [stage.name for stage in recipe.stage] == names
+    assert all(0 < stage.templates < 0.5 for stage in recipe.stage)

@@ -20,6 +20,9 @@ def evaluate(
     model: options.Model = None,
     count: Annotated[int, typer.Option("--problems", help="How many held-out problems, each in both modes.")] = 1000,
     seed: Annotated[int, typer.Option(help="Another seed draws other problems.")] = 0,
+    problem_set: Annotated[
+        str, typer.Option("--set", help="Which: templates, situations, or probe, which nobody generated (320).")
+    ] = "templates",
     batch_size: Annotated[int, typer.Option(help="Problems answered at once.")] = 64,
     details: Annotated[Path | None, typer.Option(help="Write every reply to this JSONL file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -40,11 +43,11 @@ def evaluate(
     from axk1.evaluation.acceptance import reply_acceptance
     from axk1.files import write_text
 
-    problems = held_out.held_out_problems(count, seed)
+    problems = held_out.held_out_problems(count, seed, problem_set)
     results: list[held_out.Result] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for think in (True, False):
-            task = progress.add_task("Think" if think else "Non-Think", total=count)
+            task = progress.add_task("Think" if think else "Non-Think", total=len(problems))
             results += held_out.answer_problems(
                 chat,
                 problems,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import axk1
 from axk1.cli import chat_options as options
+
+if TYPE_CHECKING:
+    from axk1.train.recipe import Recipe
 
 
 def train(
@@ -18,6 +21,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; goes on where it stopped.")] = Path("runs/nano"),
     threads: options.Threads = None,
     export: Annotated[Path | None, typer.Option(help="Write the finished model here, bf16, with tokenizer.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take, and start nothing.")] = False,
 ) -> None:
     """Run every stage of a recipe that is not finished yet, resuming the one that was cut off."""
     options.check_threads(threads)
@@ -31,6 +35,8 @@ def train(
     plan = replace(plan, tokenizer=str(_shipped(Path(plan.tokenizer), Path(plan.tokenizer))))
     if threads is not None:
         torch.set_num_threads(threads)
+    if dry_run:
+        return _show_estimate(plan)
     start = time.monotonic()
 
     def say(line: str) -> None:
@@ -44,6 +50,16 @@ def train(
     if export is not None:
         export_model(final, Path(plan.tokenizer), export)
     typer.echo(f"Finished: {export or final}")
+
+
+def _show_estimate(plan: Recipe) -> None:
+    from axk1.load import load_tokenizer
+    from axk1.train.estimate import estimate, sentences
+    from axk1.train.recipe import check_recipe
+
+    check_recipe(plan, load_tokenizer(plan.tokenizer))
+    for line in sentences(estimate(plan)):
+        typer.echo(line)
 
 
 def _shipped(path: Path, name: Path) -> Path:

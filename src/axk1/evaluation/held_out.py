@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,18 @@ from typing import TYPE_CHECKING, Any
 from axk1.generation.sampling import GREEDY
 from axk1.generation.speculate import NO_DRAFTS
 from axk1.tasks import Problem, answer_language, generate, score
+from axk1.tasks.probe import as_problem, probes
+from axk1.tasks.situations import situations
 
 if TYPE_CHECKING:
     from axk1.chat import Chat, Reply
 
+SETS: dict[str, Callable[[int], Iterable[Problem]]] = {
+    "templates": lambda seed: generate("heldout", seed),
+    "situations": lambda seed: situations("heldout", seed),
+    "probe": lambda seed: map(as_problem, sorted(probes(), key=lambda probe: zlib.crc32(probe.question.encode()))),
+}
+"""Of the first edition, of the second, and those that nobody generated."""
 TAGS = ("<think>", "</think>")
 
 
@@ -34,10 +43,19 @@ class Result:
     tokens: int
 
 
-def held_out_problems(count: int, seed: int = 0) -> list[Problem]:
-    """``count`` different held-out problems; tasks in the usual shares, languages evenly."""
+def held_out_problems(count: int, seed: int = 0, problems: str = "templates") -> list[Problem]:
+    """``count`` different held-out problems; tasks in the usual shares, languages evenly.
+
+    Args:
+        problems: a name of ``SETS``; the probe set is the same for every seed, and no more than it has.
+
+    Raises:
+        ValueError: no such set.
+    """
+    if problems not in SETS:
+        raise ValueError(f'"{problems}" is no set of problems: there are {", ".join(SETS)}.')
     found: dict[str, Problem] = {}
-    for problem in generate("heldout", seed):
+    for problem in SETS[problems](seed):
         found.setdefault(problem.question, problem)
         if len(found) == count:
             break

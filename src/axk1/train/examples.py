@@ -14,7 +14,9 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from axk1.tasks import dialogues, generate, messages
+from axk1.tasks import Problem, dialogues, generate, messages
+from axk1.tasks.probe import resembles
+from axk1.tasks.situations import both_editions, retold
 from axk1.tokenizer.documents import TextFile, read_documents
 from axk1.tokenizer.render import render
 
@@ -77,17 +79,19 @@ def problem_examples(
     dialogue: float,
     learn_prompt: bool,
     tasks: Mapping[str, float] | None = None,
+    templates: float = 1.0,
 ) -> Iterator[Example]:
-    """Training problems as conversations; endless.
+    """Training problems as conversations, none of them like one of the probe set; endless.
 
     Args:
         think: share of Think replies, the others are Non-Think.
         dialogue: share of conversations with two turns, of which the second is learned.
         learn_prompt: learn the question too (language modelling stage).
         tasks: share of each task in conversations of one turn; None or empty: the usual shares.
+        templates: share of the first edition's problems, the others are situations.
     """
     rng = Random(f"examples/{seed}")
-    single, double = generate("train", seed, weights=tasks or None), dialogues("train", seed)
+    single, double = _problems(seed, tasks or None, templates), _dialogues(seed, templates)
     rendered = (
         _render(tokenizer, next(double) if rng.random() < dialogue else (next(single),), rng, rng.random() < think)
         for _ in iter(int, 1)
@@ -97,6 +101,18 @@ def problem_examples(
         replies = _tokenize(tokenizer, (reply for _, reply in batch))
         for prompt, reply in zip(prompts, replies, strict=True):
             yield Example(prompt + reply, [learn_prompt] * len(prompt) + [True] * len(reply))
+
+
+def _problems(seed: int, tasks: Mapping[str, float] | None, templates: float) -> Iterator[Problem]:
+    if templates == 1:
+        return generate("train", seed, weights=tasks)
+    drawn = both_editions("train", seed, templates=templates, weights=tasks)
+    return (problem for problem in drawn if not resembles(problem.question))
+
+
+def _dialogues(seed: int, templates: float) -> Iterator[tuple[Problem, Problem]]:
+    pairs = dialogues("train", seed)
+    return pairs if templates == 1 else ((first, retold(second)) for first, second in pairs)
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, turns: tuple, rng: Random, think: bool) -> tuple[str, str]:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from axk1.config import PRESETS, AXK1Config
-from axk1.tasks import TASKS
+from axk1.tasks import TASKS as TEMPLATE_TASKS
+from axk1.tasks.situations import TASKS as SITUATION_TASKS
 from axk1.train.corpus import PARTS
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt", "polynomial")
 DTYPES = ("auto", "bfloat16", "float32")
+TASKS = tuple(dict.fromkeys((*TEMPLATE_TASKS, *SITUATION_TASKS)))
 _WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
@@ -39,7 +41,11 @@ class Stage:
     dialogue: float = 0.08
     learn_prompt: bool = False
     tasks: dict[str, float] = field(default_factory=dict)
-    """Share of each task in single problems, rescaled to 1; empty: the shares of the held-out problems."""
+    """Share of each task in single problems, rescaled to 1; empty: the shares of the held-out problems. With
+    situations it is theirs, and the templates keep their own shares."""
+    templates: float = 1.0
+    """Share of problems from the first edition's templates, the others are situations (``axk1.tasks.situations``);
+    with any situations, all reasoning is in columns."""
     learn: str = "all"
     """What is trained: ``all``, or ``mtp`` for the MTP modules after a trunk that stays as it is, to the bit."""
     drafts: int = 0
@@ -54,7 +60,7 @@ class Stage:
         _within(where, self, 1, math.inf, "steps")
         _within(where, self, 0, self.steps, "warmup_steps")
         _within(where, self, 0, math.inf, "muon_learning_rate", "drafts")
-        _within(where, self, 0, 1, "text", "think", "dialogue")
+        _within(where, self, 0, 1, "text", "think", "dialogue", "templates")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"{where}: learning_rate = {self.learning_rate} must be above 0")
         for task, share in self.tasks.items():

@@ -197,6 +197,7 @@ def _examples(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) 
         dialogue=stage.dialogue,
         learn_prompt=stage.learn_prompt,
         tasks=stage.tasks,
+        templates=stage.templates,
     )
     problems = (example for example in drawn if len(example.input_ids) <= recipe.row_tokens)  # a rare long dialogue
     if not stage.text:
