@@ -68,7 +68,7 @@ engines-sglang: $(SGLANG)/.ready ## the SGLang plugin, tested inside SGLang as f
 	$(SGLANG)/bin/python -m pytest tests/integration/sglang
 
 engines-mlx: $(MLX)/.ready ## the model for mlx-lm and its export, run in the real engine on this machine's CPU
-	$(MLX)/bin/python -m pytest tests/integration/mlx
+	$(MLX)/bin/python -m pytest tests/integration/mlx_engine
 
 ray: .venv/.dev $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
 	$(BIN)/python -m pytest tests/integration/ray

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 from dataclasses import replace
@@ -67,6 +68,17 @@ def test_a_finished_run_is_left_alone(recipe: Recipe, finished) -> None:
     assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
 
 
+def leave_what_a_kill_leaves(stage: Path) -> None:
+    """A newer checkpoint and a last one, both without their ends."""
+    for name, state in (("checkpoint-4", '{"global_step": 4,'), ("checkpoint-6", None), ("final.part", None)):
+        shutil.copytree(stage / "checkpoint-2", stage / name)
+        with (stage / name / "model.safetensors").open("r+b") as weights:
+            weights.truncate(1_000)
+        (stage / name / "trainer_state.json").unlink()
+        if state is not None:
+            (stage / name / "trainer_state.json").write_text(state, encoding="utf-8")
+
+
 def test_a_run_that_was_cut_off_goes_on(recipe: Recipe, finished, tmp_path, monkeypatch) -> None:
     """Stopped after step 2 of the second stage, it ends with the weights of the run that was not."""
     from transformers import TrainerCallback
@@ -83,7 +95,9 @@ def test_a_run_that_was_cut_off_goes_on(recipe: Recipe, finished, tmp_path, monk
         with pytest.raises(KeyboardInterrupt):
             run(recipe, tmp_path)
     assert not (tmp_path / "sft" / "final").exists()
+    leave_what_a_kill_leaves(tmp_path / "sft")
     again = run(recipe, tmp_path)
+    assert not (tmp_path / "sft" / "final.part").exists()
     from safetensors.torch import load_file
 
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (finished[1], again))

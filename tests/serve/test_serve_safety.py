@@ -18,6 +18,8 @@ from starlette.routing import Mount, Route
 from axk1.serve.guard import OPEN
 from axk1.serve.settings import Settings
 
+PAGE = {"/", "/page"}
+"""What a browser asks for without a key: nothing of it is secret."""
 PATH = "/v1/chat/completions"
 HELLO = {"messages": user("hello")}
 
@@ -75,13 +77,17 @@ def test_every_route_but_health_asks_for_the_key(locked):
         {"Host": "127.0.0.1/health?"},
     ]
     with locked.client() as client:
-        for path in sorted(paths - OPEN):
+        for path in sorted(paths - OPEN - PAGE):
             assert {client.request(method, path).status_code for method in ("GET", "POST")} == {401}, path
         for headers in tricks:
             assert client.get("/v1/models", headers=headers).status_code in (401, 403), headers
         assert {client.request(method, PATH).status_code for method in ("HEAD", "OPTIONS", "PUT")} == {401}
         for path in OPEN:
             assert client.get(path).status_code == 200
+        assert client.get("/").status_code == 307 and client.get("/page/").status_code == 200  # where the key is typed
+        assert client.get("/page/index.html").status_code == 200 and client.post("/page/").status_code == 405
+        for odd in ("/page/none.js", "/page/../v1/models", "/page/..%2fapp.py", "/page/%2e%2e/app.py"):
+            assert client.get(odd).status_code == 401, odd
         for odd in ("/health/", "//health", "/health/../v1/models", "/%68ealth/..%2fmetrics", "/HEALTH"):
             assert client.get(odd).status_code == 401
         assert client.get("/v1/models").headers["www-authenticate"] == "Bearer"

@@ -18,5 +18,5 @@ def test_commands_say_what_to_install(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.metadata, "version", missing)
     for command in (["mlx", "generate"], ["export", "mlx", str(tmp_path / "model"), str(tmp_path / "out")]):
         result = CliRunner().invoke(app, command)
-        assert result.exit_code == 2 and "pip install 'axk1[mlx]'" in result.stderr, command
+        assert result.exit_code == 2 and "pip install '.[mlx]'" in result.stderr, command
     assert not (tmp_path / "out").exists()

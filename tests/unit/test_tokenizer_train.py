@@ -131,7 +131,7 @@ def test_files_are_found_with_their_labels(tmp_path):
     (tmp_path / ".parts").mkdir()
     (tmp_path / ".parts" / "x.jsonl").write_text("{}", encoding="utf-8")
     assert [(file.path.name, file.label) for file in find_files([tmp_path])] == [("en.jsonl", "en"), ("b.txt", "ko")]
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="is no file or folder"):
         find_files([tmp_path / "none"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no text"):

@@ -29,7 +29,7 @@ def test_parameters_are_those_of_info(recipe: Recipe) -> None:
     module = sum(
         p.numel() * (4 / 16 if ".mlp.experts." in name else 1)
         for name, p in AXK1ForCausalLM(recipe.config()).named_parameters()
-        if ".mtp_layers." in name
+        if name.startswith(f"model.layers.{recipe.config().num_hidden_layers}.")
     )
     assert found.parameters == info.total == 9_380_544
     assert found.active == info.active_without_embedding + module
@@ -45,7 +45,7 @@ def test_memory_is_that_of_a_real_step(recipe: Recipe) -> None:
     expected = 4 * (2 * sum(p.numel() for p in model.parameters()) + states)
     assert estimate(recipe).memory == pytest.approx(expected, rel=1e-3)  # step counters are scalars
     plain = replace(recipe, stage=[replace(recipe.stage[0], muon_learning_rate=0.0)])
-    assert estimate(plain).memory == 16 * estimate(recipe).parameters
+    assert estimate(plain).memory == pytest.approx(16 * estimate(recipe).parameters, rel=1e-3)
 
 
 def test_tokens_and_flops_by_stage(recipe: Recipe) -> None:

@@ -20,14 +20,14 @@ def evaluate(
     model: options.Model = None,
     count: Annotated[int, typer.Option("--problems", help="How many held-out problems, each in both modes.")] = 1000,
     seed: Annotated[int, typer.Option(help="Another seed draws other problems.")] = 0,
-    problem_set: Annotated[
-        str, typer.Option("--set", help="Which: templates, situations, or probe, which nobody generated (320).")
-    ] = "templates",
     batch_size: Annotated[int, typer.Option(help="Problems answered at once.")] = 64,
     details: Annotated[Path | None, typer.Option(help="Write every reply to this JSONL file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     device: options.Device = None,
     threads: options.Threads = None,
+    problem_set: Annotated[
+        str, typer.Option("--set", help="Which: templates, situations, or probe, which nobody generated (320).")
+    ] = "templates",
 ) -> None:
     """Ask held-out problems in five languages, in Think and in Non-Think, and report what was right."""
     if count < 1:

@@ -37,12 +37,13 @@ def estimate(recipe: Recipe) -> Estimate:
     with torch.device("meta"):
         model = AXK1ForCausalLM(config)
     chosen = config.num_experts_per_tok / config.n_routed_experts
+    of_modules = {id(parameter) for module in model.model.mtp_layers for parameter in module.parameters()}
     total = active = modules = 0.0
     for name, parameter in model.named_parameters():
         total += parameter.numel()
         met = 0.0 if "embed_tokens" in name else parameter.numel() * (chosen if ".mlp.experts." in name else 1.0)
         active += met
-        modules += met if ".mtp_layers." in name else 0.0
+        modules += met if id(parameter) in of_modules else 0.0
     tokens = [stage.steps * recipe.batch_rows * recipe.row_tokens for stage in recipe.stage]
     passes = [6 * active if stage.learn == "all" else 2 * active + 4 * modules for stage in recipe.stage]
     stages = tuple((s, n, n * flops) for s, n, flops in zip(recipe.stage, tokens, passes, strict=True))
@@ -68,5 +69,6 @@ def sentences(found: Estimate) -> list[str]:
     ]
     for stage, tokens, flops in found.stages:
         lines.append(f"{stage.name}: {stage.steps:,} steps, {tokens:,} tokens, {flops:.1e} FLOPs")
-    tokens, flops = (sum(stage[place] for stage in found.stages) for place in (1, 2))
+    tokens = sum(tokens for _, tokens, _ in found.stages)
+    flops = sum(flops for _, _, flops in found.stages)
     return [*lines, f"in all {tokens:,} tokens, {flops:.1e} FLOPs"]

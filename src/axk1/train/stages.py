@@ -16,12 +16,12 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from axk1.files import write_text
 from axk1.kernels.instructions import multiplies_bfloat16
 from axk1.load import load_tokenizer
 from axk1.pretrained import AXK1ForCausalLM
+from axk1.train.checkpoints import newest_whole, write_whole
 from axk1.train.corpus import PARTS
 from axk1.train.examples import Example, problem_examples, text_examples
 from axk1.train.initialize import initialize
@@ -126,11 +126,12 @@ def _run_stage(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(stop := StopAtStep(say))
     with stop.on_interrupt():
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        before_the_cut = newest_whole(folder)
+        trainer.train(resume_from_checkpoint=str(before_the_cut) if before_the_cut else None)
     if stop.stopped:
         raise KeyboardInterrupt
     _write_log(trainer.state.log_history, stage, folder / "log.jsonl")
-    trainer.save_model(str(folder / "final"))
+    write_whole(folder / "final", lambda final: trainer.save_model(str(final)))
 
 
 def _packed(stage: Stage, done: int, rows: int) -> str:

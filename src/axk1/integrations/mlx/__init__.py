@@ -27,7 +27,7 @@ def version_problem() -> str | None:
     try:
         installed = importlib.metadata.version("mlx-lm")
     except importlib.metadata.PackageNotFoundError:
-        return "mlx-lm is not installed: pip install 'axk1[mlx]' (on macOS with Apple silicon, or on Linux)."
+        return "mlx-lm is not installed: in a clone, pip install '.[mlx]' (on macOS with Apple silicon, or on Linux)."
     if installed == TESTED or os.environ.get(UNTESTED_ALLOWED) == "1":
         return None
     return (
