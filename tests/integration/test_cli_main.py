@@ -54,6 +54,13 @@ main()
 """The command line, up to the first import that takes seconds."""
 
 
+def test_a_recipe_that_is_not_there_is_said_before_the_slow_imports():
+    command = [sys.executable, "-c", HOOK, "train", "nope.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: nope.toml does not exist") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", [["chat"], ["generate", "hi"], ["eval"], ["demo"]], ids=" ".join)
 def test_a_terminal_shows_what_goes_on_from_the_start(command):
     screen, terminal = pty.openpty()

@@ -356,6 +356,8 @@ def test_the_command_says_what_it_compared(copy):
     (folder / "model.safetensors").write_bytes(b"")
     for words in ([], ["--json"], ["--headers-only"]):
         assert CliRunner().invoke(app, ["verify", str(folder), *words]).exit_code == 1
+        nowhere = CliRunner().invoke(app, ["verify", str(folder / "nope"), *words])
+        assert nowhere.exit_code == 2 and "There is no checkpoint at" in nowhere.stderr
 
 
 def test_index_names_a_missing_file(copy):

@@ -162,7 +162,7 @@ def _load(session: "Session", file: str) -> None:
     session.say(f"Loaded {len(state.messages)} turns from {file}.")
     mode = f"Think, budget {state.budget}" if state.think else "Non-Think"
     session.say(
-        f"{mode}; {f'system prompt: {printable(_short(state.system))}' if state.system else 'no system prompt'}."
+        f"{mode}; " + (f"system prompt: {printable(_short(state.system))}" if state.system else "no system prompt.")
     )
     if len(state.messages) > SHOWN:
         session.say(f"({len(state.messages) - SHOWN} earlier turns)")

@@ -25,13 +25,16 @@ def train(
 ) -> None:
     """Run every stage of a recipe that is not finished yet, resuming the one that was cut off."""
     options.check_threads(threads)
+    file = _shipped(recipe, Path("recipes") / f"{recipe}.toml")
+    if not file.exists():
+        raise ValueError(f"{file} does not exist: give the path of a recipe such as recipes/nano.toml.")
     typer.echo("Loading PyTorch and transformers.", err=True)
     import torch
 
     from axk1.train.recipe import Recipe
     from axk1.train.stages import export_model, run
 
-    plan = Recipe.load(_shipped(recipe, Path("recipes") / f"{recipe}.toml"))
+    plan = Recipe.load(file)
     plan = replace(plan, tokenizer=str(_shipped(Path(plan.tokenizer), Path(plan.tokenizer))))
     if threads is not None:
         torch.set_num_threads(threads)

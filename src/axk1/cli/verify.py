@@ -20,14 +20,17 @@ def verify(
 
     A fault is exit code 1.
     """
+    from axk1.load import resolve_hub_name
+
+    path = resolve_hub_name(path)
+    if not path.exists():  # a mistake in the command, no fault of a checkpoint
+        raise ValueError(f"There is no checkpoint at {path}: a folder or a safetensors file is needed.")
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
     from axk1.checkpoint.errors import CheckpointError
     from axk1.checkpoint.verify import verify_checkpoint
-    from axk1.load import resolve_hub_name
 
-    path = resolve_hub_name(path)
     console = Console(stderr=True)
     columns = ("reading values", BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     try:
