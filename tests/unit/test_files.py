@@ -89,6 +89,11 @@ def test_a_folder_is_refused_and_a_missing_one_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         write_text(tmp_path / "missing" / "a", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "missing" / "file", tmp_path / "file" / "file"):
+        with pytest.raises(OSError) as caught:
+            write_text(place, "text")
+        assert caught.value.filename == str(place) and caught.value.filename2 is None
 
 
 def test_what_a_killed_process_leaves_is_removed(tmp_path):
