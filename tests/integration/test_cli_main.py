@@ -54,11 +54,12 @@ main()
 """The command line, up to the first import that takes seconds."""
 
 
-def test_a_recipe_that_is_not_there_is_said_before_the_slow_imports():
-    command = [sys.executable, "-c", HOOK, "train", "nope.toml"]
+@pytest.mark.parametrize("recipe", ["nope.toml", "/", "/dev/zero"])
+def test_a_recipe_that_is_not_there_is_said_before_the_slow_imports(recipe):
+    command = [sys.executable, "-c", HOOK, "train", recipe]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: nope.toml does not exist") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"Error: {recipe} does not exist, or is no") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", [["chat"], ["generate", "hi"], ["eval"], ["demo"]], ids=" ".join)

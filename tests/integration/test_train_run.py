@@ -267,6 +267,9 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path, text, message) -> None:
 def test_a_missing_recipe_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         Recipe.load(tmp_path / "none.toml")
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(ValueError, match="no ordinary file"):
+        Recipe.load(tmp_path / "pipe.toml")
 
 
 def test_the_shipped_recipe_loads() -> None:

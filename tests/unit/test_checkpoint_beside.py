@@ -13,6 +13,7 @@ from tiny import small_model
 
 from axk1.checkpoint import CheckpointError, verify_checkpoint
 from axk1.checkpoint import streaming as module
+from axk1.checkpoint.beside import quantized_card
 from axk1.checkpoint.convert import convert_checkpoint
 from axk1.checkpoint.quantize import quantize_checkpoint
 
@@ -66,6 +67,12 @@ def test_a_quantised_copy_has_a_card_of_its_own(source, tmp_path):
     card = (tmp_path / "new/README.md").read_text()
     assert 'base_model: "source"' in card and "base_model_relation: quantized" in card
     assert 'license: "apache-2.0"' in card and "int8" in card and "97.3" not in card
+
+
+def test_a_card_that_is_a_pipe_is_not_waited_for(source):
+    (source / "README.md").unlink(missing_ok=True)
+    os.mkfifo(source / "README.md")
+    assert "license" not in quantized_card(source, "int4")
 
 
 def test_the_card_names_the_model_of_the_hub(source, tmp_path):

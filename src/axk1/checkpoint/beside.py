@@ -131,8 +131,11 @@ def _rewrite(file: Path, changes: dict[str, Any]) -> None:
 
 def _front_matter(card: Path) -> dict[str, str]:
     """Plain ``key: value`` lines at the head of a card."""
+    if not card.is_file():
+        return {}
     try:
-        head = card.read_text(encoding="utf-8")[:20_000]
+        with card.open(encoding="utf-8") as stream:
+            head = stream.read(20_000)
     except (OSError, UnicodeDecodeError):
         return {}
     _, _, rest = head.partition("---\n")

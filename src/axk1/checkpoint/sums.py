@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from axk1.checkpoint.errors import CheckpointError
+from axk1.checkpoint.reading import read_bytes
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -20,7 +21,7 @@ def known_sum(file: Path) -> str | None:
         return target.name
     note = file.parent / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
     try:  # commit, etag, time: a line each; the etag of a large file is its sum
-        etag = note.read_text(encoding="utf-8").splitlines()[1]
+        etag = read_bytes(note, largest=4096).decode().splitlines()[1]
     except (OSError, ValueError, IndexError):
         return None
     return etag if _SHA256.fullmatch(etag) else None

@@ -26,8 +26,10 @@ def train(
     """Run every stage of a recipe that is not finished yet, resuming the one that was cut off."""
     options.check_threads(threads)
     file = _shipped(recipe, Path("recipes") / f"{recipe}.toml")
-    if not file.exists():
-        raise ValueError(f"{file} does not exist: give the path of a recipe such as recipes/nano.toml.")
+    if not file.is_file():
+        raise ValueError(
+            f"{file} does not exist, or is no ordinary file: give the path of a recipe such as recipes/nano.toml."
+        )
     typer.echo("Loading PyTorch and transformers.", err=True)
     import torch
 

@@ -119,8 +119,13 @@ class Recipe:
         """Reads a TOML recipe.
 
         Raises:
-            ValueError: no such file, not TOML, an unknown or a missing field, a wrong type, a value without sense.
+            ValueError: no such file, no ordinary one, not TOML, an unknown or a missing field, a wrong type, a value
+                without sense.
         """
+        if not path.is_file():
+            raise ValueError(
+                f"{path} does not exist, or is no ordinary file: give the path of a recipe such as recipes/nano.toml."
+            )
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
             stages = values.pop("stage", [])
@@ -128,8 +133,6 @@ class Recipe:
                 raise ValueError("stage must be written as [[stage]], once for each")
             made = [_built(Stage, values, f"stage {number}") for number, values in enumerate(stages, 1)]
             return _built(cls, {**values, "stage": made}, "the recipe")
-        except FileNotFoundError:
-            raise ValueError(f"{path} does not exist: give the path of a recipe such as recipes/nano.toml.") from None
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
         except ValueError as error:  # TOML's and UTF-8's errors are ValueErrors
