@@ -658,6 +658,8 @@ def test_files_are_named_by_the_instruction_set():
     "arguments,words",
     [
         (["--rounds", "0"], "--rounds is 0; it must be at least 1."),
+        (["--seconds", "nan"], "--seconds is nan; it must be a number above 0."),
+        (["--seconds", "-1"], "--seconds is -1.0; it must be a number above 0."),
         (["--contexts", "a"], "--contexts is 'a'; give whole numbers, separated by commas."),
         (["--dtype", "int3"], "--dtype is 'int3'"),
         (["--engines", "sglang"], "'sglang' is unknown"),

@@ -1,6 +1,7 @@
 """`axk1 bench`: speed against other engines and against the machine's limits."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -104,6 +105,8 @@ def bench(
 
 def _timed(base: "Settings", rounds: int | None, tokens: int | None, seconds: float | None) -> "Settings":
     """``base``, with as many turns as the options ask for, and as long ones."""
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise ValueError(f"--seconds is {seconds}; it must be a number above 0.")
     return replace(
         base,
         rounds=base.rounds if rounds is None else _at_least("--rounds", rounds, 1),

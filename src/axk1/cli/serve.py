@@ -101,7 +101,7 @@ def serve(
     """
     if engine is None:
         _refuse(
-            context, ENGINE_OPTIONS, "--engine is missing; use vllm or sglang (or leave out {}, which are for these)."
+            context, ENGINE_OPTIONS, "--engine is missing; use vllm or sglang (or leave out {}: only they read it)."
         )
         if context.args:
             raise ValueError(f"{context.args[0]!r} is not read: arguments after -- are for --engine vllm or sglang.")
