@@ -16,6 +16,7 @@ from pathlib import Path
 
 from axk1.folders import user_cache
 from axk1.kernels.instructions import FLAGS, InstructionSet, chosen
+from axk1.terminal import sentence
 
 SOURCES = Path(__file__).parent / "cpu"
 BUILT = Path(__file__).parent / "built"
@@ -78,7 +79,7 @@ def _compiled(instructions: InstructionSet) -> Path:
                 _build_into(path, compiler, instructions)
     except OSError as error:
         raise BuildError(
-            f"The kernels' cache {folder} cannot be used: {error}. XDG_CACHE_HOME names another."
+            f"The kernels' cache cannot be used: {sentence(error)} XDG_CACHE_HOME names another."
         ) from error
     return path
 
@@ -142,7 +143,7 @@ def compile_library(instructions: InstructionSet, out: Path, compiler: str = "g+
             timeout=COMPILE_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{compiler} did not compile the kernels: {error}.") from error
+        raise BuildError(f"{compiler} did not compile the kernels: {sentence(error).rstrip('.')}.") from error
     if done.returncode:
         tail = done.stderr.decode(errors="replace")[-2000:]
         raise BuildError(f"{compiler} did not compile the kernels:\n{tail}")

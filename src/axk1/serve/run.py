@@ -47,7 +47,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:  # no such name, or one that no name can be
-        raise OSError(f"--host is {host!r}, which is no address of this machine: {error}") from error
+        raise OSError(
+            f"--host is {host!r}, which is no address of this machine: {getattr(error, 'strerror', None) or error}"
+        ) from error
     bound = socket.socket(family)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
