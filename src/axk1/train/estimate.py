@@ -37,17 +37,14 @@ def estimate(recipe: Recipe) -> Estimate:
     with torch.device("meta"):
         model = AXK1ForCausalLM(config)
     chosen = config.num_experts_per_tok / config.n_routed_experts
-    # stored, never applied
-    idle = {f"model.layers.{layer}.post_mlp_layernorm.weight" for layer in range(config.first_k_dense_replace)}
+    dense = (layer for layer, kind in enumerate(config.mlp_layer_types) if kind == "dense")
+    idle = {f"model.layers.{layer}.post_mlp_layernorm.weight" for layer in dense}  # stored, never applied
     of_modules = {id(parameter) for module in model.model.mtp_layers for parameter in module.parameters()}
     total = active = modules = 0.0
     for name, parameter in model.named_parameters():
         total += parameter.numel()
-        met = (
-            0.0
-            if "embed_tokens" in name or name in idle
-            else parameter.numel() * (chosen if ".mlp.experts." in name else 1.0)
-        )
+        part = chosen if ".mlp.experts." in name else 1.0
+        met = 0.0 if "embed_tokens" in name or name in idle else parameter.numel() * part
         active += met
         modules += met if id(parameter) in of_modules else 0.0
     tokens = [stage.steps * recipe.batch_rows * recipe.row_tokens for stage in recipe.stage]
