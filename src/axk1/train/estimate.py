@@ -37,7 +37,7 @@ def estimate(recipe: Recipe) -> Estimate:
     with torch.device("meta"):
         model = AXK1ForCausalLM(config)
     chosen = config.num_experts_per_tok / config.n_routed_experts
-    dense = (layer for layer, kind in enumerate(config.mlp_layer_types) if kind == "dense")
+    dense = (layer for layer, kind in enumerate(config.mlp_layer_types or ()) if kind == "dense")
     idle = {f"model.layers.{layer}.post_mlp_layernorm.weight" for layer in dense}  # stored, never applied
     of_modules = {id(parameter) for module in model.model.mtp_layers for parameter in module.parameters()}
     total = active = modules = 0.0
