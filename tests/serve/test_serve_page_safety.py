@@ -48,6 +48,7 @@ ATTACKS = [
     f"$$<script>{HARM}</script>$$ \\(\\unicode{{x3c}}img\\)",
     f"{{{{constructor.constructor('{HARM}')()}}}} ${{{HARM}}} <%= {HARM} %>",
     f"<div id=send><a id=messages name=model><form id=composer><input name=innerHTML></form> <x-x onclick={HARM}>",
+    f'<tool_call>{{"name": "<img src=x onerror={HARM}>", "arguments": {{"<script>{HARM}</script>": 1}}}}</tool_call>',
     f"\u0000<scr\u0000ipt>{HARM}</scr\u0000ipt> <\u200bimg src=x onerror={HARM}> \u202ejs.exe",
 ]
 CORPUS = "\n\n".join(ATTACKS)
