@@ -136,7 +136,9 @@ def is_inert(page: Page) -> None:
 
 def test_attacks_in_answer_and_reasoning(page):
     answer = ask(page, "attack", think=True)
-    answer.locator("summary").click()
+    for summary in answer.locator("summary").all():
+        summary.click()
+    expect(answer.locator(".arguments")).to_contain_text("<script>window.harmed=1</script>")
     expect(answer.locator("details .prose")).to_contain_text("<noscript>")
     expect(answer.locator(".body > .prose")).to_contain_text("<script>window.harmed=1</script>")
     is_inert(page)
