@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +55,7 @@ def scores(context: list[int], ids: list[int]) -> tuple[float, bool]:
 
 
 @pytest.fixture(scope="module")
-def served() -> Running:
+def served() -> Iterator[Running]:
     with serving(ModelEngine(MODEL, EngineSettings(streams=8, pages=512)), load_tokenizer(NANO)) as running:
         yield running
 
@@ -63,7 +65,7 @@ def told(served: Running, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """What lm-eval wrote about each sample, by task."""
     folder = tmp_path_factory.mktemp("lm-eval")
     rows = [
-        {"question": p.question, "values": [f" {p.value + off}" for off in (0, 1, -2, 10)], "right": 0}
+        {"question": p.question, "values": [f" {int(p.value) + off}" for off in (0, 1, -2, 10)], "right": 0}
         for p in one_number_problems(COUNT, seed=3)
     ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -106,7 +108,7 @@ def test_answers_to_choose_from(told: dict[str, list[dict]]) -> None:
 
 
 def test_texts(told: dict[str, list[dict]]) -> None:
-    begin = TOKENIZER.bos_token_id if TOKENIZER.bos_token_id is not None else TOKENIZER.eos_token_id
+    begin: Any = TOKENIZER.bos_token_id if TOKENIZER.bos_token_id is not None else TOKENIZER.eos_token_id
     for sample in told["texts"]:
         total, _ = scores([begin], encode(sample["doc"]["question"]))
         (found,) = sample["filtered_resps"]
