@@ -73,8 +73,8 @@ engines-mlx: $(MLX)/.ready ## the model for mlx-lm and its export, run in the re
 ray: .venv/.dev $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
 	$(BIN)/python -m pytest tests/integration/ray
 
-server-suites: .venv/.dev $(SCHEMATHESIS)/.ready $(CLIENTS)/.ready ## outside suites against `axk1 serve`: half an hour; AXK1_OPENAPI=openapi.json for OpenAI's schemas
-	$(BIN)/python tests/serve/suites/run.py $(SCHEMATHESIS) $(CLIENTS)
+server-suites: .venv/.dev $(SCHEMATHESIS)/.ready $(CLIENTS)/.ready $(LM_EVAL)/.ready ## outside suites against `axk1 serve`: half an hour; AXK1_OPENAPI=openapi.json for OpenAI's schemas
+	$(BIN)/python tests/serve/suites/run.py $(SCHEMATHESIS) $(CLIENTS) $(LM_EVAL)
 
 clean: ## remove what the other targets made, .venv included
 	rm -rf .venv .venv-transformers-* $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) $(LM_EVAL) $(SCHEMATHESIS) $(CLIENTS) $(MLX) .venv-uv site .pytest_cache .ruff_cache .hypothesis
@@ -126,10 +126,10 @@ $(VLLM)/vllm-0.33.0: | $(VLLM)/.ready
 	rm -r $(@D)/wheels
 	mv $@.part $@
 
-# lm-eval asks the server over HTTP. Beside vLLM it would replace python-dateutil, so it has an environment of its own.
-$(LM_EVAL)/.ready: | $(VLLM)/.ready
-	$(VLLM)/bin/python -m uv venv --quiet --clear --python $(VLLM)/bin/python $(@D)
-	$(VLLM)/bin/python -m uv pip install --quiet --python $(@D)/bin/python 'lm-eval[api]==0.4.13' datasets==5.2.0
+# lm-eval asks servers over HTTP; of transformers it needs the tokenizer. Beside vLLM it would replace python-dateutil.
+$(LM_EVAL)/.ready:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet -c constraints.txt 'lm-eval[api]==0.4.13' datasets==5.2.0 transformers
 	@touch $@
 
 # Ray and the plugin beside vLLM, whose own environment stays as it is: this one sees the other's packages.

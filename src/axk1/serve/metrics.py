@@ -22,6 +22,7 @@ _COUNTERS = {
     "vllm:num_preemptions": ("Times that a running request had to give way.", "preemptions"),
     "vllm:spec_decode_num_draft_tokens": ("Tokens drafted by the MTP module.", "drafted"),
     "vllm:spec_decode_num_accepted_tokens": ("Drafted tokens that held.", "accepted"),
+    "axk1:failed_steps": ("Steps in which the model failed; the log tells how.", "failed_steps"),
 }
 
 
