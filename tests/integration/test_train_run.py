@@ -170,9 +170,9 @@ def test_the_number_format_is_what_the_processor_is_fast_in(recipe, monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for fast, name in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(stages, "multiplies_bfloat16", lambda fast=fast: fast)
-        assert stages._dtype(recipe) == name
+        assert stages.products_dtype(recipe) == name
         assert stages._arguments(recipe, STAGES[0], Path("x")).bf16 is fast
-    assert stages._dtype(replace(recipe, dtype="bfloat16")) == "bfloat16"
+    assert stages.products_dtype(replace(recipe, dtype="bfloat16")) == "bfloat16"
 
 
 def test_a_stage_for_the_mtp_module_leaves_the_trunk_to_the_bit(recipe: Recipe, finished, tmp_path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from axk1.generation.sampling import GREEDY
 from axk1.generation.speculate import NO_DRAFTS
-from axk1.tasks import Problem, answer_language, generate, score
+from axk1.tasks import Problem, answer_language, different, generate, score
 from axk1.tasks.probe import as_problem, probes
 from axk1.tasks.situations import situations
 
@@ -54,12 +55,7 @@ def held_out_problems(count: int, seed: int = 0, problems: str = "templates") ->
     """
     if problems not in SETS:
         raise ValueError(f'"{problems}" is no set of problems: there are {", ".join(SETS)}.')
-    found: dict[str, Problem] = {}
-    for problem in SETS[problems](seed):
-        found.setdefault(problem.question, problem)
-        if len(found) == count:
-            break
-    return list(found.values())
+    return list(islice(different(SETS[problems](seed)), count))
 
 
 def answer_problems(
