@@ -74,7 +74,7 @@ def train(
 @app.command("mtp")
 def mtp(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder, in either layout; its trunk stays to the bit.")],
-    export: Annotated[Path, typer.Option(help="Folder to write: the checkpoint with its module.")],
+    export: Annotated[Path, typer.Option(help="Folder to write: the checkpoint with its module.")] = Path("with-mtp"),
     prompts: Annotated[
         Path | None, typer.Option(help="JSONL of prompts, answered by MODEL in both modes: what the module learns.")
     ] = None,
@@ -92,6 +92,7 @@ def mtp(
     max_new_tokens: Annotated[int, typer.Option(help="Of a reply to --prompts.")] = 512,
     seed: Annotated[int, typer.Option(help="Of replies and training.")] = 0,
     threads: options.Threads = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what memory it takes, and start nothing.")] = False,
 ) -> None:
     """Train an MTP module for a finished checkpoint, which drafts tokens for it (`--drafts` of other commands).
 
@@ -99,6 +100,8 @@ def mtp(
     of the prompts' lines and by mode.
     """
     options.check_threads(threads)
+    if dry_run:
+        return _show_graft(model, muon=muon_learning_rate > 0)
     if (prompts is None) == (data is None):
         raise ValueError("Give either --prompts, for the model to answer, or --data, with texts that are there.")
     typer.echo("Loading PyTorch and transformers.", err=True)
@@ -150,6 +153,17 @@ def _show_acceptance(report: Path) -> None:
         places = ", ".join(f"{share:.1%}" for share in found["at"])
         beside = "" if before is None else f"; the module before: {', '.join(f'{share:.1%}' for share in before['at'])}"
         typer.echo(f"{domain}: accepted {places} of {found['count']:,}{beside}")
+
+
+def _show_graft(model: Path, muon: bool) -> None:
+    from axk1.checkpoint.files import load_config
+    from axk1.config import PRESETS, AXK1Config
+    from axk1.train.estimate import estimate_graft, graft_sentences
+
+    preset = str(model) in PRESETS and not model.exists()
+    config = AXK1Config.preset(str(model)) if preset else load_config(model)
+    for line in graft_sentences(estimate_graft(config, muon)):
+        typer.echo(line)
 
 
 def _show_estimate(plan: Recipe) -> None:

@@ -26,7 +26,7 @@ from axk1.config import AXK1Config
 from axk1.files import write_text
 from axk1.load import load_tokenizer
 from axk1.modeling.mtp import AXK1MTPLayer
-from axk1.modeling.objectives import IGNORE, shifted_labels, token_loss
+from axk1.modeling.objectives import IGNORE, label_shares, shifted_labels, token_loss
 from axk1.modeling.outputs import AXK1CausalLMOutput
 from axk1.pretrained import AXK1ForCausalLM
 from axk1.train.examples import Example
@@ -78,7 +78,8 @@ class ModuleAlone(AXK1ForCausalLM):
         result = AXK1CausalLMOutput(loss=loss, mtp_loss=loss)
         if self._balances(True):
             result.router_logits, result.router_indices = made.router_logits, made.router_indices  # pyright: ignore
-            self._add_router_losses(result, torch.ones_like(input_ids))
+            shares = None if num_items_in_batch is None else label_shares(labels, False, num_items_in_batch)
+            self._add_router_losses(result, torch.ones_like(input_ids), shares)
         return result
 
 

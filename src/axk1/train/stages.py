@@ -24,7 +24,7 @@ from axk1.files import write_text
 from axk1.kernels.instructions import multiplies_bfloat16
 from axk1.load import load_tokenizer
 from axk1.pretrained import AXK1ForCausalLM
-from axk1.train.checkpoints import newest_whole, write_whole
+from axk1.train.checkpoints import newest_whole, write_whole, written_or_said
 from axk1.train.corpus import PARTS
 from axk1.train.data import endless_examples
 from axk1.train.examples import Example, problem_examples, text_examples
@@ -47,6 +47,11 @@ class _LossParts(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs, **self._extra, num_items_in_batch=num_items_in_batch)
+        if not outputs.loss.isfinite():
+            raise ValueError(
+                f"The loss of step {self.state.global_step + 1} is {outputs.loss.item()}: lower learning_rate or "
+                f"max_grad_norm and run again, which goes on from the newest checkpoint in {self.args.output_dir}."
+            )
         for name in ("lm_loss", "mtp_loss", "aux_loss"):
             if getattr(outputs, name) is not None:
                 self._parts.setdefault(name, []).append(getattr(outputs, name).detach().item())
@@ -144,7 +149,9 @@ def fit(
     checkpoint in ``folder``.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, after a step, with a checkpoint.
+        ValueError: the loss is not finite.
+        OSError: the disk is full or not writable; the same call goes on.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after a step, with a checkpoint.
     """
     trainer = _LossParts(
         drafts=stage.drafts,
@@ -157,13 +164,14 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(stop := StopAtStep(say))
-    with stop.on_interrupt():
+    with stop.on_interrupt(), written_or_said(folder):
         before_the_cut = newest_whole(folder)
         trainer.train(resume_from_checkpoint=str(before_the_cut) if before_the_cut else None)
     if stop.stopped:
         raise KeyboardInterrupt
-    _write_log(trainer.state.log_history, stage, folder / "log.jsonl")
-    write_whole(folder / "final", lambda final: trainer.save_model(str(final)))
+    with written_or_said(folder):
+        _write_log(trainer.state.log_history, stage, folder / "log.jsonl")
+        write_whole(folder / "final", lambda final: trainer.save_model(str(final)))
     return folder / "final"
 
 
