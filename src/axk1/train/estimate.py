@@ -105,8 +105,8 @@ def graft_sentences(found: GraftEstimate) -> list[str]:
         f"a module of {found.parameters:,} parameters",
         f"reading the texts: a layer of {found.layer / 1e9:,.1f} GB in 16 bits, and {2 * found.state:,} bytes of disk "
         "for each token",
-        f"training: {found.module / 1e9:,.1f} GB of weights, gradients and optimizer states, {found.ends / 1e9:,.1f} GB "
-        "of embedding and head, and activations on top",
+        f"training: {found.module / 1e9:,.1f} GB of weights, gradients and optimizer states, "
+        f"{found.ends / 1e9:,.1f} GB of embedding and head, and activations on top",
     ]
 
 
