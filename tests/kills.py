@@ -33,30 +33,32 @@ def recipe(folder: Path) -> Recipe:
 
 
 def attempt(folder: Path, out: Path, pipe: int) -> None:
-    """A child: runs the recipe; says through ``pipe`` when it begins to train and to save."""
+    """A child: runs the recipe; says through ``pipe`` when it begins to train, and begins and ends to save."""
 
-    def telling(name: str, word: bytes) -> None:
+    def telling(name: str, before: bytes, after: bytes = b"") -> None:
         method = getattr(Trainer, name)
 
         def tell(*args: Any, **kwargs: Any) -> Any:
-            os.write(pipe, word)
-            return method(*args, **kwargs)
+            os.write(pipe, before)
+            found = method(*args, **kwargs)
+            os.write(pipe, after)
+            return found
 
         setattr(Trainer, name, tell)
 
     telling("train", b"t")
-    telling("_save_checkpoint", b"s")
-    telling("save_model", b"s")
+    telling("_save_checkpoint", b"s", b"e")
+    telling("save_model", b"s", b"e")  # within that, and of the stage's last weights
     stages.run(recipe(folder), out)
 
 
-def run(folder: Path, out: Path, kills: list[tuple[bytes, int, float]]) -> int:
-    """Runs until it has finished, killed on the way; how many of ``kills`` found it running.
+def run(folder: Path, out: Path, kills: list[tuple[bytes, int, float]]) -> tuple[int, int]:
+    """Runs until it has finished, killed on the way; how many of ``kills`` found it running, and saving.
 
     Args:
         kills: for each, the word to wait for, how many times, and seconds after that.
     """
-    done = 0
+    done = saving = 0
     for word, times, seconds in [*kills, (b"", 0, 0.0)]:
         reading, writing = os.pipe()
         child = os.fork()
@@ -69,21 +71,22 @@ def run(folder: Path, out: Path, kills: list[tuple[bytes, int, float]]) -> int:
             finally:
                 os._exit(code)
         os.close(writing)
+        heard = b""
         if word:
-            heard = b""
             while heard.count(word) < times and (read := os.read(reading, 1)):
                 heard += read
             time.sleep(seconds)
             os.kill(child, signal.SIGKILL)
-        while os.read(reading, 64):
-            pass
+        while read := os.read(reading, 64):
+            heard += read
         os.close(reading)
         _, status = os.waitpid(child, 0)
         killed = os.WIFSIGNALED(status)
         done += killed
+        saving += killed and heard.count(b"s") > heard.count(b"e")
         if not killed and os.WEXITSTATUS(status):
             raise SystemExit(f"{out}: an attempt failed")
-    return done
+    return done, saving
 
 
 def digest(out: Path) -> str:
@@ -107,10 +110,10 @@ def main(folder: Path, runs: int, seed: int) -> None:
     for number in range(runs):
         kills = [(b"t", 1, rng.uniform(0, long / 4)) for _ in range(KILLS)]
         for at in SAVING:
-            kills[at] = (b"s", rng.choice((1, 1, 2)), rng.uniform(0, 0.06))
+            kills[at] = (b"s", rng.choice((1, 1, 3)), rng.uniform(0, 0.06))
         out = folder / f"run-{number}"
-        killed += run(folder, out, kills)
-        saving += len(SAVING)
+        found = run(folder, out, kills)
+        killed, saving = killed + found[0], saving + found[1]
         differ += digest(out) != whole
     print(json.dumps({"killed": killed, "saving": saving, "runs": runs, "differ": differ}))  # noqa: T201
 
