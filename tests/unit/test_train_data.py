@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 from scripted import make_model, make_tokenizer
+from typer.testing import CliRunner
 
 from axk1.chat import Chat, Reply
+from axk1.cli.main import app
 from axk1.tasks import Problem, generate
 from axk1.train.data import endless_examples, file_examples, reply_example
 from axk1.train.overlap import write_overlap
+from axk1.train.packing import packed_whole, save_rows
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +155,24 @@ def test_overlap_is_what_both_modes_solve(tokenizer, tmp_path: Path) -> None:
         assert think["messages"][0] == plain["messages"][0]
         assert think["messages"][1]["reasoning_content"] == "so" and "reasoning_content" not in plain["messages"][1]
     assert len(list(file_examples(tmp_path / "overlap.jsonl", tokenizer, 4096))) == 20
+
+
+def test_inspect_shows_documents_and_what_is_learned(tokenizer, tmp_path: Path) -> None:
+    """Of a file, and the same of the packed rows that a run keeps; padding is a document that nobody learns."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    lines = [{"text": "abc"}, {"messages": [user("1?"), assistant("one")]}]
+    path = write(tmp_path / "a.jsonl", *lines)
+    save_rows(tmp_path / "data.npy", packed_whole(file_examples(path, tokenizer, 200), 200, tokenizer.pad_token_id))
+    options = ["--tokenizer", str(tmp_path / "tokenizer"), "--row-tokens", "200"]
+    shown = [CliRunner().invoke(app, ["data", "inspect", str(f), *options]) for f in (path, tmp_path / "data.npy")]
+    assert shown[0].exit_code == 0, shown[0].output
+    assert shown[0].output == shown[1].output
+    assert "row 0 of 1: 3 documents, 7 of 200 tokens learned" in shown[0].output
+    assert "from 0, 3 of 4" in shown[0].output and "abc<|endoftext|>" in shown[0].output
+    found = json.loads(CliRunner().invoke(app, ["data", "inspect", str(path), *options, "--json"]).output)
+    (text, talk, padding) = found[0]
+    assert text["parts"] == [[True, "abc<|endoftext|>"]] and (text["tokens"], text["learned"]) == (4, 3)
+    assert [part[0] for part in talk["parts"]] == [False, True] and talk["parts"][1][1] == "one<|im_end|>"
+    assert talk["learned"] == 4 and padding["learned"] == 0
+    late = CliRunner().invoke(app, ["data", "inspect", str(path), *options, "--first", "1"])
+    assert late.exit_code == 2 and "has 1 rows" in late.output + str(late.exception)

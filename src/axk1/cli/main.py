@@ -19,6 +19,7 @@ from axk1.cli import (
     chat,
     convert,
     corpus,
+    data,
     demo,
     evaluate,
     export,
@@ -75,6 +76,7 @@ app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(corpus.app, name="corpus")
+app.add_typer(data.app, name="data")
 app.add_typer(export.app, name="export")
 
 

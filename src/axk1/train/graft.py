@@ -7,7 +7,6 @@ trained afterwards is one decoder layer, beside embedding and head, so that neit
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +29,6 @@ from axk1.modeling.objectives import IGNORE, label_shares, shifted_labels, token
 from axk1.modeling.outputs import AXK1CausalLMOutput
 from axk1.pretrained import AXK1ForCausalLM
 from axk1.train.examples import Example
-from axk1.train.initialize import initialize
 from axk1.train.packing import PackedRows, packed_whole, save_rows
 from axk1.train.progress import Say
 from axk1.train.recipe import Settings, Stage
@@ -163,11 +161,6 @@ def module_alone(weights: Weights, settings: Settings) -> ModuleAlone:
 @torch.no_grad()
 def begin(layer: AXK1MTPLayer, weights: Weights) -> None:
     """Gives ``layer`` the trunk's last block and final norm, and an ``eh_proj`` that lets the trunk's state through."""
-    if os.environ.get("GRAFT") == "fresh":
-        holder = nn.Module()
-        holder.config, holder.layer = weights.config, layer
-        initialize(holder)
-        return
     hidden, last = weights.config.hidden_size, f"model.layers.{weights.config.num_hidden_layers - 1}"
     weights.fill(cast(nn.Module, layer), last, torch.float32, without=OWN)
     layer.shared_head.norm.weight.copy_(weights.tensor("model.norm.weight", torch.float32))
