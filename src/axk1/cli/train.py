@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 class _RecipeOrCommand(TyperGroup):
     """`axk1 train FILE` runs a recipe: what is no command of the group is given to `recipe`."""
 
+    default = "recipe"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """``args``, after the name of the command that they are for."""
         named = not args or args[0] in self.commands or args[0] in ("-h", "--help")
-        return super().parse_args(ctx, args if named else ["recipe", *args])
+        return super().parse_args(ctx, args if named else [self.default, *args])
 
 
 app = typer.Typer(
