@@ -19,10 +19,12 @@ COMMANDS = [
     "verify",
     "convert",
     "quantize",
+    "merge",
     "train",
     "eval",
     "tokenizer",
     "corpus",
+    "data",
     "serve",
 ]
 AXK1 = [sys.executable, "-c", "from axk1.cli.main import main; main()"]

@@ -6,10 +6,14 @@ from typing import NamedTuple
 
 import torch
 
+from axk1.checkpoint.names import expected_tensors, layer_index
+from axk1.checkpoint.verify import with_mtp_layers
+from axk1.config import AXK1Config
 from axk1.modeling import AXK1ForCausalLM
 from axk1.train.muon import parameter_groups
 from axk1.train.recipe import Recipe, Stage
 
+_HALF = 2
 _FLOAT = 4  # bytes: weights, gradients and optimizer states are in float32 whatever the products are in
 
 
@@ -62,6 +66,48 @@ def _memory(model: AXK1ForCausalLM, stage: Stage) -> int:
         for parameter in group["params"]
     )
     return _FLOAT * (2 * sum(parameter.numel() for parameter in model.parameters()) + states)
+
+
+class GraftEstimate(NamedTuple):
+    """Of an MTP module for a finished checkpoint (:mod:`axk1.train.graft`), in bytes but for ``parameters``.
+
+    Attributes:
+        parameters: of the module.
+        layer: the largest layer of the trunk in 16 bits, of which one is in memory while the texts are read.
+        state: of one token on disk, twice while a layer runs.
+        module: the module's weights, gradients and optimizer states.
+        ends: embedding and head.
+    """
+
+    parameters: int
+    layer: int
+    state: int
+    module: int
+    ends: int
+
+
+def estimate_graft(config: AXK1Config, muon: bool) -> GraftEstimate:
+    """From shapes alone. Muon keeps one state for each value of a matrix, AdamW two."""
+    layers: dict[int | None, int] = {}
+    for spec in expected_tensors(with_mtp_layers(config, 1)):
+        layers[layer_index(spec.name)] = layers.get(layer_index(spec.name), 0) + spec.parameters
+    module = layers.pop(config.num_hidden_layers)
+    ends = layers.pop(None) - config.hidden_size
+    state = config.hidden_size * _HALF
+    return GraftEstimate(
+        module, max(layers.values()) * _HALF, state, module * _FLOAT * (3 if muon else 4), ends * _FLOAT
+    )
+
+
+def graft_sentences(found: GraftEstimate) -> list[str]:
+    """The estimate as lines for people."""
+    return [
+        f"a module of {found.parameters:,} parameters",
+        f"reading the texts: a layer of {found.layer / 1e9:,.1f} GB in 16 bits, and {2 * found.state:,} bytes of disk "
+        "for each token",
+        f"training: {found.module / 1e9:,.1f} GB of weights, gradients and optimizer states, "
+        f"{found.ends / 1e9:,.1f} GB of embedding and head, and activations on top",
+    ]
 
 
 def sentences(found: Estimate) -> list[str]:
