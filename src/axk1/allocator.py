@@ -8,6 +8,8 @@ fifth of the time of a prompt on a CPU. The `axk1` command and the benchmark's w
 import ctypes
 import os
 import platform
+import sys
+from pathlib import Path
 
 KEPT = 2**30
 """Bytes: larger blocks go back to the system when they are freed, and so does free memory in excess of this."""
@@ -28,3 +30,29 @@ def keep_freed_memory() -> None:
     for name, option in _OPTIONS.items():
         if name not in os.environ:
             ctypes.CDLL(None).mallopt(option, KEPT)
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take without swapping: what the system has, or its control group allows."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return min(int(kib) << 10, *_left_in_groups())
+    except (OSError, ValueError):  # no Linux: of all memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _left_in_groups() -> list[int]:
+    """What each control group (version 2) of this process leaves it; their page cache gives way."""
+    root, left = Path("/sys/fs/cgroup"), [sys.maxsize]
+    own = Path("/proc/self/cgroup").read_text(encoding="ascii").rpartition("::")[2].strip()
+    here = root / own.lstrip("/")
+    for folder in (here, *here.parents):
+        if root not in (folder, *folder.parents) or not (folder / "memory.max").is_file():
+            break
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            stat = (folder / "memory.stat").read_text(encoding="ascii").split()
+            files = int(stat[stat.index("file") + 1])
+            left.append(int(limit) - int((folder / "memory.current").read_text(encoding="ascii")) + files)
+    return left
