@@ -25,6 +25,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     device: options.Device = None,
     threads: options.Threads = None,
+    expert_cache: options.ExpertCache = None,
     problem_set: Annotated[
         str, typer.Option("--set", help="Which: templates, situations, or probe, which nobody generated (320).")
     ] = "templates",
@@ -35,12 +36,13 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"--batch-size is {batch_size}; it must be at least 1.")
     streams.check_writable("--details", details)
-    chat = options.load_chat(model, device, "auto", threads)
+    chat = options.load_chat(model, device, "auto", threads, expert_cache)
     from rich.console import Console
     from rich.progress import Progress
 
     from axk1.evaluation import held_out
     from axk1.evaluation.acceptance import reply_acceptance
+    from axk1.experts.store import store_of
     from axk1.files import write_text
 
     problems = held_out.held_out_problems(count, seed, problem_set)
@@ -58,10 +60,14 @@ def evaluate(
     report = held_out.summary(results)
     if chat.model.config.num_nextn_predict_layers:
         report["mtp_acceptance"] = round(reply_acceptance(chat, results), 4)
+    if (store := store_of(chat.model)) is not None:
+        report["experts"] = store.counters().to_dict()
     if details is not None:
         lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
         write_text(details, "".join(lines))
     print(json.dumps(report, indent=2)) if as_json else _show(report, Console())  # noqa: T201
+    if store is not None and not as_json:
+        typer.echo(str(store.counters()), err=True)
 
 
 def _show(report: dict[str, Any], console: Any) -> None:

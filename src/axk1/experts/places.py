@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from math import prod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +12,7 @@ from axk1.checkpoint.compressed import ITEM_BYTES
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored
 from axk1.checkpoint.names import detect_layout, detect_prefix
+from axk1.checkpoint.shards import read_places
 from axk1.config import AXK1Config
 from axk1.kernels.native import DTYPES, EXTENTS, FILE_PAGE, INT4, INT8, Extent, Place, StoredMatrix
 from axk1.quantized.plan import FUSED, Plan, Scheme
@@ -88,8 +87,11 @@ class ExpertTable:
         self._stored, self._plan, self.dtype, self.files = stored, plan, dtype, stored.files
         self._fused = detect_layout(stored.tensors, stored.files[0]) == "released" and plan is None
         self._prefix = detect_prefix(stored.tensors)
-        self._begins = {name: begin for file in stored.files for name, begin in _begins(file)}
-        self._numbers = {file: number for number, file in enumerate(stored.files)}
+        self._pieces = {
+            name: Piece(number, place.start, place.stop)
+            for number, file in enumerate(stored.files)
+            for name, place in read_places(file).items()
+        }
 
     def matrices(self, layer: int, expert: int) -> list[Matrix]:
         """Gate, up and down."""
@@ -112,7 +114,7 @@ class ExpertTable:
         if scheme is None:
             name = f"{base}.weight"
             rows, columns = self._stored.tensors[name].shape
-            return Matrix(self._floats(name), rows, columns, self._piece(name), None, 0)
+            return Matrix(self._floats(name), rows, columns, self._pieces[name], None, 0)
         if scheme.kind not in FORMATS:
             tensor = self._stored.tensors[f"{base}.weight"]
             raise CheckpointError(
@@ -125,12 +127,12 @@ class ExpertTable:
         scale = f"{base}.weight_scale"
         wide = ITEM_BYTES[self._stored.tensors[scale].dtype]
         packed = 8 if scheme.kind == "int4" else 1
-        return Matrix(FORMATS[scheme.kind], rows, columns * packed, self._piece(name), self._piece(scale), wide)
+        return Matrix(FORMATS[scheme.kind], rows, columns * packed, self._pieces[name], self._pieces[scale], wide)
 
     def _slice(self, name: str, expert: int) -> Matrix:
         """One expert of a fused tensor."""
         count, rows, columns = self._stored.tensors[name].shape
-        whole = self._piece(name)
+        whole = self._pieces[name]
         size = (whole.end - whole.begin) // count
         piece = whole._replace(begin=whole.begin + expert * size, end=whole.begin + (expert + 1) * size)
         return Matrix(self._floats(name), rows, columns, piece, None, 0)
@@ -145,21 +147,6 @@ class ExpertTable:
                 name,
             )
         return DTYPES[self.dtype]
-
-    def _piece(self, name: str) -> Piece:
-        tensor = self._stored.tensors[name]
-        begin = self._begins[name]
-        return Piece(self._numbers[tensor.file], begin, begin + prod(tensor.shape) * ITEM_BYTES[tensor.dtype])
-
-
-def _begins(file: Path) -> Iterator[tuple[str, int]]:
-    """Where each tensor of a safetensors file begins; its header has been read and checked before."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-    for name, value in header.items():
-        if name != "__metadata__":
-            yield name, 8 + size + value["data_offsets"][0]
 
 
 def _place(matrices: list[Matrix]) -> tuple[Place, int]:
