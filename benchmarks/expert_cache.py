@@ -1,10 +1,10 @@
 """Records which experts a model's replies ask for, and counts what caches of several sizes and rules would have hit.
 
-    python benchmarks/expert_cache.py [--model FOLDER] [--problems 40] [--trace FILE] [--json FILE]
+    python benchmarks/expert_cache.py [--model FOLDER] [--problems 12] [--trace FILE] [--json FILE]
 
-Greedy replies, one after the other, to held-out problems in both modes, through a store that holds all experts; then the
-simulator (``axk1.experts.simulate``), and the store itself at one size, whose hits have to be the simulator's. Beside
-them the share of a layer's experts that the next layer's router names when it is given this layer's input: what
+Greedy replies, one after the other, to held-out problems in both modes, through a store that holds all experts; then
+the simulator (``axk1.experts.simulate``), and the store itself at one size, whose hits have to be the simulator's.
+Beside them the share of a layer's experts that the next layer's router names when it is given this layer's input: what
 reading ahead could know.
 """
 
@@ -27,7 +27,7 @@ from axk1.generation.speculate import NO_DRAFTS
 from axk1.load import load, resolve_model_path
 from axk1.modeling.moe import AXK1MoE
 
-DECAYS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
+DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
 """Of all experts: the sizes of caches."""
 
@@ -40,7 +40,7 @@ def main() -> None:
     if options.trace:
         write_text(options.trace, json.dumps(trace))
     decode = [entry for entry in trace if len(entry[1]) == chosen]
-    tables = {"all steps": table(trace, total), "steps of one token": table(decode, total)}
+    tables = {"steps of one token": table(decode, total)}
     slots = int(total * 0.5)
     result = {
         "model": folder.name,
@@ -137,7 +137,7 @@ def _print(result: dict[str, Any]) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="checkpoint folder; the nano by default")
-    parser.add_argument("--problems", type=int, default=40)
+    parser.add_argument("--problems", type=int, default=12)
     parser.add_argument("--trace", type=Path, help="write the trace as JSON")
     parser.add_argument("--json", type=Path, help="write all numbers as JSON")
     return parser.parse_args()

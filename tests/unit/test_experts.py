@@ -11,7 +11,8 @@ from decoding import replies
 from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint.convert import convert_checkpoint
 from axk1.checkpoint.quantize import quantize_checkpoint
-from axk1.experts.store import ExpertStore, store_of
+from axk1.experts.simulate import LRU, Belady, Decayed, asked, read_trace, simulate
+from axk1.experts.store import DECAY, RESERVE, ExpertStore, store_of
 from axk1.generation.batch import Assembler
 from axk1.generation.pages import Pool
 from axk1.generation.sampling import GREEDY
@@ -119,3 +120,78 @@ def test_sizes_are_read() -> None:
     for wrong in ("", "8 giga", "-1GB", "0", "GiB", "1e9"):
         with pytest.raises(ValueError, match="give a size such as 8GiB"):
             parse_size(wrong, "--expert-cache")
+
+
+@pytest.mark.parametrize("experts", [4, 7, 20])
+def test_the_simulator_counts_the_hits_of_the_store(checkpoints: dict[str, Path], experts: int) -> None:
+    """Replies, and prompts that ask for more experts than there is room for; and Belady's rule is beaten by none."""
+    model, store = streamed(checkpoints["int4"], experts)
+    store.stream.trace()
+    mixed_steps(model)
+    replies(model, [ids(9, 4), ids(30, 5)], GREEDY, max_new_tokens=30)
+    counted, trace = store.counters(), read_trace(store.stream.trace())
+    assert asked(trace) == counted.asked and max(len(listed) for _, listed in trace) == 16
+    assert simulate(trace, experts, Decayed(DECAY)) == counted.hits
+    single = [entry for entry in trace if len(entry[1]) == 4]
+    best = simulate(single, experts, Belady(single))
+    assert best >= max(simulate(single, experts, policy) for policy in (Decayed(DECAY), Decayed(1.0), LRU()))
+    assert simulate(single, 32, LRU()) == asked(single) - len({(layer, e) for layer, listed in single for e in listed})
+
+
+def test_rules_of_caches_by_hand() -> None:
+    """Two layers of one expert a step, room for two: the last use of all layers together, and steps of a layer."""
+    trace = [(1, (0,)), (2, (0,)), (1, (0,)), (2, (1,)), (1, (0,)), (2, (0,))]
+    assert simulate(trace, 2, LRU()) == 2
+    assert simulate(trace, 2, Belady(trace)) == 3 - 1
+    assert simulate(trace, 3, LRU()) == 3
+    assert simulate([(1, (0, 1, 2))] * 2, 2, LRU()) == 1, "of a list too long, what is held at its end"
+    assert simulate([(1, (0, 1))] * 5, 2, Decayed(0.5)) == 8
+
+
+def test_what_cannot_be_streamed_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    bfloat16 = checkpoints["bfloat16"]
+
+    def refuses(sentence: str, folder: Path = bfloat16, **how: Any) -> None:
+        with pytest.raises(ValueError, match=sentence):
+            load_model(folder, **{"device": "cpu", "expert_cache": "64MiB", **how})
+
+    refuses("holds 3 experts of [0-9,]+ bytes, and a token needs 4", expert_cache=3 * slot_bytes(bfloat16) + 1)
+    refuses("as they are stored", dtype="float32")
+    refuses("leave out --dtype packed", dtype="packed")
+    refuses("add --device cpu", device="meta")
+    refuses("give a size such as", expert_cache="much")
+    quantize_checkpoint(bfloat16, tmp_path / "fp8", "fp8")
+    refuses("holds experts in fp8", tmp_path / "fp8")
+    dense = AXK1ForCausalLM(AXK1Config.preset("nano", num_hidden_layers=1, num_nextn_predict_layers=0))
+    dense.save_pretrained(tmp_path / "dense")
+    refuses("this one has none", tmp_path / "dense")
+
+
+def test_a_cache_beyond_free_memory_is_refused(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sentence, which says what would fit."""
+    monkeypatch.setattr("axk1.experts.store.free_memory", lambda: RESERVE + 2**20)
+    with pytest.raises(ValueError, match=r"does not fit: 513MiB are free .* give at most 1MiB"):
+        load_model(checkpoints["bfloat16"], device="cpu", expert_cache="64MiB")
+
+
+def test_a_model_without_its_experts_says_so(checkpoints: dict[str, Path]) -> None:
+    model: Any = AXK1ForCausalLM.from_pretrained(checkpoints["bfloat16"], without_experts=True)
+    assert model.config.num_nextn_predict_layers == 0
+    with pytest.raises(ValueError, match="without its routed experts"):
+        model(torch.tensor([ids(3, 1)]), use_cache=False)
+    with pytest.raises(ValueError, match="without its routed experts"), torch.no_grad():
+        executor(model, torch.bfloat16)
+
+
+def test_an_aligned_expert_is_one_read(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Of whole pages, as `axk1 quantize` writes K1's int4; elsewhere neighbours share their pages."""
+    store = streamed(checkpoints["int4"], 5)[1]
+    assert store.layout.pieces == 1
+    wide = make_checkpoint(tmp_path / "wide", hidden_size=512, moe_intermediate_size=256, num_hidden_layers=2)
+    quantize_checkpoint(wide, tmp_path / "int4", "int4", 32)
+    store = streamed(tmp_path / "int4", 5)[1]
+    size = 3 * 512 * 256 * 9 // 16  # half a byte a weight, and two for 32 of them
+    assert size % 4096 == 0 and store.layout.read_bytes == size and store.layout.pieces == 1
+    for place in store.layout.experts.values():
+        extent = place.extent[0]
+        assert extent.offset % 4096 == 0 and extent.bytes == extent.needed == size

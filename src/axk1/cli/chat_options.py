@@ -26,7 +26,8 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU 
 ExpertCache = Annotated[
     str | None,
     typer.Option(
-        metavar="SIZE", help="Read routed experts from disk as they are needed, into a cache of this size, such as 8GiB."
+        metavar="SIZE",
+        help="Read routed experts from disk as they are needed, into a cache of this size, such as 8GiB.",
     ),
 ]
 

@@ -30,9 +30,9 @@ from axk1.engine.interface import (
 from axk1.engine.pace import Pace
 from axk1.engine.prefix import PrefixTree
 from axk1.engine.settings import Settings, default_pages
+from axk1.experts.store import store_of
 from axk1.generation.batch import Sequence
 from axk1.generation.loop import Loop
-from axk1.experts.store import store_of
 from axk1.generation.pages import PAGE
 from axk1.generation.sampling import GREEDY
 from axk1.modeling import AXK1ForCausalLM
@@ -411,7 +411,7 @@ class ModelEngine:
             **self._experts(),
         )
 
-    def _experts(self) -> dict[str, Any]:
+    def _experts(self) -> dict[str, int | float]:
         """What the experts' cache has done, where there is one."""
         store = store_of(self._model)
         if store is None:

@@ -1,4 +1,4 @@
-"""Where the bytes of every routed expert are in a checkpoint's files, in whole pages, in as few pieces as there can be."""
+"""Where the bytes of every routed expert are in a checkpoint's files: whole pages, in as few pieces as can be."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ class ExpertTable:
         if scheme.kind not in FORMATS:
             tensor = self._stored.tensors[f"{base}.weight"]
             raise CheckpointError(
-                f"holds experts in {scheme.kind}; streamed are int4, int8, bfloat16 and float32. Quantise the original with "
-                "--scheme int4, or load it without --expert-cache.",
+                f"holds experts in {scheme.kind}; streamed are int4, int8, bfloat16 and float32. Quantise the original "
+                "with --scheme int4, or load it without --expert-cache.",
                 tensor.file,
             )
         name = f"{base}.weight_packed" if scheme.kind == "int4" else f"{base}.weight"
@@ -141,7 +141,7 @@ class ExpertTable:
         tensor = self._stored.tensors[name]
         if WORDS.get(tensor.dtype) is not self.dtype:
             raise CheckpointError(
-                f"holds experts as {tensor.dtype}, and the model computes in {self.dtype}: experts are streamed as they "
+                f"holds experts as {tensor.dtype}, and the model computes in {self.dtype}: they are streamed as they "
                 "are stored, in bfloat16 or float32. Give --dtype auto, or load it without --expert-cache.",
                 tensor.file,
                 name,

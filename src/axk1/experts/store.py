@@ -19,7 +19,7 @@ from axk1.kernels.streamed import StreamedExperts
 
 READERS = 2
 """Threads that read, each one expert at a time: see ``LOG.md``."""
-DECAY = 0.9
+DECAY = 0.95
 """What a use counts a step of its layer later: see ``LOG.md``."""
 RESERVE = 512 * 2**20
 """Bytes that stay free beside the cache, for states and latents."""
@@ -144,4 +144,3 @@ def _check_room(size: int) -> None:
 def _gib(size: int) -> str:
     """In GiB, or MiB where that is little."""
     return f"{size / GIB:.1f}GiB" if size >= GIB else f"{size / 2**20:.0f}MiB"
-

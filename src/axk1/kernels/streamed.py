@@ -37,7 +37,9 @@ class StreamedExperts(nn.Module):
 def leave_out_experts(model: nn.Module) -> int:
     """Puts :class:`StreamedExperts` in place of all routed experts of a model on the meta device; returns how many
     layers have some."""
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, AXK1Experts | QuantizedExperts)]
+    found = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, AXK1Experts | QuantizedExperts)
+    ]
     for name, module in found:
         layer = int(name.split("layers.")[1].split(".")[0])
         model.set_submodule(name, StreamedExperts(layer, int(module.num_experts)))  # pyright: ignore
