@@ -32,27 +32,35 @@ def keep_freed_memory() -> None:
             ctypes.CDLL(None).mallopt(option, KEPT)
 
 
-def free_memory() -> int:
-    """Bytes that this process may still take without swapping: what the system has, or its control group allows."""
+def free_memory(group: Path | None = None) -> int:
+    """Bytes that this process may still take without swapping: what the system has, or its control groups allow.
+
+    Args:
+        group: the folder of the process's control group (version 2); None: as Linux says.
+    """
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-        return min(int(kib) << 10, *_left_in_groups())
     except (OSError, ValueError):  # no Linux: of all memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    here = group or _own_group()
+    return min([int(kib) << 10, *(_left_in(folder) for folder in (here, *here.parents))])
 
 
-def _left_in_groups() -> list[int]:
-    """What each control group (version 2) of this process leaves it; their page cache gives way."""
-    root, left = Path("/sys/fs/cgroup"), [sys.maxsize]
-    own = Path("/proc/self/cgroup").read_text(encoding="ascii").rpartition("::")[2].strip()
-    here = root / own.lstrip("/")
-    for folder in (here, *here.parents):
-        if root not in (folder, *folder.parents) or not (folder / "memory.max").is_file():
-            break
+def _own_group() -> Path:
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="ascii").rpartition("0::")[2].strip()
+    except (OSError, ValueError):
+        own = ""
+    return Path("/sys/fs/cgroup") / own.lstrip("/")
+
+
+def _left_in(folder: Path) -> int:
+    """What a control group leaves to its processes; its page cache gives way."""
+    try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            stat = (folder / "memory.stat").read_text(encoding="ascii").split()
-            files = int(stat[stat.index("file") + 1])
-            left.append(int(limit) - int((folder / "memory.current").read_text(encoding="ascii")) + files)
-    return left
+        stat = (folder / "memory.stat").read_text(encoding="ascii").split()
+        used = int((folder / "memory.current").read_text(encoding="ascii")) - int(stat[stat.index("file") + 1])
+        return sys.maxsize if limit == "max" else max(int(limit) - used, 0)
+    except (OSError, ValueError):  # no such group, or another version
+        return sys.maxsize
