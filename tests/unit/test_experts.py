@@ -1,6 +1,7 @@
 """Experts read from files as they are asked for: the bits of a model that has all of them in memory."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from axk1.generation.batch import Assembler
 from axk1.generation.pages import Pool
 from axk1.generation.sampling import GREEDY
 from axk1.kernels.dispatch import executor
+from axk1.kernels.native import Place, Stream
+from axk1.kernels.weights import read_model
 from axk1.load import load_model, parse_size
 from axk1.modeling.moe import AXK1Router
 
@@ -195,3 +198,32 @@ def test_an_aligned_expert_is_one_read(checkpoints: dict[str, Path], tmp_path: P
     for place in store.layout.experts.values():
         extent = place.extent[0]
         assert extent.offset % 4096 == 0 and extent.bytes == extent.needed == size
+
+
+def test_places_are_checked(checkpoints: dict[str, Path]) -> None:
+    """Nothing is read or written outside of what belongs to an expert, whatever the kernels are told."""
+    model, store = streamed(checkpoints["int4"], 5)
+    good = store.layout.experts[1, 0]
+
+    def refuses(words: str, change: Callable[[Place], None]) -> None:
+        place = Place.from_buffer_copy(good)
+        change(place)
+        with pytest.raises(ValueError, match=words):
+            store.stream.add(1, 0, place)
+
+    refuses("too many pieces", lambda place: setattr(place, "extents", 9))
+    refuses("in no file", lambda place: setattr(place.extent[0], "file", 7))
+    refuses("no whole pages", lambda place: setattr(place.extent[0], "offset", 4095))
+    refuses("after the end of", lambda place: setattr(place.extent[0], "offset", 2**40))
+    refuses("do not follow", lambda place: setattr(place.extent[0], "place", 4096))
+    refuses("larger than its place", lambda place: setattr(place.extent[0], "bytes", 2**30))
+    refuses("outside of its expert", lambda place: setattr(place.down, "data", store.layout.slot_bytes - 4096))
+    refuses("outside of their expert", lambda place: setattr(place.gate, "scales", -8))
+    refuses("no room for scales", lambda place: setattr(place.up, "side", 0))
+    refuses("neither bfloat16 nor float32", lambda place: setattr(place.up, "scale_bytes", 8))
+    with pytest.raises(ValueError, match="another number of experts"):
+        read_model(model).set_store(1, store.stream, 9)  # pyright: ignore[reportOptionalMemberAccess]
+    with pytest.raises(ValueError, match="a cache of no experts"):
+        Stream(0, 4096, 1, 0.5)
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        store.stream.add_file("/nowhere/at/all")

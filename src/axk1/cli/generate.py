@@ -58,6 +58,8 @@ def generate(
     _check_sources(prompt, input, output, as_json)
     if logprobs is not None and not as_json and input is None:
         raise ValueError("--logprobs needs --json, or --input and --output.")
+    if stats and how.expert_cache is None:
+        raise ValueError("--stats tells of the experts' cache; add --expert-cache SIZE.")
     how.check()
     folder = resolve_model_path(model)
     reply_options = {
@@ -94,8 +96,6 @@ def _statistics(chat: "Chat", wanted: bool) -> Iterator[None]:
     from axk1.experts.store import store_of
 
     store = store_of(chat.model)
-    if wanted and store is None:
-        raise ValueError("--stats tells of the experts' cache; add --expert-cache SIZE.")
     try:
         yield
     finally:
