@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ class ResidentExperts:
         for name, parts in (("gate_up_proj", (0, 1)), ("down_proj", (2,))):
             scheme = schemes[parts[0] // 2] if schemes else None
             for suffix, read in self._readers(scheme).items():
-                stack = [torch.cat([read(each[part]) for part in parts]) for each in found]
-                tensors[name + suffix] = torch.stack(stack)
+                tensors[name + suffix] = _stack(
+                    (torch.cat([read(each[part]) for part in parts]) for each in found), len(found)
+                )
         module = self._empty(len(experts), schemes)
         module.load_state_dict(tensors, assign=True)
         return module.requires_grad_(False).eval()
@@ -66,3 +68,13 @@ class ResidentExperts:
             stream.seek(piece.begin)
             values = bytearray(stream.read(piece.end - piece.begin))
         return torch.frombuffer(values, dtype=dtype).view(rows, -1)
+
+
+def _stack(matrices: Iterator[Tensor], count: int) -> Tensor:
+    """The next ``count`` matrices in one tensor, each copied as it comes: a layer of K1 is in memory once."""
+    first = next(matrices)
+    out = first.new_empty(count, *first.shape)
+    out[0] = first
+    for place in range(1, count):
+        out[place] = next(matrices)
+    return out
