@@ -7,7 +7,8 @@ from pathlib import Path
 from axk1.checkpoint.compressed import check_not_quantized
 from axk1.checkpoint.files import Stored, load_config, open_checkpoint, read_headers
 from axk1.checkpoint.names import HEAD_KEYS, LAYOUTS, Layout, expected_tensors, layer_index
-from axk1.checkpoint.streaming import DTYPES, STATE, Job, Output, Progress, Reader, source_pieces, write_checkpoint
+from axk1.checkpoint.shards import DTYPES, Output
+from axk1.checkpoint.streaming import STATE, Job, Progress, Reader, source_pieces, write_checkpoint
 from axk1.checkpoint.verify import FLOATS, check_tensors, with_mtp_layers
 from axk1.config import AXK1Config
 

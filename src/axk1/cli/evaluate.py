@@ -25,6 +25,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     device: options.Device = None,
     threads: options.Threads = None,
+    expert_cache: options.ExpertCache = None,
     problem_set: Annotated[
         str,
         typer.Option(
@@ -43,12 +44,13 @@ def evaluate(
     if repeats < 1 or (repeats > 1 and not temperature):
         raise ValueError(f"--repeats is {repeats}; it must be at least 1, and above 1 with a --temperature above 0.")
     streams.check_writable("--details", details)
-    chat = options.load_chat(model, device, "auto", threads)
+    chat = options.load_chat(model, device, "auto", threads, expert_cache)
     from rich.console import Console
     from rich.progress import Progress
 
     from axk1.evaluation import held_out
     from axk1.evaluation.acceptance import reply_acceptance
+    from axk1.experts.store import store_of
     from axk1.files import write_text
     from axk1.generation.sampling import Sampling
 
@@ -71,10 +73,14 @@ def evaluate(
     report = held_out.summary(results)
     if chat.model.config.num_nextn_predict_layers and not temperature:
         report["mtp_acceptance"] = round(reply_acceptance(chat, results), 4)
+    if (store := store_of(chat.model)) is not None:
+        report["experts"] = store.counters().to_dict()
     if details is not None:
         lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
         write_text(details, "".join(lines))
     print(json.dumps(report, indent=2)) if as_json else _show(report, Console())  # noqa: T201
+    if store is not None and not as_json:
+        typer.echo(str(store.counters()), err=True)
 
 
 def _show(report: dict[str, Any], console: Any) -> None:

@@ -99,10 +99,12 @@ public:
         barrier(false);
     }
 
-    // The same for what may fail: the others go on, after `otherwise`, and the call throws once all are done.
+    // The same for what may fail: the others go on, after `otherwise`, and the call throws once all are done. After a
+    // failure nothing else is attempted.
     template <class What, class Otherwise>
     void attempt(const What& what, const Otherwise& otherwise) {
         single([&] {
+            if (shared.failure) return otherwise();
             try {
                 what();
             } catch (...) {
