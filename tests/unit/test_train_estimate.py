@@ -9,9 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from axk1.checkpoint.info import describe
 from axk1.cli.main import app
 from axk1.modeling import AXK1ForCausalLM
+from axk1.plan.describe import describe
 from axk1.train.estimate import estimate
 from axk1.train.muon import MuonAdamW, parameter_groups
 from axk1.train.recipe import Recipe

@@ -25,6 +25,7 @@ from axk1.cli import (
     generate,
     info,
     mlx,
+    plan,
     quantize,
     serve,
     streams,
@@ -59,7 +60,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = (demo.demo, chat.chat, generate.generate, info.info, verify.verify, convert.convert, quantize.quantize)
+_COMMANDS = (demo.demo, chat.chat, generate.generate, info.info, plan.plan)
+_COMMANDS += (verify.verify, convert.convert, quantize.quantize)
 for function in _COMMANDS:
     app.command()(function)
 app.command("serve", context_settings={"ignore_unknown_options": False, "allow_extra_args": True})(serve.serve)

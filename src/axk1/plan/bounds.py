@@ -57,6 +57,12 @@ def latent_bytes(config: AXK1Config, itemsize: int = 2) -> int:
     return config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim) * itemsize
 
 
+def expanded_bytes(config: AXK1Config, itemsize: int = 2) -> int:
+    """Bytes that the keys and values of all heads would take in place of one token's latents."""
+    each = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    return config.num_hidden_layers * each * itemsize
+
+
 def decode_bound(
     rates: Rates,
     sizes: Mapping[str, int],
