@@ -50,7 +50,9 @@ def plan(
     disk: Annotated[float | None, typer.Option(help="GB/s of large reads.")] = None,
     link: Annotated[float | None, typer.Option(help="GB/s between GPUs of a machine, one direction.")] = None,
     network: Annotated[float | None, typer.Option(help="GB/s of each GPU to other machines.")] = None,
-    fraction: Annotated[float, typer.Option(help="Part of a GPU's memory that vllm or sglang may use.")] = 0.9,
+    fraction: Annotated[
+        float | None, typer.Option(help="Part of a GPU's memory for vllm or sglang. Default: 0.9, or what it needs.")
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure this machine's memory, products and the model's disk first.")
     ] = False,

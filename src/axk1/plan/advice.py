@@ -42,7 +42,7 @@ def limit(found: Fit, hits: float | None = None) -> str:
     return words.get(speed.limit, f"the bandwidth of {speed.limit}")
 
 
-def changes(found: Fit, fraction: float = 0.9) -> list[Change]:
+def changes(found: Fit, fraction: float | None = None) -> list[Change]:
     """What would lift the limit, the best first; where the model does not fit, what lets it."""
     now = None if found.problem else decode(found).bound
     tried = [change for change in _tried(found, fraction) if change.fits]
@@ -52,7 +52,7 @@ def changes(found: Fit, fraction: float = 0.9) -> list[Change]:
     return sorted(gains, key=lambda c: -(c.bound or 0.0))
 
 
-def _tried(found: Fit, fraction: float) -> Iterator[Change]:
+def _tried(found: Fit, fraction: float | None) -> Iterator[Change]:
     for weights in _fewer_bits(found):
         yield _again(f"weights in {weights.stored}", found, fraction, weights=weights)
     machine = found.machine
@@ -96,7 +96,7 @@ def _fewer_bits(found: Fit) -> Iterator[Weights]:
 def _again(
     what: str,
     found: Fit,
-    fraction: float,
+    fraction: float | None,
     *,
     weights: Weights | None = None,
     machine: Machine | None = None,

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from axk1.plan.machines import Machine, Unit
 from axk1.plan.memory import GB, Parallel, Spare, Step, activation_bytes, fullest_parts, latents_per_token
-from axk1.plan.placement import Wish, choose
+from axk1.plan.placement import SHARES, Wish, choose
 from axk1.plan.process import BASE
 from axk1.plan.weights import Weights, without_mtp
 
@@ -116,11 +116,11 @@ def default_format(engine: Engine) -> str:
     return {"mlx": "mlx-4", "llamacpp": "q4_k"}.get(engine, "int4")
 
 
-def fit(weights: Weights, machine: Machine, engine: Engine, load: Load, fraction: float = 0.9) -> Fit:
+def fit(weights: Weights, machine: Machine, engine: Engine, load: Load, fraction: float | None = None) -> Fit:
     """Places a model.
 
     Args:
-        fraction: the part of a cluster's GPU that its engine may use.
+        fraction: the part of a cluster's GPU that its engine may use; None: the first of ``SHARES`` that is enough.
 
     Raises:
         ValueError: the machine has no GPU for an engine that needs one, or a load that the model was not made for.
@@ -130,7 +130,15 @@ def fit(weights: Weights, machine: Machine, engine: Engine, load: Load, fraction
         raise ValueError(f"--context is {load.context}; the model was made for 1 to {longest} tokens.")
     if load.requests < 1 or load.prompt < 1:
         raise ValueError("--requests and --prompt must be at least 1.")
-    return (_on_cluster if engine in CLUSTER else _on_machine)(weights, machine, engine, load, fraction)
+    if engine not in CLUSTER:
+        return _on_machine(weights, machine, engine, load)
+    shares = SHARES if fraction is None else (fraction,)
+    tried = (_on_cluster(weights, machine, engine, load, share) for share in shares)
+    return next(filter(_is_possible, tried), None) or _on_cluster(weights, machine, engine, load, shares[-1])
+
+
+def _is_possible(found: Fit) -> bool:
+    return found.problem is None
 
 
 def _on_cluster(weights: Weights, machine: Machine, engine: Engine, load: Load, fraction: float) -> Fit:
@@ -167,8 +175,8 @@ def _on_cluster(weights: Weights, machine: Machine, engine: Engine, load: Load, 
     )
 
 
-def _on_machine(weights: Weights, machine: Machine, engine: Engine, load: Load, fraction: float) -> Fit:
-    """Fills the memories from the fastest on; ``fraction`` is of clusters alone."""
+def _on_machine(weights: Weights, machine: Machine, engine: Engine, load: Load) -> Fit:
+    """Fills the memories from the fastest on."""
     weights = weights if engine == "axk1" else without_mtp(weights)
     per_token = latents_per_token(weights.config, Parallel())
     latents = load.context * load.requests * per_token

@@ -12,10 +12,10 @@ BASE = 4 * 10**8
 def memory_limit() -> int:
     """Bytes that this process may have: this machine's memory, or less where a control group says so."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([whole, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+    return min([whole, *group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 
-def _group_limits(groups: Path, root: Path) -> list[int]:
+def group_limits(groups: Path, root: Path) -> list[int]:
     """``memory.max`` of cgroup 2 and ``memory.limit_in_bytes`` of cgroup 1, of this process's group and those above."""
     try:
         lines = groups.read_text(encoding="utf-8").splitlines()

@@ -12,7 +12,7 @@ from axk1.plan.speed import Speed, curve, decode, expert_bytes, prefill
 from axk1.plan.weights import active_parameters, parameter_counts
 
 
-def to_dict(name: str, found: Fit, hits: float | None = None, fraction: float = 0.9) -> dict[str, Any]:
+def to_dict(name: str, found: Fit, hits: float | None = None, fraction: float | None = None) -> dict[str, Any]:
     """Everything that is known of the plan.
 
     Args:

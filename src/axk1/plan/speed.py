@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from axk1.plan.bounds import experts_touched, latent_bytes, prefill_flops
 from axk1.plan.fit import CLUSTER, EXPERTS, Fit, Place
+from axk1.plan.formats import tensor_bytes
 from axk1.plan.memory import stage_parts
 from axk1.plan.weights import active_parameters, moe_layers
 
@@ -63,9 +64,10 @@ class Point:
 
 
 def expert_bytes(found: Fit) -> int:
-    """Of one expert of one layer, as stored."""
+    """Of one expert of one layer, as it is read; ``weight_shape`` stands elsewhere in the file."""
     config = found.weights.config
-    return round(found.experts / max(1, moe_layers(config)) / config.n_routed_experts)
+    experts = (s for s in found.weights.tensors if s.part == EXPERTS and s.dtype != "I64")
+    return round(sum(map(tensor_bytes, experts)) / max(1, moe_layers(config)) / config.n_routed_experts)
 
 
 def decode(found: Fit, hits: float | None = None) -> Speed:
@@ -119,8 +121,8 @@ def _on_machine(found: Fit, tokens: int, flops: float, hits: float, latents: boo
         read[place.name] += share * held / place.count
         rest -= held
     if found.on_disk:
-        pages = -(-expert_bytes(found) // PAGE) * PAGE / expert_bytes(found)
-        read["disk"] = (1 - hits) * share * found.experts * pages
+        each = -(-expert_bytes(found) // PAGE) * PAGE
+        read["disk"] = (1 - hits) * share * each * moe_layers(config) * config.n_routed_experts
     seconds = _seconds(found.places, read)
     if "disk" in read and found.machine.disk:
         seconds["disk"] = read["disk"] / found.machine.disk

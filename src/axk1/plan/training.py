@@ -39,8 +39,8 @@ def count_parameters(config: AXK1Config) -> Parameters:
 
 
 def training_flops(found: Parameters, tokens: int, modules_only: bool = False) -> float:
-    """Six times the active parameters for each token, the usual estimate without attention's products; where MTP modules
-    alone are trained, two for the trunk and six for them."""
+    """Six times the active parameters for each token, the usual estimate without attention's products; where MTP
+    modules alone are trained, two for the trunk and six for them."""
     each = 2 * found.active + 4 * found.modules if modules_only else 6 * found.active
     return float(tokens) * each
 

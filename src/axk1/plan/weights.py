@@ -36,6 +36,11 @@ class Weights:
         return sum_sizes(self.config, self.tensors)
 
     @property
+    def per_expert(self) -> bool:
+        """Whether each expert has tensors of its own in the files."""
+        return any(".mlp.experts.0." in spec.name for spec in self.tensors)
+
+    @property
     def parts(self) -> dict[str, int]:
         """Bytes by part of the model, those that it has."""
         found = dict.fromkeys(PARTS, 0)
