@@ -21,7 +21,7 @@ class Rates:
     matmul: Mapping[str, float]
 
 
-def experts_touched(config: AXK1Config, tokens: int) -> float:
+def experts_touched(config: AXK1Config, tokens: float) -> float:
     """Expected number of a layer's routed experts that ``tokens`` tokens use, each choosing evenly."""
     missed = (1 - config.num_experts_per_tok / config.n_routed_experts) ** tokens
     return config.n_routed_experts * (1 - missed)

@@ -1,12 +1,71 @@
-"""The memory of one process that runs a model by axk1 itself, on a CPU: what it may use here, and what it will."""
+"""The memory of one process that runs a model by axk1 itself, on a CPU: what it may use here, and what it will.
+
+Weights of the released layout in the type that is computed in stay in their mapped files; what every token reads, in
+tensors of a huge page and more, is copied out of them (``pretrained.py``), and the pages that it was read from stay,
+too. Everything else is copied: stacks of experts that are one by one in the files, and scales, which are float32.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from axk1.checkpoint.names import TensorSpec
+from axk1.config import AXK1Config
+from axk1.plan.bounds import latent_bytes
+from axk1.plan.formats import tensor_bytes
+
 BASE = 4 * 10**8
-"""Bytes of Python, PyTorch and transformers, and of the compiled kernels."""
+"""Bytes of Python, PyTorch and transformers, and of the compiled kernels (torch 2.13 without CUDA, Linux, x86)."""
+HUGE_PAGE = 2 * 2**20
+"""Bytes from which on a tensor that every token reads is copied."""
+PAGE_TOKENS = 64
+"""Tokens of a page of latents."""
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes, at their most."""
+
+    base: int
+    files: int
+    """Of the mapped checkpoint, all of whose experts are wanted sooner or later."""
+    copies: int
+    latents: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.base + self.files + self.copies + self.latents + self.activations
+
+
+def process_memory(config: AXK1Config, specs: Iterable[TensorSpec], tokens: int, activations: int = 0) -> ProcessMemory:
+    """What ``axk1 generate`` takes for a checkpoint as it is stored.
+
+    Args:
+        specs: the tensors in its files.
+        tokens: of context.
+        activations: bytes of the largest step.
+    """
+    specs = list(specs)
+    pages = -(-tokens // PAGE_TOKENS) * PAGE_TOKENS
+    return ProcessMemory(
+        BASE, sum(map(tensor_bytes, specs)), sum(map(_copied, specs)), pages * latent_bytes(config), activations
+    )
+
+
+def _copied(spec: TensorSpec) -> int:
+    """Bytes that a tensor takes beside its file."""
+    size = tensor_bytes(spec)
+    if spec.name.endswith("weight_scale"):
+        return 4 * spec.size
+    if ".mlp.experts." in spec.name:
+        fused = spec.name.endswith(("gate_up_proj", "down_proj"))
+        return 0 if fused else size
+    return size if size >= HUGE_PAGE else 0
 
 
 def memory_limit() -> int:
@@ -24,7 +83,7 @@ def group_limits(groups: Path, root: Path) -> list[int]:
     found = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+        if controllers and "memory" not in controllers.split(","):
             continue
         home = root / "memory" if controllers else root
         name = "memory.limit_in_bytes" if controllers else "memory.max"
