@@ -169,9 +169,12 @@ def _load_model(folder: Path, where: torch.device, number: Any, packed: bool, **
     from transformers import AutoModelForCausalLM
 
     from axk1.kernels.lossless import pack_weights
+    from axk1.plan.process import check_memory
 
     if not options.get("check_values"):
         options.pop("check_values", None)  # transformers' own classes do not know it
+    if where.type == "cpu" and not options.get("without_experts"):
+        check_memory(folder, getattr(number, "itemsize", None))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, use_safetensors=True, **_LOCAL, **options)
     if packed:
         pack_weights(model)

@@ -188,6 +188,9 @@ def show(data: dict[str, Any]) -> None:
         f"A token: {size_text(model['bytes_per_token'])} of weights read, "
         f"{model['flops_per_token'] / 1e9:,.1f} GFLOP at the end of the context."
     )
+    if data["process"]:
+        text = "its mapped files and the copies of what every token reads included"
+        console.print(f"axk1 itself takes {size_text(data['process']['total'])} at most, {text}.")
     if data["fits"]:
         console.print(_speeds(data))
     if data["curve"]:

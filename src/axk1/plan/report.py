@@ -8,6 +8,7 @@ from typing import Any
 from axk1.plan.advice import changes, limit
 from axk1.plan.bounds import latent_bytes
 from axk1.plan.fit import Fit
+from axk1.plan.process import process_memory
 from axk1.plan.speed import Speed, curve, decode, expert_bytes, prefill
 from axk1.plan.weights import active_parameters, parameter_counts
 
@@ -29,6 +30,7 @@ def to_dict(name: str, found: Fit, hits: float | None = None, fraction: float | 
         "fits": found.problem is None,
         "problem": found.problem,
         "places": [_place(place) for place in found.places],
+        "process": _process(found),
         "experts_in_memory": found.resident,
         "experts_on_disk": found.on_disk,
         "decode": _speed(decode(found, hits)),
@@ -58,6 +60,15 @@ def _model(name: str, found: Fit) -> dict[str, Any]:
         "latent_bytes": latent_bytes(config) * found.load.context * found.load.requests,
         "expert_bytes": expert_bytes(found),
     }
+
+
+def _process(found: Fit) -> dict[str, int] | None:
+    """Of ``axk1 generate`` on a processor, where all experts are in memory."""
+    if found.engine != "axk1" or found.on_disk:
+        return None
+    (place,) = found.places
+    memory = process_memory(found.weights.config, found.weights.tensors, found.load.context, place.activations)
+    return asdict(memory) | {"total": memory.total}
 
 
 def _place(place: Any) -> dict[str, Any]:
