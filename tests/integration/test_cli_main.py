@@ -109,7 +109,7 @@ def test_a_message_of_several_lines_becomes_one(monkeypatch):
     def fails(name):
         raise ValueError("first\n  second")
 
-    monkeypatch.setattr("axk1.checkpoint.info.describe", fails)
+    monkeypatch.setattr("axk1.plan.describe.describe", fails)
     assert CliRunner().invoke(app, ["info", "k1"]).stderr == "Error: first second\n"
 
 
@@ -137,7 +137,7 @@ def test_ctrl_c_is_quiet_and_exit_code_130(monkeypatch):
     def interrupted(name):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("axk1.checkpoint.info.describe", interrupted)
+    monkeypatch.setattr("axk1.plan.describe.describe", interrupted)
     result = CliRunner().invoke(app, ["info", "k1"])
     assert (result.exit_code, result.output) == (130, "")
 

@@ -183,9 +183,9 @@ def labels(figure: Path) -> list[str]:
 
 
 def test_numbers_of_the_architecture_page_are_those_of_the_code():
-    from axk1.checkpoint.info import describe
     from axk1.checkpoint.names import expected_tensors
     from axk1.config import AXK1Config
+    from axk1.plan.describe import describe
 
     k1, page = describe("k1"), text("architecture.md")
     mtp = [spec for spec in expected_tensors(AXK1Config.preset("k1", num_nextn_predict_layers=1)) if spec.part == "MTP"]

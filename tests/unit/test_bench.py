@@ -38,10 +38,10 @@ from axk1.bench.summary import rotated, summarise
 from axk1.bench.turns import patience
 from axk1.checkpoint.convert import STATE
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.info import describe
 from axk1.cli import bench as command
 from axk1.cli.main import app
 from axk1.plan.bounds import Rates, decode_bound, experts_touched, latent_bytes, prefill_bound, weight_bytes
+from axk1.plan.describe import describe
 
 LOAD: dict[str, Any] = dict(dtype="bfloat16", device="cpu", threads=1, max_context=256, max_batch=4, vocabulary=512)
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}

@@ -10,11 +10,12 @@ import torch
 from scripted import SIZES
 from typer.testing import CliRunner
 
-from axk1.checkpoint.info import describe
 from axk1.cli.main import app
 from axk1.config import AXK1Config
 from axk1.modeling import AXK1ForCausalLM
-from axk1.train.estimate import estimate, estimate_graft, graft_sentences
+from axk1.plan.describe import describe
+from axk1.plan.training import estimate_graft
+from axk1.train.estimate import estimate, graft_sentences
 from axk1.train.muon import MuonAdamW, parameter_groups
 from axk1.train.recipe import Recipe
 

@@ -27,6 +27,7 @@ from axk1.cli import (
     info,
     merge,
     mlx,
+    plan,
     quantize,
     serve,
     streams,
@@ -62,7 +63,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS = (
-    *(demo.demo, chat.chat, generate.generate, info.info),
+    *(demo.demo, chat.chat, generate.generate, info.info, plan.plan),
     *(verify.verify, convert.convert, quantize.quantize, merge.merge),
 )
 for function in _COMMANDS:

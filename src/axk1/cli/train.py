@@ -160,7 +160,8 @@ def _show_acceptance(report: Path) -> None:
 def _show_graft(model: Path, muon: bool) -> None:
     from axk1.checkpoint.files import load_config
     from axk1.config import PRESETS, AXK1Config
-    from axk1.train.estimate import estimate_graft, graft_sentences
+    from axk1.plan.training import estimate_graft
+    from axk1.train.estimate import graft_sentences
 
     preset = str(model) in PRESETS and not model.exists()
     config = AXK1Config.preset(str(model)) if preset else load_config(model)

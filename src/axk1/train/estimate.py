@@ -6,15 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from axk1.checkpoint.names import expected_tensors, layer_index
-from axk1.checkpoint.verify import with_mtp_layers
-from axk1.config import AXK1Config
 from axk1.modeling import AXK1ForCausalLM
+from axk1.plan.training import GraftEstimate, count_parameters, training_bytes, training_flops
 from axk1.train.muon import parameter_groups
 from axk1.train.recipe import Recipe, Stage
-
-_HALF = 2
-_FLOAT = 4  # bytes: weights, gradients and optimizer states are in float32 whatever the products are in
 
 
 class Estimate(NamedTuple):
@@ -35,67 +30,24 @@ class Estimate(NamedTuple):
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Counts on a model without storage. FLOPs are six times the active parameters for each token, the usual estimate
-    without attention's products; of a stage that trains MTP modules alone two for the trunk and six for them."""
+    """The arithmetic of :mod:`axk1.plan.training`, and the states of the optimizers on a model without storage."""
     config = recipe.config()
     with torch.device("meta"):
         model = AXK1ForCausalLM(config)
-    chosen = config.num_experts_per_tok / config.n_routed_experts
-    dense = (layer for layer, kind in enumerate(config.mlp_layer_types or ()) if kind == "dense")
-    idle = {f"model.layers.{layer}.post_mlp_layernorm.weight" for layer in dense}  # stored, never applied
-    of_modules = {id(parameter) for module in model.model.mtp_layers for parameter in module.parameters()}
-    total = active = modules = 0.0
-    for name, parameter in model.named_parameters():
-        total += parameter.numel()
-        part = chosen if ".mlp.experts." in name else 1.0
-        met = 0.0 if "embed_tokens" in name or name in idle else parameter.numel() * part
-        active += met
-        modules += met if id(parameter) in of_modules else 0.0
+    found = count_parameters(config)
     tokens = [stage.steps * recipe.batch_rows * recipe.row_tokens for stage in recipe.stage]
-    passes = [6 * active if stage.learn == "all" else 2 * active + 4 * modules for stage in recipe.stage]
-    stages = tuple((s, n, n * flops) for s, n, flops in zip(recipe.stage, tokens, passes, strict=True))
-    return Estimate(int(total), int(active), max(_memory(model, stage) for stage in recipe.stage), stages)
+    flops = [training_flops(found, n, s.learn != "all") for s, n in zip(recipe.stage, tokens, strict=True)]
+    memory = max(training_bytes(found.total, _states(model, stage)) for stage in recipe.stage)
+    return Estimate(found.total, found.active, memory, tuple(zip(recipe.stage, tokens, flops, strict=True)))
 
 
-def _memory(model: AXK1ForCausalLM, stage: Stage) -> int:
+def _states(model: AXK1ForCausalLM, stage: Stage) -> int:
     """Muon keeps one state for each of its parameters, AdamW two."""
     groups = parameter_groups(model, muon_lr=1.0, lr=1.0)
-    states = sum(
+    return sum(
         parameter.numel() * (1 if group["muon"] and stage.muon_learning_rate else 2)
         for group in groups
         for parameter in group["params"]
-    )
-    return _FLOAT * (2 * sum(parameter.numel() for parameter in model.parameters()) + states)
-
-
-class GraftEstimate(NamedTuple):
-    """Of an MTP module for a finished checkpoint (:mod:`axk1.train.graft`), in bytes but for ``parameters``.
-
-    Attributes:
-        parameters: of the module.
-        layer: the largest layer of the trunk in 16 bits, of which one is in memory while the texts are read.
-        state: of one token on disk, twice while a layer runs.
-        module: the module's weights, gradients and optimizer states.
-        ends: embedding and head.
-    """
-
-    parameters: int
-    layer: int
-    state: int
-    module: int
-    ends: int
-
-
-def estimate_graft(config: AXK1Config, muon: bool) -> GraftEstimate:
-    """From shapes alone. Muon keeps one state for each value of a matrix, AdamW two."""
-    layers: dict[int | None, int] = {}
-    for spec in expected_tensors(with_mtp_layers(config, 1)):
-        layers[layer_index(spec.name)] = layers.get(layer_index(spec.name), 0) + spec.parameters
-    module = layers.pop(config.num_hidden_layers)
-    ends = layers.pop(None) - config.hidden_size
-    state = config.hidden_size * _HALF
-    return GraftEstimate(
-        module, max(layers.values()) * _HALF, state, module * _FLOAT * (3 if muon else 4), ends * _FLOAT
     )
 
 
