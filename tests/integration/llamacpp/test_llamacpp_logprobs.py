@@ -30,7 +30,7 @@ from axk1.checkpoint.quantize import quantize_checkpoint
 from axk1.integrations.llamacpp.export import export_gguf
 
 REPLY = 12
-CLOSE = 1e-3
+CLOSE = 1e-4
 """Of log-probabilities in fp32; llama.cpp's exponential and sines are not the library's."""
 
 
