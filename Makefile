@@ -175,7 +175,7 @@ $(LLAMACPP_BUILD)/.ready: | .venv/.ready
 	cmake -S $(@D)/source/vendor/llama.cpp -B $(@D)/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF \
 		-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
 		-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON > $(@D)/cmake.log
-	cmake --build $(@D)/build --parallel $$(getconf _NPROCESSORS_ONLN) --target llama-server llama-completion llama-quantize > $(@D)/build.log
+	cmake --build $(@D)/build --parallel $$(getconf _NPROCESSORS_ONLN) --target llama-server llama-completion > $(@D)/build.log
 	cp -r $(@D)/build/bin $(@D)/source/llama_cpp $(addprefix $(@D)/source/vendor/llama.cpp/,conversion convert_hf_to_gguf.py LICENSE) $(@D)
 	rm -r $(@D)/build $(@D)/source
 	ln -sfn $(notdir $(@D)) .llamacpp/current

@@ -356,7 +356,7 @@ def test_wrong_engines_are_explained(monkeypatch, text, words):
 
 def test_engines_by_default_are_those_that_are_installed(monkeypatch, tmp_path):
     monkeypatch.setenv("AXK1_BENCH_VLLM", "/nowhere/python")
-    (tmp_path / "llama-quantize").touch()
+    (tmp_path / "libllama.so").touch()
     monkeypatch.setenv("AXK1_LLAMACPP", str(tmp_path))
     monkeypatch.setenv("AXK1_BENCH_MLX", "/nowhere/python")
     assert [engine.name for engine in parse_engines(None)] == ["axk1", "transformers", "llamacpp"]

@@ -135,7 +135,7 @@ def llamacpp_build() -> Path | None:
     """The folder that `make llamacpp` made in the clone, or the one above AXK1_LLAMACPP; None without llama.cpp."""
     clone = Path(__file__).resolve().parents[3]
     programs = Path(os.environ.get("AXK1_LLAMACPP") or clone / ".llamacpp" / "current" / "bin")
-    return programs.parent if (programs / "llama-quantize").is_file() else None
+    return programs.parent if any(programs.glob("libllama.*")) else None
 
 
 def require(engine: Engine) -> Path:

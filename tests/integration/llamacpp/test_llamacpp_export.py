@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from llamacpp_binding import Input, LlamaCpp
+from llamacpp_binding import Input, LlamaCpp, bind
 from samples import DEFAULT, FROM_NANO, YARN, ours, prompts, save, with_stored_norm
 from support import NANO
 from typer.testing import CliRunner
@@ -29,9 +30,17 @@ from axk1.integrations.llamacpp.export import export_gguf, exported_bytes
 from axk1.quantized.gguf import FILE_TYPES, K1_BITS, PLAIN
 
 WIDE: dict[str, Any] = dict(  # rows that blocks of 256 divide, and enough layers for every rule of a mixture
-    hidden_size=256, moe_intermediate_size=256, intermediate_size=256, q_lora_rank=256, num_hidden_layers=9
+    hidden_size=256,
+    moe_intermediate_size=256,
+    intermediate_size=256,
+    q_lora_rank=256,
+    num_hidden_layers=9,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    n_group=2,
+    topk_group=1,
 )
-SMALL = "500KB"
+SMALL = "1MB"
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +65,13 @@ def fields(file: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("file_type", [name for name in FILE_TYPES if name != "f32"])
-def test_the_bytes_of_llama_quantize(build: Path, wide: Path, wide_f32: Path, tmp_path: Path, file_type: str) -> None:
-    theirs = tmp_path / "theirs.gguf"
-    command = [str(build / "bin" / "llama-quantize"), str(wide_f32), str(theirs), file_type.upper()]
-    subprocess.run(command, check=True, capture_output=True)
+def test_the_bytes_of_its_own_quantiser(
+    build: Path, wide: Path, wide_f32: Path, tmp_path: Path, file_type: str
+) -> None:
+    theirs, api = tmp_path / "theirs.gguf", bind(build)
+    settings = api.llama_model_quantize_default_params()
+    settings.ftype = gguf.LlamaFileType[FILE_TYPES[file_type]]
+    assert api.llama_model_quantize(str(wide_f32).encode(), str(theirs).encode(), ctypes.byref(settings)) == 0
     (mine,) = export_gguf(wide, tmp_path / "mine", file_type)
     expected, found = tensors(theirs), tensors(mine)
     assert {name: kind for name, (kind, _) in found.items()} == {name: kind for name, (kind, _) in expected.items()}
@@ -99,7 +111,7 @@ def test_the_values_of_llama_cpps_conversion(build: Path, tmp_path: Path, name: 
 
 def test_layouts_and_splits_hold_the_same(build: Path, wide: Path, wide_f32: Path, tmp_path: Path) -> None:
     convert_checkpoint(wide, tmp_path / "other", layout="per_expert", max_shard_size="1MB")
-    files = export_gguf(tmp_path / "other", tmp_path / "gguf", "f32", split_size="4MB")
+    files = export_gguf(tmp_path / "other", tmp_path / "gguf", "f32", split_size="8MB")
     assert len(files) > 2 and files[0].name == f"model-f32-00001-of-{len(files):05d}.gguf"
     found: dict[str, tuple[str, bytes]] = {}
     for file in files:

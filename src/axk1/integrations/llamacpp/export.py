@@ -130,14 +130,16 @@ def choose_types(
     chosen: dict[str, Kind] = {}
     if library is not None:
         with tempfile.TemporaryDirectory() as folder:
-            chosen = library.types(_skeleton(config, tensors, Path(folder) / "skeleton.gguf"), file_type)
-    return [(tensor, _type(tensor, chosen.get(tensor.name) or Kind[file_type.upper()])) for tensor in tensors]
+            skeleton = _skeleton(config, tensors, Path(folder) / "skeleton.gguf")
+            chosen = library.types(skeleton, gguf.LlamaFileType[FILE_TYPES[file_type]])
+    return [(tensor, _type(tensor, chosen, file_type)) for tensor in tensors]
 
 
-def _type(tensor: Tensor, wanted: Kind) -> Kind:
+def _type(tensor: Tensor, chosen: dict[str, Kind], file_type: str) -> Kind:
     if tensor.full:
         return Kind.F32
-    return Kind.F16 if tensor.shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0] else wanted
+    kind = chosen[tensor.name] if chosen else Kind[file_type.upper()]
+    return Kind.F16 if tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] else kind
 
 
 def _skeleton(config: AXK1Config, tensors: list[Tensor], file: Path) -> Path:
