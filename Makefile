@@ -62,7 +62,7 @@ hashes: ## hashes.txt: constraints.txt but torch, with the SHA-256 of every file
 
 llamacpp: $(LLAMACPP_BUILD)/.ready ## llama.cpp with our patches, for the CPU, in .llamacpp; needs cmake and a C++ compiler
 
-bench-peers: $(VLLM)/.ready $(LLAMACPP_BUILD)/.ready $(MLX)/.ready ## vLLM for CPUs, llama.cpp and mlx-lm, for `axk1 bench`, each by itself
+bench-peers: $(VLLM)/.ready $(LLAMACPP_BUILD)/.libraries $(MLX)/.ready ## vLLM for CPUs, llama.cpp and mlx-lm, for `axk1 bench`, each by itself
 
 engines: engines-vllm engines-sglang engines-mlx engines-llamacpp ray ## everything about other engines, as far as it runs on this machine's CPU
 
@@ -75,7 +75,7 @@ engines-sglang: $(SGLANG)/.ready ## the SGLang plugin, tested inside SGLang as f
 engines-mlx: $(MLX)/.ready ## the model for mlx-lm and its export, run in the real engine on this machine's CPU
 	$(MLX)/bin/python -m pytest tests/integration/mlx_engine
 
-engines-llamacpp: .venv/.dev $(LLAMACPP_BUILD)/.ready ## GGUF files in the patched llama.cpp, on this machine's CPU
+engines-llamacpp: .venv/.dev $(LLAMACPP_BUILD)/.libraries ## GGUF files in the patched llama.cpp, on this machine's CPU
 	$(BIN)/python -m pytest tests/integration/llamacpp
 
 ray: .venv/.dev $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
@@ -162,7 +162,8 @@ $(CLIENTS)/.ready:
 	@touch $@
 
 # llama-cpp-python's source has all of llama.cpp's, and a binding in Python beside it; a patch that does not fit fails.
-$(LLAMACPP_BUILD)/.ready: | .venv/.ready
+# First its libraries, which the export, the tests and `axk1 bench` use; the programs take longer.
+$(LLAMACPP_BUILD)/.libraries: | .venv/.ready
 	@command -v cmake > /dev/null && command -v c++ > /dev/null || { echo "llama.cpp is built with cmake and a C++" \
 		"compiler: apt-get install cmake g++ (macOS: xcode-select --install, brew install cmake)." >&2; exit 1; }
 	rm -rf $(@D)
@@ -171,14 +172,19 @@ $(LLAMACPP_BUILD)/.ready: | .venv/.ready
 	tar -xzf $(@D)/*.tar.gz -C $(@D)/source --strip-components 1
 	rm $(@D)/*.tar.gz
 	cat $(LLAMACPP_PATCHES) | patch --directory $(@D)/source/vendor/llama.cpp --strip 1 --forward --fuzz 0
-	@echo "Building llama.cpp, once: some minutes on a desktop, up to 25 on two slow cores."
+	@echo "Building llama.cpp, once: minutes, on two slow cores more of them."
 	cmake -S $(@D)/source/vendor/llama.cpp -B $(@D)/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF \
 		-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
 		-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON > $(@D)/cmake.log
-	cmake --build $(@D)/build --parallel $$(getconf _NPROCESSORS_ONLN) --target llama-server llama-completion > $(@D)/build.log
-	cp -r $(@D)/build/bin $(@D)/source/llama_cpp $(addprefix $(@D)/source/vendor/llama.cpp/,conversion convert_hf_to_gguf.py LICENSE) $(@D)
-	rm -r $(@D)/build $(@D)/source
+	cmake --build $(@D)/build --parallel $$(getconf _NPROCESSORS_ONLN) --target llama > $(@D)/build.log
+	cp -r $(@D)/source/llama_cpp $(addprefix $(@D)/source/vendor/llama.cpp/,conversion convert_hf_to_gguf.py LICENSE) $(@D)
+	ln -sfn build/bin $(@D)/bin
 	ln -sfn $(notdir $(@D)) .llamacpp/current
+	@touch $@
+
+$(LLAMACPP_BUILD)/.ready: $(LLAMACPP_BUILD)/.libraries
+	cmake --build $(@D)/build --parallel $$(getconf _NPROCESSORS_ONLN) \
+		--target llama-server llama-completion >> $(@D)/build.log
 	@touch $@
 
 $(MLX)/.ready: pyproject.toml constraints.txt | $(MLX)/.torch
