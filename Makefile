@@ -64,7 +64,7 @@ llamacpp: $(LLAMACPP_BUILD)/.ready ## llama.cpp with our patches, for the CPU, i
 
 bench-peers: $(VLLM)/.ready $(LLAMACPP_BUILD)/.libraries $(MLX)/.ready ## vLLM for CPUs, llama.cpp and mlx-lm, for `axk1 bench`, each by itself
 
-engines: engines-vllm engines-sglang engines-mlx engines-llamacpp ray ## everything about other engines, as far as it runs on this machine's CPU
+engines: engines-vllm engines-sglang engines-mlx ray ## everything about other engines, as far as it runs on this machine's CPU
 
 engines-vllm: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 $(LM_EVAL)/.ready ## the plugin for vLLM, run in the real engine on this machine's CPU
 	$(VLLM)/bin/python -m pytest tests/integration/vllm
