@@ -177,7 +177,7 @@ $(LLAMACPP_BUILD)/.libraries: | .venv/.ready
 		-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
 		-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON > $(@D)/cmake.log
 	cmake --build $(@D)/build --parallel $$(getconf _NPROCESSORS_ONLN) --target llama > $(@D)/build.log
-	cp -r $(@D)/source/llama_cpp $(addprefix $(@D)/source/vendor/llama.cpp/,conversion convert_hf_to_gguf.py LICENSE) $(@D)
+	cp -r $(@D)/source/llama_cpp $(addprefix $(@D)/source/vendor/llama.cpp/,conversion gguf-py convert_hf_to_gguf.py LICENSE) $(@D)
 	ln -sfn build/bin $(@D)/bin
 	ln -sfn $(notdir $(@D)) .llamacpp/current
 	@touch $@
