@@ -31,6 +31,7 @@ from axk1.engine.interface import (
 from axk1.engine.pace import Pace
 from axk1.engine.prefix import PrefixTree
 from axk1.engine.settings import Settings, default_pages
+from axk1.experts.store import store_of
 from axk1.generation.batch import Sequence
 from axk1.generation.loop import Loop
 from axk1.generation.pages import PAGE
@@ -412,7 +413,22 @@ class ModelEngine:
             drafted=self._drafts[0] + sum(s.drafted for s in running),
             accepted=self._drafts[1] + sum(s.accepted for s in running),
             **self._totals,
+            **self._experts(),
         )
+
+    def _experts(self) -> dict[str, int | float]:
+        """What the experts' cache has done, where there is one."""
+        store = store_of(self._model)
+        if store is None:
+            return {}
+        now = store.counters()
+        return {
+            "experts_asked": now.asked,
+            "experts_hit": now.hits,
+            "expert_bytes": now.bytes,
+            "expert_stalls": now.stalls,
+            "expert_stall_seconds": now.stall_seconds,
+        }
 
     def audit(self) -> None:
         """Counts all pages again. Between steps only: on the engine's thread, or once it is closed.
