@@ -94,7 +94,7 @@ def _is_plain(head: torch.nn.Module) -> bool:
     hooked = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks
     if type(head) is not torch.nn.Linear or head.bias is not None or hooked or torch.is_autocast_enabled():
         return False
-    return type(head.weight) is torch.nn.Parameter and head.weight.dtype == torch.float32
+    return type(head.weight) is torch.nn.Parameter and head.weight.element_size() == 4
 
 
 def sequence_balance_loss(
