@@ -161,6 +161,8 @@ def test_commands_exist_with_their_options(page):
 def parse(arguments: list[str]) -> None:
     command, name = typer.main.get_command(app), "axk1"
     while hasattr(command, "commands") and arguments and not arguments[0].startswith("-"):
+        if arguments[0] not in command.commands:  # pyright: ignore[reportAttributeAccessIssue]
+            arguments = [getattr(command, "default", arguments[0]), *arguments]  # `axk1 train FILE`
         name, *arguments = arguments
         command = command.commands[name]  # pyright: ignore[reportAttributeAccessIssue]
     if "--help" not in arguments:

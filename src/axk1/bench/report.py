@@ -87,6 +87,7 @@ def _engine(entry: Entry, reference: Entry) -> dict[str, Any]:
         "peak_rss": entry.peak_rss,
         "device_peak": entry.device_peak,
         "cache_bytes_per_token": entry.cache_bytes_per_token,
+        "experts": entry.experts,
         "same_answers": sum(same) if same else None,
         "answers": len(same),
         "note": entry.engine.note,
@@ -223,6 +224,13 @@ def notes(data: dict[str, Any]) -> list[str]:
         f"{data['reference']}'s, token for token; drafts a step: {_drafts(settings['drafts'])}, "
         f"accepted: {100 * (found['acceptance'] or 0):.1f}%."
         for name, found in data["same_replies"].items()
+    ]
+    sentences += [
+        f"{engine['name']}: routed experts from disk through a cache of {settings['expert_cache']}: {found['asked']:,} "
+        f"asked for, {found['hit_rate']:.1%} in the cache, {found['bytes'] / 1e9:.2f} GB read, steps waited "
+        f"{found['stall_seconds']:.1f} s."
+        for engine in data["engines"]
+        if (found := engine.get("experts"))
     ]
     texts = dict.fromkeys(engine["note"] for engine in data["engines"] if engine["note"])
     texts |= dict.fromkeys(f"{row['engine']}: {row['note']}" for row in data["results"] if row["note"])

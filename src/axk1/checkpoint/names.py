@@ -92,6 +92,16 @@ class ExpertSlice(NamedTuple):
     stop: int
 
 
+class ExpertPart(NamedTuple):
+    """A tensor of one expert, taken apart: ``{base}{expert}.{projection}.weight{suffix}``."""
+
+    base: str
+    expert: int
+    projection: str
+    suffix: str
+    """``_packed``, ``_scale`` and ``_shape`` of quantised weights; else empty."""
+
+
 def _bias(config: AXK1Config) -> bool:
     return config.attention_bias
 
@@ -345,12 +355,18 @@ def expert_slices(config: AXK1Config, name: str) -> list[ExpertSlice]:
     ]
 
 
+def expert_part(name: str) -> ExpertPart | None:
+    """Which tensor of which expert ``name`` is, quantised or not; ``None`` for every other tensor."""
+    match = _EXPERT.fullmatch(name)
+    return match and ExpertPart(match["base"], int(match["expert"]), match["proj"], match["suffix"])
+
+
 def fused_name(name: str) -> str | None:
     """The fused tensor that holds the per-expert tensor ``name``; ``None`` for every other tensor."""
-    match = _EXPERT.fullmatch(name)
-    if match is None:
+    part = expert_part(name)
+    if part is None:
         return None
-    return match["base"] + next(fused for fused, parts in FUSED.items() if match["proj"] in parts) + match["suffix"]
+    return part.base + next(fused for fused, parts in FUSED.items() if part.projection in parts) + part.suffix
 
 
 def detect_layout(names: Iterable[str], where: Path | None = None) -> Layout:

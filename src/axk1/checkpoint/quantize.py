@@ -11,7 +11,8 @@ from axk1.checkpoint.compressed import GROUP_SIZES, check_not_quantized, is_matr
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, load_config, open_checkpoint
 from axk1.checkpoint.names import HEAD_KEYS, TensorSpec, expected_tensors
-from axk1.checkpoint.streaming import Job, Output, Piece, Progress, Reader, source_pieces, write_checkpoint
+from axk1.checkpoint.shards import Output
+from axk1.checkpoint.streaming import Job, Piece, Progress, Reader, source_pieces, write_checkpoint
 from axk1.checkpoint.verify import check_tensors, with_mtp_layers
 from axk1.config import AXK1Config
 from axk1.quantized.formats import quantize

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import convert_file_size_to_int
@@ -19,20 +19,10 @@ from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import INDEX, SINGLE, Stored, read_headers
 from axk1.checkpoint.names import detect_prefix, expected_tensors, expert_slices
 from axk1.checkpoint.reading import read_json
+from axk1.checkpoint.shards import DTYPES, Output, split_shards, write_header
 from axk1.config import AXK1Config
 from axk1.files import only_writer, remove_unfinished, replacing, write_text
 
-DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "I8": torch.int8,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "U32": torch.uint32,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
 STATE = ".axk1-convert.json"
 Progress = Callable[[int, int], None]
 """Called with (bytes written, all bytes)."""
@@ -45,20 +35,6 @@ class Piece(NamedTuple):
     expert: int | None = None
     start: int = 0
     stop: int = 0
-
-
-@dataclass(frozen=True)
-class Output:
-    """A tensor to write."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the file."""
-        return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
@@ -123,11 +99,11 @@ def write_checkpoint(
     Raises:
         CheckpointError: the target holds something else, is being written by another run, or has no room.
     """
-    shards = _shards(jobs, _bytes(max_shard_size))
+    shards = _shards(jobs, byte_count(max_shard_size))
     _check_room(target, shards)
     target.mkdir(parents=True, exist_ok=True)
     with only_writer(target):
-        _begin(target, _state(read.stored, {**wish, "max_shard_size": max_shard_size}))
+        begin(target, state_of(read.stored, {**wish, "max_shard_size": max_shard_size}))
         copy_beside(source, target, config, card)
         _write_shards(target, shards, read, progress)
         if list(shards) != [SINGLE]:
@@ -149,9 +125,16 @@ def _write_shards(target: Path, shards: dict[str, list[Job]], read: Reader, prog
 
 
 def _check_room(target: Path, shards: dict[str, list[Job]]) -> None:
-    """Before hours of work, whether the disk holds what is still to be written."""
     sizes = {name: sum(job.nbytes for job in shard) for name, shard in shards.items()}
-    needed = sum(size for name, size in sizes.items() if not _is_finished(target / name, shards[name]))
+    check_room(target, sum(size for name, size in sizes.items() if not _is_finished(target / name, shards[name])))
+
+
+def check_room(target: Path, needed: int) -> None:
+    """Before hours of work, whether the disk of ``target`` has room for the ``needed`` bytes.
+
+    Raises:
+        CheckpointError: it has not.
+    """
     place = next(folder for folder in (target, *target.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -174,7 +157,12 @@ def source_pieces(stored: Stored, config: AXK1Config) -> dict[str, tuple[Piece, 
     return sources
 
 
-def _bytes(size: int | str) -> int:
+def byte_count(size: int | str) -> int:
+    """Bytes of a size such as ``"5GB"``.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         number = convert_file_size_to_int(size)
     except (ValueError, OverflowError):
@@ -185,15 +173,8 @@ def _bytes(size: int | str) -> int:
 
 
 def _shards(jobs: list[Job], max_bytes: int) -> dict[str, list[Job]]:
-    """Fills shards in order."""
-    shards: list[list[Job]] = [[]]
-    size = 0
-    for job in jobs:
-        if shards[-1] and size + job.nbytes > max_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(job)
-        size += job.nbytes
+    sizes = {i: job.nbytes for i, job in enumerate(jobs)}
+    shards = split_shards(jobs, sizes, [job.outputs[0].name for job in jobs], max_bytes)
     count = len(shards)
     names = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     return dict(zip(names, shards, strict=True))
@@ -205,7 +186,7 @@ def _write_shard(file: Path, jobs: list[Job], read: Reader) -> Iterator[int]:
     safetensors' own writer takes whole tensors only, and one fused tensor of K1 is 11 GB.
     """
     with replacing(file) as stream:
-        places = _write_header(stream, [output for job in jobs for output in job.outputs])
+        places = write_header(stream, [output for job in jobs for output in job.outputs])
         for job in jobs:
             for piece in job.pieces:
                 for output, part in zip(job.outputs, job.make(read(piece)), strict=True):
@@ -227,21 +208,6 @@ def _converted(part: torch.Tensor, output: Output) -> torch.Tensor:
     return converted
 
 
-def _write_header(stream: BinaryIO, outputs: list[Output]) -> dict[str, int]:
-    """Writes the header and returns where each tensor is to begin; wide dtypes come first: a tensor must start at a
-    multiple of its item size."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for output in sorted(outputs, key=lambda output: -DTYPES[output.dtype].itemsize):
-        end = offset + output.nbytes
-        header[output.name] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
-    stream.write(len(text).to_bytes(8, "little") + text)
-    return {output.name: 8 + len(text) + header[output.name]["data_offsets"][0] for output in outputs}
-
-
 def _is_finished(file: Path, jobs: list[Job]) -> bool:
     if not file.is_file():
         return False
@@ -253,8 +219,12 @@ def _is_finished(file: Path, jobs: list[Job]) -> bool:
     return held == {output.name: (output.dtype, output.shape) for job in jobs for output in job.outputs}
 
 
-def _begin(target: Path, state: dict[str, Any]) -> None:
-    """Finds the unfinished work on the same source in the target folder, or begins it."""
+def begin(target: Path, state: dict[str, Any]) -> None:
+    """Finds the unfinished work of the same ``state`` in the target folder, or begins it.
+
+    Raises:
+        CheckpointError: the folder holds something else.
+    """
     if (target / STATE).is_file() and read_json(target / STATE) == state:
         remove_unfinished(target)
         return
@@ -264,7 +234,7 @@ def _begin(target: Path, state: dict[str, Any]) -> None:
     write_text(target / STATE, json.dumps(state, indent=2))
 
 
-def _state(stored: Stored, wish: dict[str, Any]) -> dict[str, Any]:
+def state_of(stored: Stored, wish: dict[str, Any]) -> dict[str, Any]:
     """What must be unchanged for finished shards to be worth keeping."""
     stats = {str(file.resolve()): file.stat() for file in stored.files}
     return {"files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}, **wish}

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from axk1.cli.chat_options import ExpertCache
+
 ENGINE_OPTIONS = {
     "gpus": "--gpus",
     "nodes": "--nodes",
@@ -30,6 +32,7 @@ OWN_OPTIONS = {
     "allow_origin": "--allow-origin",
     "closing": "--closing",
     "open_page": "--open",
+    "expert_cache": "--expert-cache",
 }
 """What only our own server takes."""
 
@@ -80,6 +83,7 @@ def serve(
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the page in this machine's browser once the server answers.")
     ] = False,
+    expert_cache: ExpertCache = None,
     tensor: Annotated[int | None, typer.Option(help="Tensor-parallel size.")] = None,
     pipeline: Annotated[int | None, typer.Option(help="Pipeline stages.")] = None,
     data: Annotated[int | None, typer.Option(help="Copies of the attention.")] = None,

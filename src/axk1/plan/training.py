@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from axk1.checkpoint.names import layer_index
+from axk1.checkpoint.names import expected_tensors, layer_index
+from axk1.checkpoint.verify import with_mtp_layers
 from axk1.config import AXK1Config
 from axk1.plan.bounds import is_routed
 from axk1.plan.weights import parameter_counts
 
 FLOAT = 4
 """Bytes: weights, gradients and optimizer states are in float32 whatever the products are in."""
+HALF = 2
+"""Bytes of a value in 16 bits."""
 
 
 class Parameters(NamedTuple):
@@ -48,3 +51,33 @@ def training_flops(found: Parameters, tokens: int, modules_only: bool = False) -
 def training_bytes(parameters: int, states: int) -> int:
     """Bytes of weights, gradients and an optimizer's ``states`` numbers; activations come on top."""
     return FLOAT * (2 * parameters + states)
+
+
+class GraftEstimate(NamedTuple):
+    """Of an MTP module for a finished checkpoint (:mod:`axk1.train.graft`), in bytes but for ``parameters``.
+
+    Attributes:
+        parameters: of the module.
+        layer: the largest layer of the trunk in 16 bits, of which one is in memory while the texts are read.
+        state: of one token on disk, twice while a layer runs.
+        module: the module's weights, gradients and optimizer states.
+        ends: embedding and head.
+    """
+
+    parameters: int
+    layer: int
+    state: int
+    module: int
+    ends: int
+
+
+def estimate_graft(config: AXK1Config, muon: bool) -> GraftEstimate:
+    """From shapes alone. Muon keeps one state for each value of a matrix, AdamW two."""
+    layers: dict[int | None, int] = {}
+    for spec in expected_tensors(with_mtp_layers(config, 1)):
+        layers[layer_index(spec.name)] = layers.get(layer_index(spec.name), 0) + spec.parameters
+    module = layers.pop(config.num_hidden_layers)
+    ends = layers.pop(None) - config.hidden_size
+    state = config.hidden_size * HALF
+    largest = max(layers.values()) * HALF
+    return GraftEstimate(module, largest, state, training_bytes(module, module * (1 if muon else 2)), ends * FLOAT)

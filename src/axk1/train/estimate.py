@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from axk1.modeling import AXK1ForCausalLM
-from axk1.plan.training import count_parameters, training_bytes, training_flops
+from axk1.plan.training import GraftEstimate, count_parameters, training_bytes, training_flops
 from axk1.train.muon import parameter_groups
 from axk1.train.recipe import Recipe, Stage
 
@@ -49,6 +49,17 @@ def _states(model: AXK1ForCausalLM, stage: Stage) -> int:
         for group in groups
         for parameter in group["params"]
     )
+
+
+def graft_sentences(found: GraftEstimate) -> list[str]:
+    """The estimate as lines for people."""
+    return [
+        f"a module of {found.parameters:,} parameters",
+        f"reading the texts: a layer of {found.layer / 1e9:,.1f} GB in 16 bits, and {2 * found.state:,} bytes of disk "
+        "for each token",
+        f"training: {found.module / 1e9:,.1f} GB of weights, gradients and optimizer states, "
+        f"{found.ends / 1e9:,.1f} GB of embedding and head, and activations on top",
+    ]
 
 
 def sentences(found: Estimate) -> list[str]:

@@ -23,7 +23,8 @@ from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, load_config, open_checkpoint
 from axk1.checkpoint.names import ROUTER_BIAS, expected_tensors
 from axk1.checkpoint.reading import read_json
-from axk1.checkpoint.streaming import Job, Output, Piece, Progress, Reader, source_pieces, write_checkpoint
+from axk1.checkpoint.shards import Output
+from axk1.checkpoint.streaming import Job, Piece, Progress, Reader, source_pieces, write_checkpoint
 from axk1.checkpoint.verify import check_tensors
 from axk1.config import AXK1Config
 from axk1.integrations.mlx import register
