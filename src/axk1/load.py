@@ -186,12 +186,15 @@ def _load_model(
     from transformers import AutoModelForCausalLM
 
     from axk1.kernels.lossless import pack_weights
+    from axk1.plan.process import check_memory
 
     cache = None if expert_cache is None else _cache_bytes(expert_cache, where, packed)
     if cache is not None:
         options["without_experts"] = True
     if not options.get("check_values"):
         options.pop("check_values", None)  # transformers' own classes do not know it
+    if where.type == "cpu" and not options.get("without_experts"):
+        check_memory(folder, getattr(number, "itemsize", None))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, use_safetensors=True, **_LOCAL, **options)
     if packed:
         pack_weights(model)

@@ -18,9 +18,9 @@ from axk1.bench.models import stored_bytes
 from axk1.bench.run import Measured
 from axk1.bench.summary import summarise
 from axk1.bench.turns import Entry
-from axk1.checkpoint.info import describe
 from axk1.files import write_text
 from axk1.plan.bounds import decode_bound, latent_bytes, prefill_bound, weight_bytes
+from axk1.plan.describe import describe
 from axk1.plan.machine import describe as describe_machine
 
 SCHEMA = 1

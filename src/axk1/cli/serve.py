@@ -92,7 +92,10 @@ def serve(
         int | None, typer.Option(help="Requests answered at once. Default: 32 (engines: 64).")
     ] = None,
     step_tokens: Annotated[int, typer.Option(help="Tokens of one step, prompts included.")] = 8192,
-    fraction: Annotated[float, typer.Option(help="Part of a GPU's memory to use.")] = 0.9,
+    fraction: Annotated[
+        float | None,
+        typer.Option(help="Part of a GPU's memory to use. Default: 0.9, up to 0.97 where that is too little."),
+    ] = None,
     head: Annotated[str | None, typer.Option(help="Address of the first machine.")] = None,
     node_rank: Annotated[int | None, typer.Option(help="Number of this machine, from 0.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster (vllm).")] = None,

@@ -244,6 +244,8 @@ class Statistics:
     """Tokens that were found there."""
     drafted: int = 0
     accepted: int = 0
+    failed_steps: int = 0
+    """Steps in which the model raised; a step is tried again once."""
     preemptions: int = 0
     """Times that a running request had to give way. Always 0 where admission reserves all that a request may need."""
     experts_asked: int = 0

@@ -171,7 +171,7 @@ private:
     }
 };
 
-constexpr int64_t kTile = 64, kResults = 4096;  // rows of a weight that are read in one go at least; results that are near then
+constexpr int64_t kResults = 4096;  // results that are near while a weight is read
 
 class MLPStep {
     const int64_t rows, hidden, tile;
@@ -230,15 +230,19 @@ private:
         }
     }
 
-    // silu(gate) * up of these units, their rows shared evenly between the threads.
+    // silu(gate) * up of these units, as if they were one matrix.
     void project_up(Team& team) {
-        int64_t total = 0, passed = 0;
+        int64_t total = 0;
         for (size_t u : routing.up) total += routing.units[u].width;
-        const Share mine = team.share(total);
+        if (total) team.spread(total, routing.units[routing.up[0]].expert.gate.grain(), [&](int64_t first, int64_t last) { project_up(first, last); });
+    }
+
+    void project_up(int64_t first, int64_t last) {
+        int64_t passed = 0;
         float *gate = memory<MLPStep, float>(2 * tile * rows), *up = gate + tile * rows;
         for (size_t u : routing.up) {
             const Routing::Unit& unit = routing.units[u];
-            const int64_t begin = std::max<int64_t>(mine.begin - passed, 0), end = std::min(mine.end - passed, unit.width);
+            const int64_t begin = std::max<int64_t>(first - passed, 0), end = std::min(last - passed, unit.width);
             for (int64_t f = begin; f < end; f += tile) {
                 const int64_t count = std::min(tile, end - f);
                 unit.expert.gate.from(f).dot(count, inputs[u], hidden, unit.inputs, gate, tile);
@@ -254,10 +258,14 @@ private:
     }
 
     void project_down(Team& team) {
-        const Share mine = team.share(hidden);
+        const int64_t grain = routing.down.empty() ? hidden : routing.units[routing.down[0]].expert.down.grain();
+        team.spread(hidden, grain, [&](int64_t first, int64_t last) { project_down(first, last); });
+    }
+
+    void project_down(int64_t first, int64_t last) {
         float* part = memory<MLPStep, float>(tile * rows);
-        for (int64_t d = mine.begin; d < mine.end; d += tile) {
-            const int64_t count = std::min(tile, mine.end - d);
+        for (int64_t d = first; d < last; d += tile) {
+            const int64_t count = std::min(tile, last - d);
             for (int64_t row = 0; row < rows && routing.is_first; ++row) std::fill_n(update + row * hidden + d, count, 0.0f);
             for (size_t u : routing.down) {
                 const Routing::Unit& unit = routing.units[u];

@@ -324,8 +324,9 @@ private:
         });
         team.barrier();
         if (combines) {  // eh_proj times [enorm(embedding), hnorm(state)]
-            const Share outputs = team.share(width);
-            eh_proj.from(outputs.begin).dot(outputs.end - outputs.begin, both, 2 * width, rows, part.state.data() + outputs.begin, width);
+            team.spread(width, eh_proj.grain(), [&](int64_t begin, int64_t end) {
+                eh_proj.from(begin).dot(end - begin, both, 2 * width, rows, part.state.data() + begin, width);
+            });
         }
         team.each(part.reduced ? part.last.count : 0, [&](int64_t row) {
             std::copy_n(part.all.cos.data() + part.origin[row] * half, half, part.last.cos.data() + row * half);
@@ -391,10 +392,11 @@ private:
         const int64_t rows = int64_t(inputs.size()) / width;
         if (!rows) return;
         float* scores = head_ids.empty() && step.logits ? step.logits : few.data();
-        const Share mine = team.share(outputs);
-        head.from(mine.begin).dot(mine.end - mine.begin, inputs.data(), width, rows, scores + mine.begin, outputs);
-        for (int64_t row = 0; row < rows && halves; ++row)
-            for (int64_t i = mine.begin; i < mine.end; ++i) scores[row * outputs + i] = to_float(to_bfloat16(scores[row * outputs + i]));
+        team.spread(outputs, head.grain(), [&](int64_t begin, int64_t end) {
+            head.from(begin).dot(end - begin, inputs.data(), width, rows, scores + begin, outputs);
+            for (int64_t row = 0; row < rows && halves; ++row)
+                for (int64_t i = begin; i < end; ++i) scores[row * outputs + i] = to_float(to_bfloat16(scores[row * outputs + i]));
+        });
         team.barrier();
         team.each(rows, [&](int64_t row) {
             const int64_t place = place_of_largest(scores + row * outputs, outputs);
