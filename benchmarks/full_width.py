@@ -281,7 +281,7 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     """One of the three commands."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=("make", "check", "measure"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=4)
