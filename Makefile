@@ -64,7 +64,7 @@ llamacpp: $(LLAMACPP_BUILD)/.ready ## llama.cpp with our patches, for the CPU, i
 
 bench-peers: $(VLLM)/.ready $(LLAMACPP_BUILD)/.libraries $(MLX)/.ready ## vLLM for CPUs, llama.cpp and mlx-lm, for `axk1 bench`, each by itself
 
-engines: engines-vllm engines-sglang engines-mlx engines-llamacpp ray ## everything about other engines, as far as it runs on this machine's CPU
+engines: engines-vllm engines-sglang engines-mlx ray ## everything about other engines, as far as it runs on this machine's CPU
 
 engines-vllm: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 $(LM_EVAL)/.ready ## the plugin for vLLM, run in the real engine on this machine's CPU
 	$(VLLM)/bin/python -m pytest tests/integration/vllm
@@ -177,7 +177,7 @@ $(LLAMACPP_BUILD)/.libraries: | .venv/.ready
 		-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
 		-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON > $(@D)/cmake.log
 	cmake --build $(@D)/build --parallel $$(getconf _NPROCESSORS_ONLN) --target llama > $(@D)/build.log
-	cp -r $(@D)/source/llama_cpp $(addprefix $(@D)/source/vendor/llama.cpp/,conversion convert_hf_to_gguf.py LICENSE) $(@D)
+	cp -r $(@D)/source/llama_cpp $(addprefix $(@D)/source/vendor/llama.cpp/,conversion gguf-py convert_hf_to_gguf.py LICENSE) $(@D)
 	ln -sfn build/bin $(@D)/bin
 	ln -sfn $(notdir $(@D)) .llamacpp/current
 	@touch $@

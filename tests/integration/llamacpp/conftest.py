@@ -1,5 +1,7 @@
 """Needs llama.cpp as `make engines-llamacpp` builds it; without that, these files are not collected."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import importlib.util

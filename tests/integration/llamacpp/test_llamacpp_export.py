@@ -119,7 +119,8 @@ def test_layouts_and_splits_hold_the_same(build: Path, wide: Path, wide_f32: Pat
     assert found == tensors(wide_f32)
     engines = [LlamaCpp(build, file, 64, plain=True) for file in (files[0], wide_f32)]
     inputs = [Input(token, i) for i, token in enumerate(prompts(1)[0])]
-    assert np.array_equal(*(engine.step(inputs) for engine in engines))
+    split, whole = (engine.step(inputs) for engine in engines)
+    assert np.array_equal(split, whole)
 
 
 def test_an_interrupted_run_goes_on(wide: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import gguf  # pyright: ignore[reportMissingImports]
 import numpy as np
+from gguf import GGMLQuantizationType as Kind  # pyright: ignore[reportMissingImports]
 
 from axk1.checkpoint.compressed import check_method
 from axk1.checkpoint.errors import CheckpointError
@@ -27,7 +28,6 @@ from axk1.integrations.llamacpp.tensors import Source, Tensor, blocks, held_tens
 from axk1.integrations.llamacpp.vocabulary import add_vocabulary
 from axk1.quantized.gguf import FILE_TYPES, PLAIN
 
-Kind = gguf.GGMLQuantizationType
 Quantize = Callable[[np.ndarray, Kind], np.ndarray]
 _ZEROS = bytes(gguf.GGUF_DEFAULT_ALIGNMENT)
 
