@@ -7,18 +7,21 @@ BIN := .venv/bin
 TRANSFORMERS ?= 5.23
 OTHER := .venv-transformers-$(TRANSFORMERS)
 VLLM := .venv-vllm
-LLAMACPP := .venv-llamacpp
 SGLANG := .venv-sglang
 RAY := .venv-ray
 LM_EVAL := .venv-lm-eval
 SCHEMATHESIS := .venv-schemathesis
 CLIENTS := .venv-clients
 MLX := .venv-mlx
+LLAMACPP_VERSION := 0.3.36
+LLAMACPP_PATCHES := $(sort $(wildcard docs/upstream/llama.cpp/*.patch))
+# A folder for each version and patch: switching back and forth builds nothing twice.
+LLAMACPP_BUILD := .llamacpp/$(LLAMACPP_VERSION)-$(shell cat $(LLAMACPP_PATCHES) | cksum | cut -d' ' -f1)
 # A process for each core, at most four; all tests of a file run in the same one.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo hashes vendor bench-peers engines engines-vllm engines-sglang engines-mlx ray server-suites clean
+.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo hashes vendor bench-peers llamacpp engines engines-vllm engines-sglang engines-mlx engines-llamacpp ray server-suites clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
@@ -57,9 +60,11 @@ hashes: ## hashes.txt: constraints.txt but torch, with the SHA-256 of every file
 	grep -v '^torch==' constraints.txt | .venv-uv/bin/python -m uv pip compile - --quiet --no-deps --generate-hashes \
 		--no-annotate --custom-compile-command 'make hashes' --output-file hashes.txt > /dev/null
 
-bench-peers: $(VLLM)/.ready $(LLAMACPP)/.ready $(MLX)/.ready ## vLLM for CPUs, llama.cpp and mlx-lm, for `axk1 bench`, each in an environment of its own
+llamacpp: $(LLAMACPP_BUILD)/.ready ## llama.cpp with our patches, for the CPU, in .llamacpp; needs cmake and a C++ compiler
 
-engines: engines-vllm engines-sglang engines-mlx ray ## everything about other engines, as far as it runs on this machine's CPU
+bench-peers: $(VLLM)/.ready $(LLAMACPP_BUILD)/.libraries $(MLX)/.ready ## vLLM for CPUs, llama.cpp and mlx-lm, for `axk1 bench`, each by itself
+
+engines: engines-vllm engines-sglang engines-mlx engines-llamacpp ray ## everything about other engines, as far as it runs on this machine's CPU
 
 engines-vllm: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 $(LM_EVAL)/.ready ## the plugin for vLLM, run in the real engine on this machine's CPU
 	$(VLLM)/bin/python -m pytest tests/integration/vllm
@@ -70,14 +75,17 @@ engines-sglang: $(SGLANG)/.ready ## the SGLang plugin, tested inside SGLang as f
 engines-mlx: $(MLX)/.ready ## the model for mlx-lm and its export, run in the real engine on this machine's CPU
 	$(MLX)/bin/python -m pytest tests/integration/mlx_engine
 
+engines-llamacpp: .venv/.dev $(LLAMACPP_BUILD)/.libraries ## GGUF files in the patched llama.cpp, on this machine's CPU
+	$(BIN)/python -m pytest tests/integration/llamacpp
+
 ray: .venv/.dev $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
 	$(BIN)/python -m pytest tests/integration/ray
 
-server-suites: .venv/.dev $(SCHEMATHESIS)/.ready $(CLIENTS)/.ready ## outside suites against `axk1 serve`: half an hour; AXK1_OPENAPI=openapi.json for OpenAI's schemas
-	$(BIN)/python tests/serve/suites/run.py $(SCHEMATHESIS) $(CLIENTS)
+server-suites: .venv/.dev $(SCHEMATHESIS)/.ready $(CLIENTS)/.ready $(LM_EVAL)/.ready ## outside suites against `axk1 serve`: half an hour; AXK1_OPENAPI=openapi.json for OpenAI's schemas
+	$(BIN)/python tests/serve/suites/run.py $(SCHEMATHESIS) $(CLIENTS) $(LM_EVAL)
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv .venv-transformers-* $(VLLM) $(LLAMACPP) $(SGLANG) $(RAY) $(LM_EVAL) $(SCHEMATHESIS) $(CLIENTS) $(MLX) .venv-uv site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-transformers-* $(VLLM) .llamacpp $(SGLANG) $(RAY) $(LM_EVAL) $(SCHEMATHESIS) $(CLIENTS) $(MLX) .venv-uv site .pytest_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Torch goes first and by itself: asked for as torch==VERSION, any build of that version satisfies pip.
@@ -126,10 +134,10 @@ $(VLLM)/vllm-0.33.0: | $(VLLM)/.ready
 	rm -r $(@D)/wheels
 	mv $@.part $@
 
-# lm-eval asks the server over HTTP. Beside vLLM it would replace python-dateutil, so it has an environment of its own.
-$(LM_EVAL)/.ready: | $(VLLM)/.ready
-	$(VLLM)/bin/python -m uv venv --quiet --clear --python $(VLLM)/bin/python $(@D)
-	$(VLLM)/bin/python -m uv pip install --quiet --python $(@D)/bin/python 'lm-eval[api]==0.4.13' datasets==5.2.0
+# lm-eval asks servers over HTTP; of transformers it needs the tokenizer. Beside vLLM it would replace python-dateutil.
+$(LM_EVAL)/.ready:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet -c constraints.txt 'lm-eval[api]==0.4.13' datasets==5.2.0 transformers
 	@touch $@
 
 # Ray and the plugin beside vLLM, whose own environment stays as it is: this one sees the other's packages.
@@ -153,9 +161,30 @@ $(CLIENTS)/.ready:
 	npm install --silent --prefix $(@D)/node openai@6
 	@touch $@
 
-$(LLAMACPP)/.ready:
-	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet xllamacpp==2026.10.11549 gguf==0.19.0
+# llama-cpp-python's source has all of llama.cpp's, and a binding in Python beside it; a patch that does not fit fails.
+# First its libraries, which the export, the tests and `axk1 bench` use; the programs take longer.
+$(LLAMACPP_BUILD)/.libraries: | .venv/.ready
+	@command -v cmake > /dev/null && command -v c++ > /dev/null || { echo "llama.cpp is built with cmake and a C++" \
+		"compiler: apt-get install cmake g++ (macOS: xcode-select --install, brew install cmake)." >&2; exit 1; }
+	rm -rf $(@D)
+	mkdir -p $(@D)/source
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(@D) llama-cpp-python==$(LLAMACPP_VERSION)
+	tar -xzf $(@D)/*.tar.gz -C $(@D)/source --strip-components 1
+	rm $(@D)/*.tar.gz
+	cat $(LLAMACPP_PATCHES) | patch --directory $(@D)/source/vendor/llama.cpp --strip 1 --forward --fuzz 0
+	@echo "Building llama.cpp, once: minutes, on two slow cores more of them."
+	cmake -S $(@D)/source/vendor/llama.cpp -B $(@D)/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF \
+		-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
+		-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON > $(@D)/cmake.log
+	cmake --build $(@D)/build --parallel $$(getconf _NPROCESSORS_ONLN) --target llama > $(@D)/build.log
+	cp -r $(@D)/source/llama_cpp $(addprefix $(@D)/source/vendor/llama.cpp/,conversion convert_hf_to_gguf.py LICENSE) $(@D)
+	ln -sfn build/bin $(@D)/bin
+	ln -sfn $(notdir $(@D)) .llamacpp/current
+	@touch $@
+
+$(LLAMACPP_BUILD)/.ready: $(LLAMACPP_BUILD)/.libraries
+	cmake --build $(@D)/build --parallel $$(getconf _NPROCESSORS_ONLN) \
+		--target llama-server llama-completion >> $(@D)/build.log
 	@touch $@
 
 $(MLX)/.ready: pyproject.toml constraints.txt | $(MLX)/.torch

@@ -127,7 +127,7 @@ def _start(kind: str, model: Model, options: argparse.Namespace, logs: Path, sta
     port = _free_port()
     if kind == "axk1":
         command = [sys.executable, "-m", "axk1", "serve", str(model.folder), "--name", NAME, "--port", str(port)]
-        variables = dict(os.environ)
+        variables = os.environ | {"AXK1_SERVE_PING": "600"}  # the client of vLLM loses all that follows a comment
     else:
         context = min(model.config.max_position_embeddings, 4_096)
         command = [str(require(VLLM)), "-m", "vllm.entrypoints.openai.api_server", "--model", str(per_expert(model))]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from axk1.checkpoint.compressed import make_plan, weight_sizes
+from axk1.checkpoint.compressed import make_plan
 from axk1.cli.info import size_text
 from axk1.config import AXK1Config
 from axk1.files import write_text
+from axk1.plan.weights import weight_sizes
 from axk1.quantized import KINDS
 
 PAGE = Path(__file__).with_suffix(".md")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 from pathlib import Path
@@ -81,6 +82,47 @@ def biases(rank: int) -> dict[str, torch.Tensor]:
     return found | {name: router.e_score_correction_bias.clone() for name, router in routers.items()}
 
 
+def rows_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four sequences ``[4, 9]`` and their labels, of which each learns another number of tokens."""
+    from tiny import tokens
+
+    ids = tokens(4, 9, seed=100 + step)
+    return ids, ids.masked_fill(torch.arange(9) < torch.tensor([[1], [3], [5], [7]]), -100)
+
+
+def train_in_parts(parts: list[slice], world: int = 1, wrap: Any = lambda model: model) -> dict[str, torch.Tensor]:
+    """Five steps over four sequences with every objective, as transformers' Trainer takes them: ``parts`` one after the
+    other on this process of ``world``, losses divided by the labels of the whole step."""
+    from tiny import small_model
+
+    balance: Any = {"router_aux_loss_coef": 0.5, "router_bias_update_rate": 1e-2}
+    model = small_model(num_nextn_predict_layers=1, **balance).train()
+    parallel = wrap(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for step in range(5):
+        ids, labels = rows_of(step)
+        items = (labels[:, 1:] != -100).sum()
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1 or not isinstance(parallel, DistributedDataParallel)
+            with contextlib.nullcontext() if last else parallel.no_sync():
+                loss = parallel(input_ids=ids[part], labels=labels[part], num_items_in_batch=items).loss
+                (world * loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_router_biases()
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def split(rank: int) -> dict[str, torch.Tensor]:
+    """Two sequences of each step on this rank, at once."""
+    return train_in_parts([slice(2 * rank, 2 * rank + 2)], RANKS, DistributedDataParallel)
+
+
+def split_twice(rank: int) -> dict[str, torch.Tensor]:
+    """The same one by one: over ranks and micro-batches."""
+    return train_in_parts([slice(i, i + 1) for i in (2 * rank, 2 * rank + 1)], RANKS, DistributedDataParallel)
+
+
 def sharded(**sizes: Any) -> Any:
     """The checkpoint's model, shared out over both ranks by a plan of the configuration."""
     from transformers.distributed.configuration_utils import DistributedConfig
@@ -116,7 +158,7 @@ def tensors(rank: int) -> dict[str, torch.Tensor]:
     return {"held": held, "logits": logits.full_tensor() if hasattr(logits, "full_tensor") else logits}
 
 
-SCENES = (reentrant, without_labels, trunk_alone, biases, experts, tensors)
+SCENES = (reentrant, without_labels, trunk_alone, biases, split, split_twice, experts, tensors)
 
 
 def play(rank: int, folder: str) -> None:

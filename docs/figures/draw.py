@@ -17,9 +17,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from axk1.checkpoint.info import describe
 from axk1.config import AXK1Config
 from axk1.modeling.moe import AXK1Router
+from axk1.plan.describe import describe
 
 STYLE = {
     "svg.fonttype": "none",

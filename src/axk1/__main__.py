@@ -1,5 +1,17 @@
-"""``python -m axk1``: the command line, where its script is not on the path."""
+"""The entry point of the command `axk1` and of ``python -m axk1``."""
 
-from axk1.cli.main import main
+import sys
 
-main()
+
+def main() -> None:
+    """Runs the command line; Ctrl-C ends it with 130 also while its modules are still being imported."""
+    try:
+        from axk1.cli.main import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

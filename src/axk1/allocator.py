@@ -8,6 +8,8 @@ fifth of the time of a prompt on a CPU. The `axk1` command and the benchmark's w
 import ctypes
 import os
 import platform
+import sys
+from pathlib import Path
 
 KEPT = 2**30
 """Bytes: larger blocks go back to the system when they are freed, and so does free memory in excess of this."""
@@ -28,3 +30,37 @@ def keep_freed_memory() -> None:
     for name, option in _OPTIONS.items():
         if name not in os.environ:
             ctypes.CDLL(None).mallopt(option, KEPT)
+
+
+def free_memory(group: Path | None = None) -> int:
+    """Bytes that this process may still take without swapping: what the system has, or its control groups allow.
+
+    Args:
+        group: the folder of the process's control group (version 2); None: as Linux says.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError):  # no Linux: of all memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    here = group or _own_group()
+    return min([int(kib) << 10, *(_left_in(folder) for folder in (here, *here.parents))])
+
+
+def _own_group() -> Path:
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="ascii").rpartition("0::")[2].strip()
+    except (OSError, ValueError):
+        own = ""
+    return Path("/sys/fs/cgroup") / own.lstrip("/")
+
+
+def _left_in(folder: Path) -> int:
+    """What a control group leaves to its processes; its page cache gives way."""
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        stat = (folder / "memory.stat").read_text(encoding="ascii").split()
+        used = int((folder / "memory.current").read_text(encoding="ascii")) - int(stat[stat.index("file") + 1])
+        return sys.maxsize if limit == "max" else max(int(limit) - used, 0)
+    except (OSError, ValueError):  # no such group, or another version
+        return sys.maxsize

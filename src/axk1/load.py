@@ -7,6 +7,7 @@ that a checkpoint brings is never run, and nothing is asked on standard input.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,13 +62,18 @@ def resolve_hub_name(path: str | Path) -> Path:
 
 
 def load(
-    path: str | Path | None = None, *, device: str | None = None, dtype: str = "auto", check_values: bool = False
+    path: str | Path | None = None,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    check_values: bool = False,
+    expert_cache: int | str | None = None,
 ) -> Loaded:
     """Loads a checkpoint's model and tokenizer, for text in and text out.
 
     Args:
         path: see :func:`resolve_model_path`.
-        device, dtype, check_values: see :func:`load_model`.
+        device, dtype, check_values, expert_cache: see :func:`load_model`.
 
     Raises:
         ValueError: when there is no checkpoint, an unknown device or dtype, no tokenizer, or no chat template.
@@ -77,11 +83,17 @@ def load(
     tokenizer = load_tokenizer(folder)
     if not tokenizer.chat_template:
         raise ValueError(f"The checkpoint at {folder} has no chat template (chat_template.jinja), so it cannot chat.")
-    return Loaded(_load_model(folder, where, number, dtype == "packed", check_values=check_values), tokenizer)
+    how = {"check_values": check_values, "expert_cache": expert_cache}
+    return Loaded(_load_model(folder, where, number, dtype == "packed", **how), tokenizer)
 
 
 def load_model(
-    folder: str | Path, *, device: str | None = None, dtype: str = "auto", **options: Any
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    expert_cache: int | str | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """Loads the model in ``folder``.
 
@@ -90,6 +102,8 @@ def load_model(
         device: where to run, e.g. ``"cpu"`` or ``"cuda"``; a GPU when there is one.
         dtype: ``"auto"`` for the stored one (float32 on a CPU that is slow in it), its name in torch, or ``"packed"``:
             bfloat16 in twelve bits without loss, on a CPU (:mod:`axk1.kernels.lossless`).
+        expert_cache: bytes, or a text such as ``"8GiB"``: routed experts stay in their files and are read as tokens
+            need them, into a cache of that size (:mod:`axk1.experts`); None: all of them are in memory.
         options: of ``from_pretrained``, such as ``experts_implementation`` or ``check_values=True``, which looks for
             NaN and infinity in all weights (``axk1 verify`` does so too).
 
@@ -97,7 +111,8 @@ def load_model(
         ValueError: a faulty checkpoint, an unknown device or dtype, or one that asks for code of its own.
     """
     folder, where = Path(folder), _device(device)
-    return _load_model(folder, where, _dtype(folder, dtype, where), dtype == "packed", **options)
+    number = _dtype(folder, dtype, where)
+    return _load_model(folder, where, number, dtype == "packed", expert_cache=expert_cache, **options)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
@@ -165,14 +180,52 @@ def _dtype(folder: Path, dtype: str, where: torch.device) -> Any:
     return number
 
 
-def _load_model(folder: Path, where: torch.device, number: Any, packed: bool, **options: Any) -> PreTrainedModel:
+def _load_model(
+    folder: Path, where: torch.device, number: Any, packed: bool, expert_cache: int | str | None = None, **options: Any
+) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     from axk1.kernels.lossless import pack_weights
+    from axk1.plan.process import check_memory
 
+    cache = None if expert_cache is None else _cache_bytes(expert_cache, where, packed)
+    if cache is not None:
+        options["without_experts"] = True
     if not options.get("check_values"):
         options.pop("check_values", None)  # transformers' own classes do not know it
+    if where.type == "cpu" and not options.get("without_experts"):
+        check_memory(folder, getattr(number, "itemsize", None))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, use_safetensors=True, **_LOCAL, **options)
     if packed:
         pack_weights(model)
+    if cache is not None:
+        from axk1.experts.store import stream_experts
+
+        stream_experts(model, folder, cache)
     return model.to(where)  # pyright: ignore[reportArgumentType]
+
+
+def _cache_bytes(size: int | str, where: torch.device, packed: bool) -> int:
+    """The size that ``--expert-cache`` gives.
+
+    Raises:
+        ValueError: no size, or one for a model that cannot have a cache.
+    """
+    if where.type != "cpu":
+        raise ValueError(f"--expert-cache is for the CPU, and the device is {where.type}; add --device cpu.")
+    if packed:
+        raise ValueError("--expert-cache reads experts as they are stored: leave out --dtype packed.")
+    return parse_size(size, "--expert-cache")
+
+
+def parse_size(size: int | str, name: str) -> int:
+    """Bytes, from a number or a text such as ``8GiB``, ``500MB`` or ``1.5 GB``.
+
+    Raises:
+        ValueError: it is none, or not above 0; ``name`` says of what.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i)?B?|B)?", str(size).strip(), re.IGNORECASE)
+    value = float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index((match[2] or " ").upper()) if match else 0.0
+    if not 1 <= value < 2**62:
+        raise ValueError(f"{name} is {size!r}; give a size such as 8GiB or 500MB.")
+    return int(value)

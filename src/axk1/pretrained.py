@@ -35,6 +35,7 @@ from axk1.checkpoint.write import staged_folder
 from axk1.files import write_text
 from axk1.kernels import dispatch
 from axk1.kernels.lossless import is_packed
+from axk1.kernels.streamed import leave_out_experts
 from axk1.modeling.moe import AXK1Experts, AXK1Router
 from axk1.quantized.loading import converters as quantized_converters
 from axk1.quantized.loading import with_our_method, with_shapes
@@ -47,6 +48,8 @@ HUGE_PAGE = 2 * 2**20
 """Bytes. torch asks for huge pages where an allocation fills one."""
 _CHECK_VALUES: ContextVar[bool] = ContextVar("check_values", default=False)
 """What the ``from_pretrained`` that runs now was asked for; its inner steps are transformers' and carry no more."""
+_WITHOUT_EXPERTS: ContextVar[bool] = ContextVar("without_experts", default=False)
+"""The same."""
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -76,6 +79,7 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         pretrained_model_name_or_path: str | os.PathLike | None,
         *args: Any,
         check_values: bool = False,
+        without_experts: bool = False,
         **kwargs: Any,
     ) -> Self:
         """transformers' ``from_pretrained`` with all its arguments; either layout, safetensors only, no remote code.
@@ -83,6 +87,8 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         Args:
             check_values: also read every weight and look for NaN and infinity, as ``axk1 verify`` does. Weights whose
                 number format gets narrower, as float32 in float16, are always looked at.
+            without_experts: leaves out the routed experts, and MTP modules, which have some of their own:
+                :func:`axk1.experts.store.stream_experts` reads them as they are needed.
 
         Raises:
             CheckpointError: anything wrong with the files; names file and tensor, and no model is returned.
@@ -92,11 +98,12 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
             _check_local(Path(pretrained_model_name_or_path), kwargs)
             kwargs = _with_quantized_config(cls, pretrained_model_name_or_path, kwargs)
-        asked = _CHECK_VALUES.set(check_values)
+        asked, left_out = _CHECK_VALUES.set(check_values), _WITHOUT_EXPERTS.set(without_experts)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
         finally:
             _CHECK_VALUES.reset(asked)
+            _WITHOUT_EXPERTS.reset(left_out)
 
     @staticmethod
     def _load_pretrained_model(
@@ -121,6 +128,8 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
             model._keys_to_ignore_on_load_missing = {*ignored, *(re.escape(name) for name in found.absent)}
             surplus = model._keys_to_ignore_on_load_unexpected or set()
             model._keys_to_ignore_on_load_unexpected = {*surplus, r"(weight|proj)_shape$"}  # of packed weights
+        if _WITHOUT_EXPERTS.get():
+            _leave_out_experts(model, load_config.device_map)
         if layout == "per_expert":
             converters = quantized_converters() if plan else expert_converters()
             mapping = [*(load_config.weight_mapping or []), *converters]
@@ -128,7 +137,7 @@ class CheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         result = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
         if checkpoint_files is not None:
             check_loaded(model.state_dict(), stored, everything=_CHECK_VALUES.get())
-            _into_huge_pages(model)
+            _into_own_memory(model, everything=_WITHOUT_EXPERTS.get())
         return result
 
     def save_pretrained(
@@ -243,13 +252,17 @@ def _check_heads(model: PreTrainedModel, stored: Stored) -> None:
 
 def _fit_mtp_layers(model: PreTrainedModel, held: int, device_map: dict[str, Any] | None) -> None:
     """Drops MTP layers that the file does not hold; says so when it holds more than the configuration asks for."""
-    config, trunk = model.config, model.base_model
-    wanted: int = config.num_nextn_predict_layers
+    wanted: int = model.config.num_nextn_predict_layers
     if held > wanted:
         logger.warning(f"{held - wanted} of {held} MTP layers in the checkpoint are left out: {wanted} configured.")
     if held or not wanted:
         return
     logger.warning(f"The checkpoint holds no MTP layer, but {wanted} configured: num_nextn_predict_layers is now 0.")
+    _drop_mtp_layers(model, device_map)
+
+
+def _drop_mtp_layers(model: PreTrainedModel, device_map: dict[str, Any] | None) -> None:
+    config, wanted, trunk = model.config, model.config.num_nextn_predict_layers, model.base_model
     layers = trunk.layers
     assert isinstance(layers, nn.ModuleList)
     gone = tuple(f"layers.{config.num_hidden_layers + k}" for k in range(wanted))
@@ -260,15 +273,30 @@ def _fit_mtp_layers(model: PreTrainedModel, held: int, device_map: dict[str, Any
             device_map.pop(name)  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def _into_huge_pages(model: PreTrainedModel) -> None:
+def _leave_out_experts(model: PreTrainedModel, device_map: dict[str, Any] | None) -> None:
+    """Of a model on the meta device; what the files hold of them is passed over."""
+    if not leave_out_experts(model):
+        raise ValueError("--expert-cache is for models with routed experts; this one has none.")
+    depth, mtp = model.config.num_hidden_layers, model.config.num_nextn_predict_layers
+    _drop_mtp_layers(model, device_map)
+    gone = (r"mlp\.experts\.", *(rf"layers\.{depth + k}\." for k in range(mtp)))
+    surplus = model._keys_to_ignore_on_load_unexpected or set()
+    model._keys_to_ignore_on_load_unexpected = {*surplus, *gone}
+
+
+def _into_own_memory(model: PreTrainedModel, everything: bool = False) -> None:
     """Where torch asks for huge pages (``axk1.allocator``), copies what every token reads out of the mapped file, whose
-    pages are small: finding them takes up to a twelfth of a decode step. Experts stay where they are."""
-    if os.environ.get("THP_MEM_ALLOC_ENABLE") != "1":
+    pages are small: finding them takes up to a twelfth of a decode step. Experts stay where they are.
+
+    Args:
+        everything: copies all of it in any case: the system may drop pages of a mapped file, which would be read again.
+    """
+    if os.environ.get("THP_MEM_ALLOC_ENABLE") != "1" and not everything:
         return
     experts = [module for module in model.modules() if isinstance(module, (AXK1Experts, QuantizedExperts))]
     stay = {id(tensor) for module in experts for tensor in chain(module.parameters(), module.buffers())}
     for tensor in chain(model.parameters(), model.buffers()):
-        if tensor.device.type == "cpu" and tensor.nbytes >= HUGE_PAGE and id(tensor) not in stay:
+        if tensor.device.type == "cpu" and (tensor.nbytes >= HUGE_PAGE or everything) and id(tensor) not in stay:
             tensor.data = tensor.data.clone()
 
 

@@ -28,3 +28,19 @@ def test_the_command_prints_it(closing_checkpoint):
     result = CliRunner().invoke(app, ["eval", str(closing_checkpoint), "--problems", "2", "--threads", "1"])
     assert result.exit_code == 0, result.output
     assert "0%/0%" in result.stdout and "of 2" in result.stdout
+
+
+def test_repeats_of_a_file(closing_checkpoint, tmp_path):
+    """Drawn anew, with intervals; the same command gives the same report."""
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{n}+1?", "answer": n + 1}) + "\n" for n in range(3)))
+    options = ["--set", str(path), "--repeats", "2", "--temperature", "0.9", "--max-new-tokens", "8", "--json"]
+    command = ["eval", str(closing_checkpoint), "--threads", "1", *options]
+    first, second = (CliRunner().invoke(app, command) for _ in range(2))
+    assert first.exit_code == 0, first.output
+    report = json.loads(first.stdout)
+    assert report["think"]["all"]["count"] == 6 and len(report["think"]["all"]["interval"]) == 2
+    assert report["think"]["by_task"].keys() == {"own"} and "mtp_acceptance" not in report
+    assert first.stdout == second.stdout
+    refused = CliRunner().invoke(app, ["eval", str(closing_checkpoint), "--repeats", "2"])
+    assert refused.exit_code == 2 and "with a --temperature above 0" in refused.output + str(refused.exception)

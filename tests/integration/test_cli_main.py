@@ -19,10 +19,12 @@ COMMANDS = [
     "verify",
     "convert",
     "quantize",
+    "merge",
     "train",
     "eval",
     "tokenizer",
     "corpus",
+    "data",
     "serve",
 ]
 AXK1 = [sys.executable, "-c", "from axk1.cli.main import main; main()"]
@@ -107,7 +109,7 @@ def test_a_message_of_several_lines_becomes_one(monkeypatch):
     def fails(name):
         raise ValueError("first\n  second")
 
-    monkeypatch.setattr("axk1.checkpoint.info.describe", fails)
+    monkeypatch.setattr("axk1.plan.describe.describe", fails)
     assert CliRunner().invoke(app, ["info", "k1"]).stderr == "Error: first second\n"
 
 
@@ -135,7 +137,7 @@ def test_ctrl_c_is_quiet_and_exit_code_130(monkeypatch):
     def interrupted(name):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("axk1.checkpoint.info.describe", interrupted)
+    monkeypatch.setattr("axk1.plan.describe.describe", interrupted)
     result = CliRunner().invoke(app, ["info", "k1"])
     assert (result.exit_code, result.output) == (130, "")
 
@@ -173,3 +175,20 @@ def test_info_names_the_path_that_this_machine_takes():
     assert done.returncode == 2 and "AXK1_KERNELS=nope: this processor has" in done.stderr
     done = run("info")
     assert done.returncode == 2 and "Name a checkpoint folder or a preset" in done.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Hook())
+from axk1.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_before_the_command_line_is_imported_ends_without_a_traceback():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -161,6 +161,8 @@ def test_commands_exist_with_their_options(page):
 def parse(arguments: list[str]) -> None:
     command, name = typer.main.get_command(app), "axk1"
     while hasattr(command, "commands") and arguments and not arguments[0].startswith("-"):
+        if arguments[0] not in command.commands:  # pyright: ignore[reportAttributeAccessIssue]
+            arguments = [getattr(command, "default", arguments[0]), *arguments]  # `axk1 train FILE`
         name, *arguments = arguments
         command = command.commands[name]  # pyright: ignore[reportAttributeAccessIssue]
     if "--help" not in arguments:
@@ -181,9 +183,9 @@ def labels(figure: Path) -> list[str]:
 
 
 def test_numbers_of_the_architecture_page_are_those_of_the_code():
-    from axk1.checkpoint.info import describe
     from axk1.checkpoint.names import expected_tensors
     from axk1.config import AXK1Config
+    from axk1.plan.describe import describe
 
     k1, page = describe("k1"), text("architecture.md")
     mtp = [spec for spec in expected_tensors(AXK1Config.preset("k1", num_nextn_predict_layers=1)) if spec.part == "MTP"]

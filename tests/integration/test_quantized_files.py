@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from axk1 import AXK1ForCausalLM, AXK1Model
 from axk1.checkpoint import CheckpointError, verify_checkpoint
-from axk1.checkpoint.compressed import weight_sizes
 from axk1.checkpoint.convert import STATE, convert_checkpoint
 from axk1.checkpoint.files import load_config
-from axk1.checkpoint.info import describe
 from axk1.checkpoint.quantize import quantize_checkpoint
 from axk1.checkpoint.streaming import Reader
 from axk1.modeling.moe import AXK1Experts, AXK1Router
+from axk1.plan.describe import describe
+from axk1.plan.weights import weight_sizes
 from axk1.quantized import KINDS, QuantizedExperts, QuantizedLinear
 from axk1.quantized.formats import dequantize, quantize
 from axk1.quantized.plan import plan_of

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +119,10 @@ def test_a_run_that_was_cut_off_goes_on(recipe: Recipe, finished, tmp_path, monk
             'stage "late" takes text from nowhere/en.jsonl, which is missing: run axk1',
         ),
         ({"tokenizer": "no/such"}, "no/such"),
+        (
+            {"stage": [Stage("late", steps=2, learning_rate=1e-2, schedule="linear", data={"none.jsonl": 1.0})]},
+            'stage "late" takes examples from none.jsonl, which is missing',
+        ),
     ],
 )
 def test_a_mistake_of_a_later_stage_shows_before_anything_starts(recipe, tmp_path, change, words, monkeypatch) -> None:
@@ -127,11 +132,12 @@ def test_a_mistake_of_a_later_stage_shows_before_anything_starts(recipe, tmp_pat
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     late = Stage("late", steps=2, learning_rate=1e-2, schedule="linear", text=0.5, learn="mtp")
     with pytest.raises(ValueError, match=words):
-        run(replace(recipe, stage=[STAGES[1], late], **change), tmp_path / "run")
+        run(replace(recipe, **{"stage": [STAGES[1], late], **change}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_ctrl_c_stops_after_a_step_and_nothing_is_lost(recipe, finished, tmp_path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_after_a_step_and_nothing_is_lost(recipe, finished, tmp_path, number) -> None:
     from safetensors.torch import load_file
 
     lines: list[str] = []
@@ -139,7 +145,7 @@ def test_ctrl_c_stops_after_a_step_and_nothing_is_lost(recipe, finished, tmp_pat
     def say(line: str) -> None:
         lines.append(line)
         if line.startswith("sft: step 1 of 6"):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     (tmp_path / "pretrain").symlink_to(finished[0] / "pretrain")
     with pytest.raises(KeyboardInterrupt):
@@ -148,6 +154,7 @@ def test_ctrl_c_stops_after_a_step_and_nothing_is_lost(recipe, finished, tmp_pat
     assert any(re.fullmatch(r"sft: [01] of 12 rows of training data", line) for line in lines)
     assert lines[-1].startswith("Stopping after this step, with a checkpoint")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert [path.name for path in (tmp_path / "sft").glob("checkpoint-*")] == ["checkpoint-1"]
     again = run(recipe, tmp_path, lines.append)
     assert re.fullmatch(r"sft: step 6 of 6, loss \d+\.\d+, [\d,]+ tokens/s, 0:00 left", lines[-1])
@@ -164,15 +171,70 @@ def test_ctrl_c_twice_stops_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_loss_that_is_none_stops_the_run(recipe, tmp_path) -> None:
+    """Before anything is learned from it, so that the newest checkpoint is good."""
+    wild = Stage("wild", steps=9, learning_rate=1e25, schedule="constant")
+    with pytest.raises(ValueError, match=r"The loss of step \d is (nan|inf): lower learning_rate"):
+        run(replace(recipe, stage=[wild]), tmp_path)
+    assert not (tmp_path / "wild" / "final").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of file sizes")
+def test_a_disk_that_takes_no_more_is_said_and_the_run_goes_on(recipe, finished, tmp_path) -> None:
+    """A limit on file sizes lets the data be written and no weights."""
+    import resource
+
+    from safetensors.torch import load_file
+
+    (tmp_path / "pretrain").symlink_to(finished[0] / "pretrain")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot be written to .*sft.*Make room and run the same command"):
+            run(recipe, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = run(recipe, tmp_path)
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (finished[1], again))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_stages_begin_with_others_and_with_sums_and_learn_files(recipe, finished, tmp_path) -> None:
+    """Think-Fusion's shape: two stages from one base, their sum, and a stage on a file of conversations."""
+    from safetensors.torch import load_file
+
+    lines = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!", **reasoning}]}
+        for n in range(40)
+        for reasoning in ({}, {"reasoning_content": f"{n} and {n}"})
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("pretrain", "sft"):
+        (tmp_path / name).symlink_to(finished[0] / name)
+    options = {"learning_rate": 1e-2, "schedule": "constant"}
+    plain = Stage("plain", steps=2, start="pretrain", think=0.0, **options)  # pyright: ignore[reportArgumentType]
+    data = {str(tmp_path / "own.jsonl"): 1.0}
+    last = Stage("both", steps=3, merge={"sft": 0.8, "plain": 0.2}, data=data, **options)  # pyright: ignore
+    run(replace(recipe, stage=[*STAGES, plain, last]), tmp_path)
+    sft, other, start = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("sft/final", "plain/final", "both/start")
+    )
+    for name, value in start.items():
+        assert torch.allclose(value, 0.8 * sft[name] + 0.2 * other[name], atol=1e-6), name
+    log = [json.loads(line) for line in (tmp_path / "both" / "log.jsonl").read_text().splitlines()]
+    losses = [line["lm_loss"] for line in log if "lm_loss" in line]
+    assert losses[-1] < losses[0]
+
+
 def test_the_number_format_is_what_the_processor_is_fast_in(recipe, monkeypatch) -> None:
     from axk1.train import stages
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for fast, name in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(stages, "multiplies_bfloat16", lambda fast=fast: fast)
-        assert stages._dtype(recipe) == name
+        assert stages.products_dtype(recipe) == name
         assert stages._arguments(recipe, STAGES[0], Path("x")).bf16 is fast
-    assert stages._dtype(replace(recipe, dtype="bfloat16")) == "bfloat16"
+    assert stages.products_dtype(replace(recipe, dtype="bfloat16")) == "bfloat16"
 
 
 def test_a_stage_for_the_mtp_module_leaves_the_trunk_to_the_bit(recipe: Recipe, finished, tmp_path) -> None:
@@ -250,6 +312,18 @@ def test_the_export_chats_and_is_evaluated(recipe: Recipe, finished, tmp_path, c
         ("preset = 'nano'\ntokenizer = 'x'\n" + STAGE.replace("'a'", "'../a'"), "cannot be empty or hold a '/'"),
         ("preset = 'nano'\ntokenizer = 'x'\n" + STAGE.replace("linear", "liner"), 'schedule = "liner" in stage "a"'),
         ("preset = 'nano'\ntokenizer = 'x'\n" + STAGE.replace("0.1", "0"), "learning_rate = 0 must be above 0"),
+        *(
+            ("preset = 'nano'\ntokenizer = 'x'\n" + STAGE + STAGE.replace("'a'", "'b'") + more, words)
+            for more, words in [
+                ("start = 'c'", 'stage "b": it begins with "c", which is no earlier stage'),
+                ("start = 'b'", 'stage "b": it begins with "b", which is no earlier stage'),
+                ("merge = {a = 1}", "merge must name two stages or more"),
+                ("merge = {a = 0.5, b = 0.4}", "whose shares sum to 1"),
+                ("merge = {a = 'x'}", "merge.a = 'x' must be a number"),
+                ("start = 'a'\nmerge = {a = 0.5, b = 0.5}", "leave one out"),
+                ("data = {'x.jsonl' = 0.8}\ntext = 0.3", "1 at most in all"),
+            ]
+        ),
         ("preset = ", "is not a valid recipe"),
         (
             "preset = 'nano'\ntokenizer = 'x'\n[[stage]]\nname = 'a'\nsteps = 1\nlearning_rate = 1\n"

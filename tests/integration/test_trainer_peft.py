@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import PAD, small_model, tokens
+from tiny import PAD, pad_rows, small_model, tokens
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
 from axk1 import AXK1ForCausalLM
+from axk1.checkpoint.verify import verify_checkpoint
 from axk1.modeling import trunk
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -95,6 +96,33 @@ def test_accumulated_loss_is_the_whole_batchs(tmp_path: Path) -> None:
     assert any(not torch.equal(parameter, moved[name]) for name, parameter in one.items())
 
 
+def test_the_balance_loss_does_not_grow_with_accumulation(tmp_path: Path) -> None:
+    """Padded rows and every objective: eight sequences as one, two or four micro-batches; biases by RouterBalance."""
+    from axk1.train.stages import RouterBalance
+
+    def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        ids, mask = pad_rows([torch.tensor(row["input_ids"]) for row in rows], "right")
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+    found = []
+    for steps in (1, 2, 4):
+        model = small_model(num_nextn_predict_layers=1, router_aux_loss_coef=0.5, router_bias_update_rate=1e-2)
+        micro = {"per_device_train_batch_size": 8 // steps, "gradient_accumulation_steps": steps}
+        trainer = Trainer(
+            model=model,
+            args=arguments(tmp_path, **micro, max_steps=3, optim="sgd", learning_rate=0.05, max_grad_norm=0.0),
+            train_dataset=examples(),  # pyright: ignore[reportArgumentType]
+            data_collator=collate,
+            callbacks=[RouterBalance()],
+        )
+        trainer.train()
+        found.append((losses(trainer), {name: value.clone() for name, value in model.state_dict().items()}))
+    for logged, weights in found[1:]:
+        assert logged == pytest.approx(found[0][0], rel=1e-4)
+        for name, value in weights.items():
+            assert torch.allclose(value, found[0][1][name], atol=1e-5), name
+
+
 def test_resumed_training_equals_uninterrupted(tmp_path: Path) -> None:
     """Stopped after three steps and resumed from the checkpoint on disk: the weights of a run that never stopped."""
     whole = make_trainer(new_model(), tmp_path / "whole")
@@ -160,6 +188,35 @@ def test_lora(tmp_path: Path, checkpointing: bool) -> None:
     assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
     found = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, pad_token_id=PAD)
     assert torch.equal(found, merged.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=PAD))
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+def test_lora_on_experts_is_exported_in_the_released_layout(tmp_path: Path) -> None:
+    """Adapters on the fused 3-D weights learn, are merged back, and saved they are a checkpoint like any other."""
+    from peft import LoraConfig, get_peft_model
+
+    base = new_model()
+    settings = LoraConfig(r=2, target_modules=[], target_parameters=EXPERTS, task_type="CAUSAL_LM")
+    model = get_peft_model(base, settings)
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(trainable) == 2 * 2 * 3 and all(".experts." in name for name in trainable)  # MTP module too
+    trainer = make_trainer(model, tmp_path, max_steps=12, learning_rate=5e-2)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.97 * before
+    ids = tokens(2, 8)
+    expected = model.eval()(ids).logits.detach()
+    merged: Any = model.merge_and_unload()
+    assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    report = verify_checkpoint(tmp_path / "merged")
+    assert report.layout == "released" and report.mtp_layers == 1
+    loaded, start = AXK1ForCausalLM.from_pretrained(tmp_path / "merged"), new_model()
+    assert torch.allclose(loaded(ids).logits, expected, atol=1e-4)
+    moved = {n for n, p in loaded.named_parameters() if not torch.allclose(p, start.get_parameter(n), atol=1e-6)}
+    assert moved == {f"model.layers.{i}.{name}" for i in (1, 2, 3) for name in EXPERTS}
 
 
 def adapted(model: Any) -> set[str]:

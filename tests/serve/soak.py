@@ -238,7 +238,7 @@ async def soak(options: argparse.Namespace) -> dict[str, Any]:
     finally:
         server.process.kill()
         server.process.wait()
-    return {"compared": compared, "memory growth": growth, "bytes": sizes[-1]}
+    return {"compared": compared, "memory growth": growth, "bytes": sizes}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -30,7 +30,12 @@ def double(number):
     return 2 * number
 ```
 """
+CALLS = (
+    'Let me see. <tool_call>\n{"name": "weather", "arguments": {"city": "서울", "tag": "</tool_call>"}}\n</tool_call>\n'
+    '<tool_call>{"name": "<b>clock</b>"}</tool_call> <tool_call>no call</tool_call>'
+)
 SCRIPTS = [
+    Script([CALLS], "look up"),
     Script([RICH], "rich", "First **this**,\nthen that."),
     Script(["Done."], "ponder", "and so on, " * 400),
     Script(["word " * 400], "long reply"),
@@ -89,6 +94,25 @@ def test_an_answer_with_reasoning_counts_and_seed(page):
     expect(facts).to_contain_text(f"{node['usage']['completion']} tokens")
     expect(facts).to_contain_text(f"Seed {node['seed']}")
     expect(facts).to_contain_text("prompt tokens cached")
+
+
+def test_calls_are_folded_under_their_names(page):
+    answer = ask(page, "look up the weather")
+    expect(answer.locator(".body > .prose")).to_have_text("Let me see. <tool_call>no call</tool_call>")
+    calls = answer.locator(".calls details")
+    expect(calls.locator("summary")).to_have_text(["Calls weather", "Calls <b>clock</b>"])
+    expect(calls.first.locator(".arguments")).not_to_be_visible()
+    calls.first.locator("summary").click()
+    expect(calls.first.locator(".arguments")).to_have_text('{ "city": "서울", "tag": "</tool_call>" }')
+    assert stored(page, lambda file: file["conversations"][0]["nodes"][1]["content"]) == CALLS
+
+
+def test_a_call_is_shown_once_it_is_complete(slowly):
+    answer = ask(slowly, "look up the weather", wait=False)
+    expect(answer.locator(".body > .prose")).to_have_text("Let me see.")
+    assert "tool" not in answer.inner_text().replace("</tool_call>", "")
+    expect(answer.locator(".calls summary").first).to_have_text("Calls weather")
+    ended(slowly)
 
 
 def test_code_and_messages_are_copied(browser, fast):
@@ -264,12 +288,15 @@ def test_export_and_import(browser, fast, page):
 def test_a_conversation_of_the_terminal_can_be_imported(page, tmp_path):
     from axk1.chat.conversation import Conversation
 
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes", "reasoning_content": "hm"}]
+    call = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "KST"}}}
+    last = {"role": "assistant", "content": "yes", "reasoning_content": "hm", "tool_calls": [call]}
+    turns = [{"role": "user", "content": "hi"}, last]
     Conversation("Be kind.", True, 9, turns).save(tmp_path / "saved.json")
     ready(page)
     bring(page, (tmp_path / "saved.json").read_text())
     page.locator("#list a").click()
-    expect(page.locator("article.assistant .prose").last).to_have_text("yes")
+    expect(page.locator("article.assistant .body > .prose")).to_have_text("yes")
+    expect(page.locator("article.assistant .calls summary")).to_have_text("Calls clock")
     with page.expect_request("**/v1/chat/completions") as asked:
         ask(page, "go on")
     assert [turn["role"] for turn in asked.value.post_data_json["messages"]] == ["system", "user", "assistant", "user"]
@@ -415,6 +442,11 @@ def test_nothing_keeps_anybody_out_and_nothing_sticks_out(browser, fast, size, s
         ended(page)
         page.locator("details summary").click()
         check("conversation")
+        page.locator("#input").fill("look up")
+        page.locator("#send").click()
+        ended(page)
+        page.locator(".calls summary").first.click()
+        check("calls")
         if size is PHONE:
             page.locator("#toggle").click()
             check("sidebar")

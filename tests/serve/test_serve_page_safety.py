@@ -48,6 +48,7 @@ ATTACKS = [
     f"$$<script>{HARM}</script>$$ \\(\\unicode{{x3c}}img\\)",
     f"{{{{constructor.constructor('{HARM}')()}}}} ${{{HARM}}} <%= {HARM} %>",
     f"<div id=send><a id=messages name=model><form id=composer><input name=innerHTML></form> <x-x onclick={HARM}>",
+    f'<tool_call>{{"name": "<img src=x onerror={HARM}>", "arguments": {{"<script>{HARM}</script>": 1}}}}</tool_call>',
     f"\u0000<scr\u0000ipt>{HARM}</scr\u0000ipt> <\u200bimg src=x onerror={HARM}> \u202ejs.exe",
 ]
 CORPUS = "\n\n".join(ATTACKS)
@@ -135,7 +136,9 @@ def is_inert(page: Page) -> None:
 
 def test_attacks_in_answer_and_reasoning(page):
     answer = ask(page, "attack", think=True)
-    answer.locator("summary").click()
+    for summary in answer.locator("summary").all():
+        summary.click()
+    expect(answer.locator(".arguments")).to_contain_text("<script>window.harmed=1</script>")
     expect(answer.locator("details .prose")).to_contain_text("<noscript>")
     expect(answer.locator(".body > .prose")).to_contain_text("<script>window.harmed=1</script>")
     is_inert(page)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from axk1 import AXK1Config, AXK1ForCausalLM
-from axk1.allocator import VARIABLES
+from axk1.allocator import VARIABLES, free_memory
 from axk1.pretrained import HUGE_PAGE
 
 FAULTS = """
@@ -84,3 +84,25 @@ def test_dense_weights_leave_the_mapped_file_for_huge_pages(
     assert head.nbytes >= HUGE_PAGE and experts.nbytes >= HUGE_PAGE
     assert mapped(head) == (huge == "0") and mapped(experts), "experts stay, and so does all without it"
     assert mapped(weights["model.norm.weight"]), "no huge page is filled by it"
+
+
+def test_control_groups_limit_what_is_free(tmp_path: Path) -> None:
+    """The least of the group's own limit and those above it; page cache gives way; no limit is none."""
+    own = tmp_path / "outer" / "inner"
+    own.mkdir(parents=True)
+    everything = free_memory(own)
+    assert 2**20 < everything <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    def limit(folder: Path, most: str, used: int, cache: int) -> None:
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon {used - cache}\nfile {cache}\nkernel 5\n")
+
+    limit(own, "max", 500, 0)
+    assert free_memory(own) > 2**20
+    limit(own, str(1 << 20), 700_000, 300_000)
+    assert free_memory(own) == (1 << 20) - 400_000
+    limit(tmp_path / "outer", "800000", 700_000, 200_000)
+    assert free_memory(own) == 300_000
+    limit(own, "100000", 700_000, 200_000)
+    assert free_memory(own) == 0

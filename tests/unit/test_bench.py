@@ -38,10 +38,10 @@ from axk1.bench.summary import rotated, summarise
 from axk1.bench.turns import patience
 from axk1.checkpoint.convert import STATE
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.info import describe
 from axk1.cli import bench as command
 from axk1.cli.main import app
 from axk1.plan.bounds import Rates, decode_bound, experts_touched, latent_bytes, prefill_bound, weight_bytes
+from axk1.plan.describe import describe
 
 LOAD: dict[str, Any] = dict(dtype="bfloat16", device="cpu", threads=1, max_context=256, max_batch=4, vocabulary=512)
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
@@ -354,9 +354,10 @@ def test_wrong_engines_are_explained(monkeypatch, text, words):
         parse_engines(text)
 
 
-def test_engines_by_default_are_those_that_are_installed(monkeypatch):
+def test_engines_by_default_are_those_that_are_installed(monkeypatch, tmp_path):
     monkeypatch.setenv("AXK1_BENCH_VLLM", "/nowhere/python")
-    monkeypatch.setenv("AXK1_BENCH_LLAMACPP", sys.executable)
+    (tmp_path / "libllama.so").touch()
+    monkeypatch.setenv("AXK1_LLAMACPP", str(tmp_path))
     monkeypatch.setenv("AXK1_BENCH_MLX", "/nowhere/python")
     assert [engine.name for engine in parse_engines(None)] == ["axk1", "transformers", "llamacpp"]
     assert [engine.scale for engine in parse_engines("llamacpp:q8_0,llamacpp:q4_0")] == [8.5 / 16, 4.5 / 16]
@@ -369,14 +370,8 @@ def test_vllm_is_measured_without_our_plugin(monkeypatch):
 
 
 @pytest.mark.skipif(python_of(BASE["llamacpp"]) is None, reason="llama.cpp is not installed: make bench-peers")
-def test_llamacpp_computes_the_model_without_the_norm(tmp_path):
-    config = AXK1Config(**BENCH_MODELS["bench-tiny"], rope_parameters=PLAIN_ROPE)
-    write_random(config, tmp_path / "released", 0)
-    model = Model("plain", tmp_path / "released", tmp_path, config, random=True)
-    ours = AXK1ForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
-    for layer in ours.model.layers:
-        layer.post_mlp_layernorm = torch.nn.Identity()
-    _assert_same_answers("llamacpp", model, ours, tmp_path)
+def test_llamacpp_computes_the_same_model(tiny, tmp_path):
+    _assert_same_answers("llamacpp", tiny, AXK1ForCausalLM.from_pretrained(tiny.folder, dtype=torch.float32), tmp_path)
 
 
 @pytest.mark.slow

@@ -203,7 +203,7 @@ def test_numbers_that_a_narrower_type_does_not_hold_are_refused(source, tmp_path
 def test_the_index_counts_the_models_parameters(source, tmp_path):
     """Quantised or not, the number of parameters is the model's."""
     from axk1 import AXK1ForCausalLM
-    from axk1.checkpoint.info import describe
+    from axk1.plan.describe import describe
 
     count = AXK1ForCausalLM.from_pretrained(source).num_parameters()
     for scheme in ("int8", "int4"):

@@ -210,8 +210,8 @@ class Once(LogitsProcessor):
         return scores
 
 
-def test_a_draft_that_fails_leaves_nothing_to_the_next_step(started) -> None:
-    """Which reads a prompt beside the reply."""
+def test_a_draft_that_fails_is_no_matter_of_others(started) -> None:
+    """Its own request goes on without drafts, the others with theirs; the next step reads a prompt beside the reply."""
     other = Request(prompt(300, 1), GREEDY, max_new_tokens=10)
 
     async def main(engine: Audited, processors: list[LogitsProcessor]) -> list[Heard]:
@@ -223,6 +223,80 @@ def test_a_draft_that_fails_leaves_nothing_to_the_next_step(started) -> None:
     found, expected = asyncio.run(main(drafting, [failing])), asyncio.run(main(plain, []))
     assert failing.calls > 2 and [h.generation.finish_reason for h in found] == ["length", "length"]
     assert [h.tokens for h in found] == [h.tokens for h in expected]
+    assert found[0].generation.drafted == 0 < found[1].generation.drafted
+    assert drafting.statistics().failed_steps == 0
+
+
+class Late(LogitsProcessor):
+    """Takes tokens from the second half of the vocabulary alone, as a grammar might."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        scores[:, : VOCAB // 2] = -torch.inf
+        return scores
+
+
+@needs_kernels
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, seed=3), Sampling(1.0)])
+def test_a_request_whose_tokens_the_module_cannot_name_gets_no_draft(monkeypatch, sampling) -> None:
+    """Its head may know a part of the vocabulary; nobody's step fails."""
+
+    class Few(Watched):
+        def draft(self, batch, hidden):
+            made = super().draft(batch, hidden)
+            made.logits[:, VOCAB // 2 :] = -torch.inf
+            return made
+
+        def speculate(self, module, hidden, trunk, count):
+            return None
+
+    use_executor(monkeypatch, lambda *given: Few(executor_for(*given)))
+    engine = Audited(MODEL, settings(drafts=Drafts(2)))
+    late = Request(prompt(9), sampling, max_new_tokens=60, processors=[Late()])
+    free = Request(prompt(9, 1), Sampling(0.0, frequency_penalty=0.1), max_new_tokens=60)
+    first, second = serve(engine, late, free)
+    assert engine.statistics().failed_steps == 0 and first.generation.drafted == 0 < second.generation.drafted
+    assert min(first.tokens) >= VOCAB // 2 and len(first.tokens) == 60
+    for each in [second] if sampling == Sampling(1.0) else [first, second]:
+        assert each.tokens == alone(MODEL, each.generation.request).reply
+
+
+@needs_kernels
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, seed=3)])
+@pytest.mark.parametrize("failures", [1, 3])
+def test_drafts_go_on_after_steps_that_failed(monkeypatch, caplog, sampling, failures) -> None:
+    """Those of the very same bits: what drafts are computed from is not lost, wherever the step failed."""
+    made: list[int] = []
+    drafted = [0]
+
+    class Interrupted(Watched):
+        def step(self, batch):
+            self._fail(batch.wanted)
+            return super().step(batch)
+
+        def speculate(self, module, hidden, trunk, count):
+            found = super().speculate(module, hidden, trunk, count)  # all has been computed, and is lost
+            if found is not None:
+                self._fail(trunk.wanted)
+            return found
+
+        def _fail(self, wanted):
+            if max(wanted) > 1 and drafted[0] > 20 and len(made) < failures:  # after the engine has warmed up
+                made.append(1)
+                raise RuntimeError("out of memory")
+            drafted[0] += max(wanted) > 1
+
+    use_executor(monkeypatch, lambda *given: Interrupted(executor_for(*given)))
+    engine = Audited(MODEL, settings(drafts=Drafts(2)))
+    requests = [Request(prompt(9, n), sampling, max_new_tokens=200, top_logprobs=2) for n in range(2)]
+    first, second = serve(engine, *requests)
+    assert len(made) == failures == engine.statistics().failed_steps
+    assert [record.message for record in caplog.records].count("A step of the model failed, 1 in a row") == failures
+    assert "out of memory" in caplog.text and "Traceback" in caplog.text
+    for each in (first, second):
+        expected = alone(MODEL, each.generation.request)
+        assert each.tokens == expected.reply and each.logprobs == expected.logprobs
+        assert each.generation.finish_reason == "length" and each.generation.drafted > 100
 
 
 def test_what_can_never_be_is_refused(started) -> None:

@@ -17,8 +17,6 @@ from axk1.generation.pages import Pool, Table
 from axk1.kernels.batch import Step
 from axk1.kernels.dispatch import executor
 from axk1.kernels.draft_head import draft_head
-from axk1.kernels.native import Layers, matrix
-from axk1.kernels.weights import read_model
 from axk1.modeling.moe import AXK1Router
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -270,41 +268,3 @@ def test_executors_are_made_for_plain_models_only() -> None:
         lambda m: m.lm_head.half(),
     ):
         assert made(change) is None
-
-
-@torch.no_grad()
-def test_experts_come_from_a_store() -> None:
-    """Asked by number after routing; where nobody has an expert the step ends with an error, and the next runs."""
-    model = make_model(torch.float32, num_nextn_predict_layers=0)
-    paged = Paged(model)
-    trunk = read_model(model)
-    assert trunk is not None
-    asked: list[int] = []
-    missing = False
-
-    def fetch(layer: int, experts: list[int]) -> Any:
-        if missing:
-            raise KeyError(experts)
-        decoder_layer: Any = model.model.layers[layer]
-        stored = decoder_layer.mlp.experts
-        asked.extend(experts)
-        return [(matrix(stored.gate_up_proj[e]), matrix(stored.down_proj[e])) for e in experts]
-
-    other = Layers(**trunk.sizes)
-    for number, name, weight, side in trunk.given:
-        if not name.startswith("mlp.experts."):
-            other.set(number, name, weight, side)
-    moe = [number for number, layer in enumerate(model.model.layers) if layer.is_moe]  # pyright: ignore
-    for number in moe:
-        other.set_store(number, fetch)
-    other.finish()
-    ids = numbers(50, 5)
-    expected = paged.step([paged.open()], [ids], [0], prompts=1)
-    paged.executor._trunk = other
-    found = paged.step([paged.open()], [ids], [0], prompts=1)
-    assert asked and torch.equal(found.logits, expected.logits)
-    missing = True
-    with pytest.raises(ValueError, match="no experts by their store"):
-        paged.step([paged.open()], [ids], [0], prompts=1)
-    missing = False
-    assert torch.equal(paged.step([paged.open()], [ids], [0], prompts=1).logits, expected.logits)

@@ -1,6 +1,7 @@
 """Hardware, sizes of parallelism and the exact commands: pure functions, no engine."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from axk1.integrations.launch.order import SPARE, Engine, Order
 from axk1.plan import hardware as machines
 from axk1.plan.hardware import Hardware, find_hardware, parse_nvidia_smi
 from axk1.plan.memory import GB, Parallel, Step
-from axk1.plan.placement import Wish, broken_rules, candidates, choose
+from axk1.plan.placement import Wish, broken_rules, candidates, choose, choose_with_share
 from axk1.plan.weights import released_weights
 
 STEP = Step(8192, 64)
@@ -214,3 +215,32 @@ def test_found_and_given_hardware(monkeypatch):
     for each in wrong:
         with pytest.raises(ValueError, match="--"):
             find_hardware(**each)
+
+
+def test_gpus_read_only_their_own_experts_where_files_have_them_one_by_one():
+    """vLLM filters by names: fused experts, as released in bf16, have none of their own."""
+    own = Wish(expert=True)
+    for stored, filtered in (("int4", True), ("bf16", False)):
+        hardware = H100 if stored == "int4" else Hardware(8, 300 * GB)
+        made = order(hardware, stored, wish=own, per_expert=WEIGHTS[stored].per_expert)
+        assert ("--enable-ep-weight-filter" in vllm.arguments(made)) is filtered
+    assert "--enable-ep-weight-filter" not in vllm.arguments(order(H100, "int4", per_expert=True))  # slices of all
+
+
+def test_direct_reads_where_the_package_for_them_is_installed():
+    made = order(H100, "int4", loader="instanttensor")
+    assert pairs(vllm.arguments(made))["--load-format"] == "instanttensor"
+    chosen = vllm.arguments(replace(made, extra=("--load-format", "safetensors")))
+    assert chosen.count("--load-format") == 1 and "instanttensor" not in chosen
+    assert "--load-format" not in vllm.arguments(order(H100, "int4"))
+
+
+def test_more_of_the_memory_is_taken_only_where_it_is_needed():
+    """fp8 on eight H100: 66 GB of weights each, and 0.2 GB left of the usual 90%."""
+    choice, share = choose_with_share(WEIGHTS["fp8"], H100, Wish(), STEP, None)
+    assert share == 0.93 and choice.context >= 32_768
+    assert choose_with_share(WEIGHTS["fp8"], H100, Wish(context=2048), STEP, None)[1] == 0.9
+    assert choose_with_share(WEIGHTS["fp8"], H100, Wish(), STEP, 0.9)[0].context < 4096
+    assert choose_with_share(WEIGHTS["int4"], H100, Wish(), STEP, None)[1] == 0.9
+    with pytest.raises(ValueError, match="does not fit"):
+        choose_with_share(WEIGHTS["bf16"], H100, Wish(), STEP, None)

@@ -266,3 +266,11 @@ def test_no_python_of_the_current_folder_is_run(tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
     monkeypatch.setenv("AXK1_SGLANG_PYTHON", str(python))
     assert runner.find_engine("sglang") == python  # named by the user
+
+
+def test_a_fast_loader_is_found_beside_the_engine(tmp_path, monkeypatch):
+    assert runner.fast_loader("vllm", Path(sys.executable)) is None and runner.fast_loader("vllm", None) is None
+    (tmp_path / f"{runner.DIRECT}.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert runner.fast_loader("vllm", Path(sys.executable)) == "instanttensor"
+    assert runner.fast_loader("sglang", Path(sys.executable)) is None

@@ -1,10 +1,14 @@
 """Targets and token losses against plain loops."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from axk1.modeling import objectives
 from axk1.modeling.objectives import IGNORE, shifted_labels, token_loss
 
 
@@ -77,3 +81,63 @@ def test_head_runs_on_labelled_rows_only() -> None:
     targets[1, 3:5] = 1
     token_loss(torch.randn(2, 10, 8), head, targets)
     assert seen == [2]
+
+
+class Scaled(torch.nn.Linear):
+    """No plain linear layer."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize("kind", ["plain", "hooked", "subclass", "frozen", "bf16"])
+def test_a_loss_in_chunks_is_the_whole_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients, for heads that torch's chunks take and heads that they must not."""
+    monkeypatch.setattr(objectives, "CHUNK_ROWS", 3)
+    torch.manual_seed(0)
+    head = (Scaled if kind == "subclass" else torch.nn.Linear)(8, 50, bias=False)
+    hidden, targets = torch.randn(2, 7, 8), torch.randint(0, 50, (2, 7)).masked_fill(torch.rand(2, 7) < 0.2, IGNORE)
+    if kind == "hooked":
+        head.register_forward_hook(lambda module, args, output: output * 3)
+    if kind == "bf16":
+        head, hidden = head.bfloat16(), hidden.bfloat16()
+    head.requires_grad_(kind != "frozen")
+    found = []
+    for limit in (2**26, 0):
+        monkeypatch.setattr(objectives, "WHOLE_LOGITS", limit)
+        head.weight.grad, states = None, hidden.clone().requires_grad_()
+        loss = token_loss(states, head, targets, 5)
+        (2 * loss).backward()
+        found.append((loss.detach(), states.grad, None if head.weight.grad is None else head.weight.grad.clone()))
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if kind == "bf16" else {"rtol": 1e-5, "atol": 1e-6}
+    for whole, chunked in zip(*found, strict=True):
+        assert (whole is None) == (chunked is None)
+        if whole is not None:
+            torch.testing.assert_close(chunked, whole, **tolerance)
+    assert (found[0][2] is None) == (kind == "frozen")
+
+
+PEAK = """
+import resource, sys, torch
+from axk1.modeling import objectives
+objectives.WHOLE_LOGITS = int(sys.argv[1])
+torch.manual_seed(0)
+head, states = torch.nn.Linear(16, 163_840, bias=False), torch.randn(1, 1_024, 16, requires_grad=True)
+targets = torch.randint(0, 163_840, (1, 1_024))
+objectives.token_loss(states[:, :1], head, targets[:, :1]).backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+objectives.token_loss(states, head, targets).backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes there")
+def test_logits_of_the_released_vocabulary_are_never_whole() -> None:
+    """1,024 rows of 163,840 logits are 671 MB, several times over; in chunks a third of that at most."""
+
+    def peak(limit: int) -> int:
+        done = subprocess.run([sys.executable, "-c", PEAK, str(limit)], capture_output=True, text=True, check=True)
+        return 1_000 * int(done.stdout)
+
+    assert peak(2**40) > 1.2e9
+    assert peak(objectives.WHOLE_LOGITS) < 0.45e9

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny import small_model
 
 from axk1 import AXK1Config
-from axk1.checkpoint.info import describe
+from axk1.plan.describe import describe
 from axk1.plan.memory import (
     GB,
     RESERVE,

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from axk1 import AXK1Config
-from axk1.checkpoint.compressed import make_plan, weight_sizes
+from axk1.checkpoint.compressed import make_plan
 from axk1.modeling.moe import AXK1Experts
+from axk1.plan.weights import weight_sizes
 from axk1.quantized import KINDS, Plan, QuantizedExperts, QuantizedLinear, Scheme
 from axk1.quantized.formats import (
     CLIPS,

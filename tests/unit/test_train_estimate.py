@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripted import SIZES
 from typer.testing import CliRunner
 
-from axk1.checkpoint.info import describe
 from axk1.cli.main import app
+from axk1.config import AXK1Config
 from axk1.modeling import AXK1ForCausalLM
-from axk1.train.estimate import estimate
+from axk1.plan.describe import describe
+from axk1.plan.training import estimate_graft
+from axk1.train.estimate import estimate, graft_sentences
 from axk1.train.muon import MuonAdamW, parameter_groups
 from axk1.train.recipe import Recipe
 
@@ -63,3 +66,24 @@ def test_a_dry_run_starts_nothing(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "9,380,544 parameters" in result.stdout and "in all 21,053,440 tokens" in result.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_a_module_for_k1_by_shapes(recipe: Recipe) -> None:
+    """The published arithmetic: 8,705,060,864 parameters; memory beside that of a real module and optimizer."""
+    found = estimate_graft(AXK1Config.preset("k1"), muon=True)
+    assert found.parameters == 8_705_060_864
+    assert found.layer == 2 * (8_705_060_864 - 2 * 7168 * 7168 - 3 * 7168)
+    assert found.ends == 4 * 2 * 163_840 * 7168
+    page = " ".join((Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8").split())
+    for line in graft_sentences(found):
+        assert line in page
+    small = AXK1Config(**SIZES)
+    model = AXK1ForCausalLM(small)
+    own = sum(p.numel() for p in model.model.mtp_layers[0].parameters())
+    assert estimate_graft(small, muon=False).parameters == own
+    assert estimate_graft(small, muon=False).module == 4 * 4 * own
+
+
+def test_a_dry_run_of_a_module_needs_no_checkpoint() -> None:
+    result = CliRunner().invoke(app, ["train", "mtp", "k1", "--dry-run"])
+    assert result.exit_code == 0 and "a module of 8,705,060,864 parameters" in result.output

@@ -83,6 +83,20 @@ def test_balance_counts_are_summed_over_ranks(folder: Path) -> None:
         assert torch.allclose(one[name] - before, 1e-2 * torch.sign(counts.float().mean() - counts), atol=1e-6)
 
 
+def test_a_step_is_the_same_however_it_is_split(folder: Path) -> None:
+    """Five steps with MTP and balance losses and moving biases: at once, in micro-batches, over ranks, or both."""
+    whole = ranks.train_in_parts([slice(0, 4)])
+    start = small_model(num_nextn_predict_layers=1).state_dict()
+    assert all(not torch.equal(start[name], whole[name]) for name in whole if name.endswith("e_score_correction_bias"))
+    splits = [ranks.train_in_parts([slice(i, i + size) for i in range(0, 4, size)]) for size in (2, 1)]
+    for found in (*splits, *results(folder, ranks.split), *results(folder, ranks.split_twice)):
+        for name, tensor in whole.items():
+            if name.endswith("e_score_correction_bias"):
+                assert torch.equal(tensor, found[name]), name
+            else:
+                assert torch.allclose(tensor, found[name], atol=1e-5), name
+
+
 def test_expert_parallelism_shares_the_experts_out(folder: Path) -> None:
     expected = small_model(num_nextn_predict_layers=1)(tokens(2, 7)).logits
     for found in results(folder, ranks.experts):

@@ -40,6 +40,8 @@ class Settings:
     seconds: float = 5.0
     """A measurement stops at ``tokens`` steps, or at as many as fit into this time."""
     threads: int = 1
+    expert_cache: str | None = None
+    """axk1 reads routed experts from disk, into a cache of this size."""
     device: str = "cpu"
     dtype: str = "bfloat16"
     prefilled_to: int = 8_192

@@ -46,6 +46,7 @@ class Engine:
             "transformers": {"experts": self.variant},
             "vllm": {"eager": self.variant != "compiled"},
             "mlx": {"bits": MLX_BITS.get(self.variant, 0)},
+            "llamacpp": {"build": str(llamacpp_build())},
         }
         return options.get(self.base, {})
 
@@ -55,16 +56,13 @@ LLAMA_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 MLX_BITS = {"4bit": 4, "8bit": 8}
 BITS = LLAMA_BITS | {"packed": 97 / 8, "4bit": 4.5, "8bit": 8.5, "fp32": 32.0}
 """A weight's, where the model's own checkpoint does not say it."""
-LLAMA_NOTE = (
-    "llamacpp: cannot express the norm after each MoE block nor YaRN without a softmax scale; its answers differ"
-)
 BASE = {
     engine.base: engine
     for engine in (
         Engine("axk1", "axk1_worker.py", "axk1", cuda=True, kinds=("decode", "prefill", "reply")),
         Engine("transformers", "transformers_worker.py", "transformers", "grouped_mm", cuda=True),
         Engine("vllm", "vllm_worker.py", "vllm", "eager", own_environment=True),
-        Engine("llamacpp", "llamacpp_worker.py", "llamacpp", "f16", own_environment=True, note=LLAMA_NOTE),
+        Engine("llamacpp", "llamacpp_worker.py", "llamacpp", "f16"),
         Engine("mlx", "mlx_worker.py", "mlx", "fp32", scale=2.0, own_environment=True),
     )
 }
@@ -117,6 +115,8 @@ def python_of(engine: Engine) -> Path | None:
 
     A peer's is named by AXK1_BENCH_BASE, or lies in ``.venv-BASE`` of this folder or of the clone that axk1 runs from.
     """
+    if engine.base == "llamacpp" and llamacpp_build() is None:
+        return None
     if not engine.own_environment:
         return Path(sys.executable)
     return environment_python(engine.base, f"AXK1_BENCH_{engine.base.upper()}")
@@ -131,6 +131,13 @@ def environment_python(name: str, variable: str) -> Path | None:
     return place if place.is_file() else None
 
 
+def llamacpp_build() -> Path | None:
+    """The folder that `make llamacpp` made in the clone, or the one above AXK1_LLAMACPP; None without llama.cpp."""
+    clone = Path(__file__).resolve().parents[3]
+    programs = Path(os.environ.get("AXK1_LLAMACPP") or clone / ".llamacpp" / "current" / "bin")
+    return programs.parent if any(programs.glob("libllama.*")) else None
+
+
 def require(engine: Engine) -> Path:
     """``python_of``, for an engine that was asked for.
 
@@ -139,9 +146,11 @@ def require(engine: Engine) -> Path:
     """
     python = python_of(engine)
     if python is None:
+        variable = f"AXK1_BENCH_{engine.base.upper()} name a Python that has it"
+        if engine.base == "llamacpp":
+            variable = "AXK1_LLAMACPP name the folder of its programs"
         raise ValueError(
-            f"{engine.name} is not installed here: run `make bench-peers` in a clone of axk1, or let "
-            f"AXK1_BENCH_{engine.base.upper()} name a Python that has it."
+            f"{engine.name} is not installed here: run `make bench-peers` in a clone of axk1, or let {variable}."
         )
     return python
 
@@ -159,16 +168,11 @@ def weights_for(engine: Engine, model: Model) -> Path:
 
 
 def _gguf(engine: Engine, model: Model) -> Path:
-    target = model.cache / f"model-{engine.variant}.gguf"
+    folder = model.cache / f"gguf-{engine.variant}"
+    target = folder / f"model-{engine.variant}.gguf"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        command = [
-            str(require(engine)),
-            str(WORKERS / "gguf_export.py"),
-            str(model.folder),
-            str(target),
-            engine.variant,
-        ]
+        command = [sys.executable, "-m", "axk1", "export", "gguf", str(model.folder), str(folder)]
+        command += ["--type", engine.variant, "--split-size", "1TB"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip() or "no message").splitlines()[-1]

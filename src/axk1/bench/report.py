@@ -18,9 +18,9 @@ from axk1.bench.models import stored_bytes
 from axk1.bench.run import Measured
 from axk1.bench.summary import summarise
 from axk1.bench.turns import Entry
-from axk1.checkpoint.info import describe
 from axk1.files import write_text
 from axk1.plan.bounds import decode_bound, latent_bytes, prefill_bound, weight_bytes
+from axk1.plan.describe import describe
 from axk1.plan.machine import describe as describe_machine
 
 SCHEMA = 1
@@ -87,6 +87,7 @@ def _engine(entry: Entry, reference: Entry) -> dict[str, Any]:
         "peak_rss": entry.peak_rss,
         "device_peak": entry.device_peak,
         "cache_bytes_per_token": entry.cache_bytes_per_token,
+        "experts": entry.experts,
         "same_answers": sum(same) if same else None,
         "answers": len(same),
         "note": entry.engine.note,
@@ -223,6 +224,13 @@ def notes(data: dict[str, Any]) -> list[str]:
         f"{data['reference']}'s, token for token; drafts a step: {_drafts(settings['drafts'])}, "
         f"accepted: {100 * (found['acceptance'] or 0):.1f}%."
         for name, found in data["same_replies"].items()
+    ]
+    sentences += [
+        f"{engine['name']}: routed experts from disk through a cache of {settings['expert_cache']}: {found['asked']:,} "
+        f"asked for, {found['hit_rate']:.1%} in the cache, {found['bytes'] / 1e9:.2f} GB read, steps waited "
+        f"{found['stall_seconds']:.1f} s."
+        for engine in data["engines"]
+        if (found := engine.get("experts"))
     ]
     texts = dict.fromkeys(engine["note"] for engine in data["engines"] if engine["note"])
     texts |= dict.fromkeys(f"{row['engine']}: {row['note']}" for row in data["results"] if row["note"])

@@ -168,6 +168,7 @@ def _load(
         max_context=min(longest, model.config.max_position_embeddings),
         max_batch=max([1, *settings.batches]),
         vocabulary=model.config.vocab_size,
+        **({"expert_cache": settings.expert_cache} if entry.engine.base == "axk1" else {}),
         **entry.engine.load_options,
     )
     entry.answers = worker.request("answers", seconds, **QUESTIONS)["ids"]
@@ -220,6 +221,8 @@ def _finish(entry: Entry, worker: Worker, settings: Settings) -> None:
             reply = worker.request("memory", settings.patience)
             entry.device_peak = reply.get("device_peak")
             entry.cache_bytes_per_token = reply.get("cache_bytes_per_token")
+            if experts := reply.get("experts"):
+                entry.experts = experts
         except WorkerError as error:
             entry.error = str(error)
     entry.peak_rss = worker.peak_rss

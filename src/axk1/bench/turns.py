@@ -39,6 +39,8 @@ class Entry:
     replies: list[list[int]] = field(default_factory=list)
     acceptance: float | None = None
     """Of the drafts, the share that the trunk agreed with."""
+    experts: dict[str, Any] | None = None
+    """What the cache of experts read from disk did, where there is one."""
 
 
 class Turns:

@@ -32,7 +32,7 @@ class Record:
     """One request: ``line`` is its number in the file, ``id`` its own or its index, ``think`` None for the default.
 
     ``options`` are the line's own, of :meth:`Chat.reply_batch` and :class:`Sampling`; ``unknown`` names the keys that
-    are none.
+    are none. ``domain`` is what reports are grouped by.
     """
 
     id: str | int
@@ -41,6 +41,7 @@ class Record:
     think: bool | None
     options: dict[str, Any] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
+    domain: str = ""
 
 
 class Done(NamedTuple):
@@ -99,13 +100,14 @@ def _record(value: Any, index: int, line: int) -> Record:
     messages = value["messages"] if "messages" in value else [{"role": "user", "content": value["prompt"]}]
     options = _renamed({key: item for key, item in value.items() if key not in ("prompt", "messages", "id")})
     identity, think = value.get("id", index), options.pop("think", None)
+    domain = str(options.pop("domain", ""))
     if not isinstance(identity, str | int) or isinstance(identity, bool):
         raise ValueError("'id' must be text or a whole number.")
     if think is not None and not isinstance(think, bool):
         raise ValueError("'think' must be true or false.")
     known = {key: item for key, item in options.items() if key in _SAMPLING | _OTHERS and item is not None}
     unknown = tuple(key for key in options if key not in _SAMPLING | _OTHERS)
-    return Record(identity, line, check_messages(messages), think, _checked(known), unknown)
+    return Record(identity, line, check_messages(messages), think, _checked(known), unknown, domain)
 
 
 def _renamed(options: dict[str, Any]) -> dict[str, Any]:

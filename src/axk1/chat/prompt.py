@@ -51,6 +51,18 @@ def text_ids(tokenizer: PreTrainedTokenizerFast, text: str, special: bool = Fals
         return tokenizer.encode(text, add_special_tokens=special)
 
 
+def plain_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The tokens of a text that somebody wrote: a marker in it is text.
+
+    Raises:
+        ValueError: the tokenizer cannot read it.
+    """
+    if not _markers(tokenizer).search(text):
+        return text_ids(tokenizer, text)
+    with tokenizer_errors(UNREADABLE):
+        return _encode(tokenizer, text, re.compile(r"(?!)"), _unused([text]))
+
+
 def _markers(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
     """The control tokens as text: the special ones, and those in angle brackets such as ``<think>``."""
     added = tokenizer.added_tokens_decoder.values()

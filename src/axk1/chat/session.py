@@ -26,9 +26,9 @@ class ContextFullError(ValueError):
     """A prompt fills the model's context."""
 
 
-def load(path: str | Path | None = None, *, device: str | None = None, dtype: str = "auto") -> "Chat":
+def load(path: str | Path | None = None, **how: Any) -> "Chat":
     """A chat with a checkpoint; arguments and errors are those of :func:`axk1.load.load`."""
-    return Chat(*load_checkpoint(path, device=device, dtype=dtype))
+    return Chat(*load_checkpoint(path, **how))
 
 
 class ReplyStream(Iterator[Delta]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,21 @@ def quantized_card(source: Path, formats: str, command: str = "axk1 quantize", l
             "",
         ]
     )
+
+
+def merged_card(sources: Sequence[tuple[Path, float]]) -> str:
+    """The model card of a weighted sum; no score, for none was measured.
+
+    Args:
+        sources: folders and factors; the first one's card says the licence.
+    """
+    licence = _front_matter(sources[0][0] / CARD).get("license")
+    names = [(_name(folder), weight) for folder, weight in sources]
+    lines = ["---", f"base_model: {json.dumps([name for name, _ in names])}", "base_model_relation: merge"]
+    lines += ["library_name: transformers", *([f"license: {json.dumps(licence)}"] if licence else []), "---", ""]
+    lines += [f"# {' + '.join(f'{weight:g} x {name}' for name, weight in names)}", ""]
+    lines += ["A weighted sum of these models' weights, written by `axk1 merge`. Tokenizer, templates and settings are"]
+    return "\n".join([*lines, "the first one's. Nothing was measured with these weights.", ""])
 
 
 def _name(source: Path) -> str:

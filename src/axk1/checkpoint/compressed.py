@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import gcd, prod
 from pathlib import Path
 
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.names import Row, TensorSpec, expected_tensors, layer_rows
+from axk1.checkpoint.names import Row, TensorSpec, layer_rows
 from axk1.config import AXK1Config
 from axk1.quantized.plan import METHOD, Kind, Plan, Scheme, plan_of
 
@@ -19,15 +19,6 @@ IGNORED = ("lm_head", r"re:.*mlp\.gate$")
 """Kept in full: the head and the router."""
 KV_B = r"re:.*kv_b_proj$"
 """The matrix that attention absorbs into queries and values, and so reads in rows and in columns."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of a model's weights."""
-
-    total: int
-    per_token: int
-    """Read to decode one token at batch 1: the active weights without the input embedding and the MTP layers."""
 
 
 def read_plan(config: AXK1Config, folder: Path) -> Plan | None:
@@ -97,29 +88,6 @@ def make_plan(config: AXK1Config, kind: Kind, group_size: int = GROUP_SIZES[0], 
     groups = tuple((("Linear",) if size == sizes[0] else tuple(targets[size]), Scheme("int4", size)) for size in sizes)
     kv_b = ((KV_B,), Scheme("int8", activations=True))
     return Plan((*groups, kv_b), (*IGNORED, *targets.get(None, ())))
-
-
-def weight_sizes(config: AXK1Config, plan: Plan | None = None) -> Sizes:
-    """Bytes of a model of this configuration in bfloat16, or quantised by ``plan``: arithmetic only."""
-    specs = expected_tensors(config, "per_expert" if plan else "released")
-    return sum_sizes(
-        config, stored_specs((spec for spec in specs if not spec.name.endswith("e_score_correction_bias")), plan)
-    )
-
-
-def sum_sizes(config: AXK1Config, specs: Iterable[TensorSpec]) -> Sizes:
-    """Bytes of the tensors ``specs``, their types taken from ``dtype``."""
-    total, read = 0, 0.0
-    for spec in specs:
-        size = spec.size * ITEM_BYTES[spec.dtype]
-        total += size
-        if spec.part == "routed experts":
-            read += size * config.num_experts_per_tok / config.n_routed_experts
-        elif spec.part == "embedding":
-            read += size * config.tie_word_embeddings
-        elif spec.part != "MTP" and not (spec.optional and spec.part == "norms"):  # a norm that is never applied
-            read += size
-    return Sizes(total, round(read))
 
 
 def held_specs(specs: Iterable[TensorSpec], plan: Plan | None, held: Container[str]) -> Iterator[TensorSpec]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from axk1.checkpoint.compressed import check_not_quantized
-from axk1.checkpoint.files import Stored, load_config, open_checkpoint
-from axk1.checkpoint.names import HEAD_KEYS, LAYOUTS, Layout, expected_tensors
+from axk1.checkpoint.files import Stored, load_config, open_checkpoint, read_headers
+from axk1.checkpoint.names import HEAD_KEYS, LAYOUTS, Layout, expected_tensors, layer_index
 from axk1.checkpoint.shards import DTYPES, Output
 from axk1.checkpoint.streaming import STATE, Job, Progress, Reader, source_pieces, write_checkpoint
 from axk1.checkpoint.verify import FLOATS, check_tensors, with_mtp_layers
 from axk1.config import AXK1Config
 
-__all__ = ["STATE", "Progress", "Reader", "convert_checkpoint"]
+__all__ = ["STATE", "Progress", "Reader", "attach_module", "convert_checkpoint"]
 
 
 def convert_checkpoint(
@@ -41,13 +41,41 @@ def convert_checkpoint(
     source, target = Path(source), Path(target)
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}.")
-    word = None if dtype is None else _dtype_word(dtype)
+    word = None if dtype is None else dtype_word(dtype)
     stored, config = open_checkpoint(source), load_config(source)
     check_not_quantized(config, source, "converted")
     jobs = _jobs(stored, config, layout, word)
     wish = {"layout": layout, "dtype": dtype}
     values = {} if dtype is None else {"dtype": dtype}
     return write_checkpoint(source, target, jobs, Reader(stored), wish, max_shard_size, values, progress)
+
+
+def attach_module(
+    source: Path | str,
+    module: Path,
+    target: Path | str,
+    max_shard_size: int | str = "5GB",
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Writes ``source`` with the MTP module in the file ``module``, in place of any it has; returns the weight files.
+
+    Memory and interruptions as in :func:`convert_checkpoint`; every value keeps its bits, and the layout stays.
+
+    Args:
+        module: safetensors with the keys of decoder layer ``num_hidden_layers``, in the layout of ``source``.
+
+    Raises:
+        CheckpointError: the files do not fit together, or the target holds something else.
+    """
+    source, target = Path(source), Path(target)
+    stored, config = open_checkpoint(source), load_config(source)
+    check_not_quantized(config, source, "given a module")
+    depth = config.num_hidden_layers
+    trunk = {name: held for name, held in stored.tensors.items() if (layer_index(name) or 0) < depth}
+    joined = Stored([*stored.files, module], {**trunk, **read_headers([module]).tensors})
+    jobs = _jobs(joined, with_mtp_layers(config, 1), check_tensors(stored, config).layout, None)
+    values = {"num_nextn_predict_layers": 1}
+    return write_checkpoint(source, target, jobs, Reader(joined), {"module": 1}, max_shard_size, values, progress)
 
 
 def _jobs(stored: Stored, config: AXK1Config, layout: Layout, dtype: str | None) -> list[Job]:
@@ -68,7 +96,12 @@ def _jobs(stored: Stored, config: AXK1Config, layout: Layout, dtype: str | None)
     return jobs
 
 
-def _dtype_word(dtype: str) -> str:
+def dtype_word(dtype: str) -> str:
+    """The files' word for a dtype of torch.
+
+    Raises:
+        ValueError: an unknown one.
+    """
     words = {str(DTYPES[word]).removeprefix("torch."): word for word in FLOATS}
     if dtype not in words:
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(words)}.")

@@ -58,6 +58,27 @@ def hub_folder(wanted: HubId, download: bool = True, say: Callable[[str], object
         raise ValueError(_how_to_download(wanted, f"cannot be had from the hub ({reason})")) from error
 
 
+def hub_config(wanted: HubId) -> Path:
+    """``config.json`` of ``wanted``, from the hub's cache or downloaded into it: kilobytes, and no weights.
+
+    Raises:
+        ValueError: no such repository, or neither a copy here nor a network.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(wanted.name, "config.json", revision=wanted.revision))
+    except LocalEntryNotFoundError:
+        raise ValueError(
+            f"{wanted} is no folder here, its config.json is not in the hub's cache, and the hub cannot be reached; "
+            "give the path of a config.json."
+        ) from None
+    except (HfHubHTTPError, HFValidationError, EntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"The config.json of {wanted} cannot be had from the hub ({reason}).") from error
+
+
 def _snapshot(wanted: HubId, **how: Any) -> Any:
     """The folder in the cache; with ``dry_run`` the files that it takes."""
     from huggingface_hub import snapshot_download

@@ -99,11 +99,11 @@ def write_checkpoint(
     Raises:
         CheckpointError: the target holds something else, is being written by another run, or has no room.
     """
-    shards = _shards(jobs, _bytes(max_shard_size))
+    shards = _shards(jobs, byte_count(max_shard_size))
     _check_room(target, shards)
     target.mkdir(parents=True, exist_ok=True)
     with only_writer(target):
-        _begin(target, _state(read.stored, {**wish, "max_shard_size": max_shard_size}))
+        begin(target, state_of(read.stored, {**wish, "max_shard_size": max_shard_size}))
         copy_beside(source, target, config, card)
         _write_shards(target, shards, read, progress)
         if list(shards) != [SINGLE]:
@@ -125,9 +125,16 @@ def _write_shards(target: Path, shards: dict[str, list[Job]], read: Reader, prog
 
 
 def _check_room(target: Path, shards: dict[str, list[Job]]) -> None:
-    """Before hours of work, whether the disk holds what is still to be written."""
     sizes = {name: sum(job.nbytes for job in shard) for name, shard in shards.items()}
-    needed = sum(size for name, size in sizes.items() if not _is_finished(target / name, shards[name]))
+    check_room(target, sum(size for name, size in sizes.items() if not _is_finished(target / name, shards[name])))
+
+
+def check_room(target: Path, needed: int) -> None:
+    """Before hours of work, whether the disk of ``target`` has room for the ``needed`` bytes.
+
+    Raises:
+        CheckpointError: it has not.
+    """
     place = next(folder for folder in (target, *target.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -150,7 +157,12 @@ def source_pieces(stored: Stored, config: AXK1Config) -> dict[str, tuple[Piece, 
     return sources
 
 
-def _bytes(size: int | str) -> int:
+def byte_count(size: int | str) -> int:
+    """Bytes of a size such as ``"5GB"``.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         number = convert_file_size_to_int(size)
     except (ValueError, OverflowError):
@@ -207,8 +219,12 @@ def _is_finished(file: Path, jobs: list[Job]) -> bool:
     return held == {output.name: (output.dtype, output.shape) for job in jobs for output in job.outputs}
 
 
-def _begin(target: Path, state: dict[str, Any]) -> None:
-    """Finds the unfinished work on the same source in the target folder, or begins it."""
+def begin(target: Path, state: dict[str, Any]) -> None:
+    """Finds the unfinished work of the same ``state`` in the target folder, or begins it.
+
+    Raises:
+        CheckpointError: the folder holds something else.
+    """
     if (target / STATE).is_file() and read_json(target / STATE) == state:
         remove_unfinished(target)
         return
@@ -218,7 +234,7 @@ def _begin(target: Path, state: dict[str, Any]) -> None:
     write_text(target / STATE, json.dumps(state, indent=2))
 
 
-def _state(stored: Stored, wish: dict[str, Any]) -> dict[str, Any]:
+def state_of(stored: Stored, wish: dict[str, Any]) -> dict[str, Any]:
     """What must be unchanged for finished shards to be worth keeping."""
     stats = {str(file.resolve()): file.stat() for file in stored.files}
     return {"files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}, **wish}

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from axk1.cli.chat_options import ExpertCache
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -57,6 +59,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="Threads of every engine. Default: one per core.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    expert_cache: ExpertCache = None,
     prefilled_to: Annotated[
         int, typer.Option(help="Longest context for engines that have to compute it (vllm, llamacpp).")
     ] = 8_192,
@@ -89,6 +92,7 @@ def bench(
         _timed(FULL if full else QUICK, rounds, tokens, seconds),
         batches=_numbers("--batch", batch, 1),
         threads=_at_least("--threads", threads or _cores(), 1),
+        expert_cache=expert_cache,
         device=device,
         dtype=dtype,
         drafts=mtp,

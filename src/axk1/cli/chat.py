@@ -56,10 +56,16 @@ def chat(
 
 def _describe(engine: "Chat") -> str:
     """Which model answers: its folder, size, number format and device."""
+    from axk1.experts.store import store_of
+
     model = engine.model
     size = sum(parameter.numel() for parameter in model.parameters())
     dtype = str(model.dtype).removeprefix("torch.")
-    return f"{model.config.name_or_path}: {size / 1e6:,.1f} million parameters, {dtype}, {model.device}"
+    text = f"{model.config.name_or_path}: {size / 1e6:,.1f} million parameters, {dtype}, {model.device}"
+    store = store_of(model)
+    return (
+        text if store is None else f"{text}, and {len(store.layout.experts):,} experts on disk, {store.slots:,} cached"
+    )
 
 
 class Session:

@@ -23,6 +23,13 @@ Model = Annotated[
 Threads = Annotated[int | None, typer.Option(help="CPU threads; as many as torch finds when left out.")]
 MOST_THREADS = 4096
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU when there is one.")]
+ExpertCache = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Read routed experts from disk as they are needed, into a cache of this size, such as 8GiB.",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,7 @@ class ReplyOptions:
         ),
     ] = "auto"
     threads: Threads = None
+    expert_cache: ExpertCache = None
 
     def check(self) -> None:
         """Refuses what cannot go together, before the model is loaded.
@@ -115,7 +123,7 @@ class ReplyOptions:
 
     def load(self, model: str | Path | None) -> "Chat":
         """The checkpoint, on the device and in the dtype chosen."""
-        return load_chat(model, self.device, self.dtype, self.threads)
+        return load_chat(model, self.device, self.dtype, self.threads, self.expert_cache)
 
 
 def with_reply_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -147,7 +155,13 @@ def _bias(text: str) -> tuple[int, float]:
         raise ValueError(f"--logit-bias is {text!r}; it must be a token id, =, and a number, as in 42=-5.") from error
 
 
-def load_chat(model: str | Path | None, device: str | None, dtype: str, threads: int | None = None) -> "Chat":
+def load_chat(
+    model: str | Path | None,
+    device: str | None,
+    dtype: str,
+    threads: int | None = None,
+    expert_cache: str | None = None,
+) -> "Chat":
     """Loads a checkpoint; meanwhile a terminal's standard error says which.
 
     Raises:
@@ -167,7 +181,7 @@ def load_chat(model: str | Path | None, device: str | None, dtype: str, threads:
             torch.set_num_threads(threads)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        return load(folder, device=device, dtype=dtype)
+        return load(folder, device=device, dtype=dtype, expert_cache=expert_cache)
 
 
 def check_threads(threads: int | None) -> None:

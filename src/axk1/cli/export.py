@@ -1,5 +1,8 @@
 """`axk1 export`: a checkpoint in the form that another engine reads."""
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +21,64 @@ class Mixed(str, Enum):  # noqa: UP042 - typer shows the values as choices
     mixed_2_6 = "mixed_2_6"
 
 
+class FileType(str, Enum):  # noqa: UP042
+    """llama.cpp's names of what its quantiser writes."""
+
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    q8_0 = "q8_0"
+    q6_k = "q6_k"
+    q5_k_m = "q5_k_m"
+    q5_k_s = "q5_k_s"
+    q4_k_m = "q4_k_m"
+    q4_k_s = "q4_k_s"
+    iq4_xs = "iq4_xs"
+    q3_k_m = "q3_k_m"
+    q2_k = "q2_k"
+    q4_0 = "q4_0"
+    mxfp4_moe = "mxfp4_moe"
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Shows (bytes written, all bytes) on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = ("exporting", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda written, total: bar.update(task, completed=written, total=total)
+
+
+@app.command("gguf")
+def gguf(
+    source: Annotated[Path, typer.Argument(help="Checkpoint folder to read, in either layout or quantised.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an unfinished run.")],
+    file_type: Annotated[FileType, typer.Option("--type", help="Format of the matrices.")] = FileType.q4_k_m,
+    split_size: Annotated[str, typer.Option(help="Largest file; a larger tensor gets its own.")] = "20GB",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the files and their bytes as JSON.")] = False,
+) -> None:
+    """Write a checkpoint for llama.cpp in little memory; the same command continues after an interruption."""
+    from axk1.cli.info import size_text
+    from axk1.integrations.llamacpp import check_gguf
+
+    check_gguf()
+    from axk1.integrations.llamacpp.export import export_gguf
+    from axk1.load import resolve_hub_name
+
+    source = resolve_hub_name(source)
+    with progress_bar() as progress:
+        files = export_gguf(source, target, file_type.value, split_size, progress)
+    sizes = {str(file): file.stat().st_size for file in files}
+    if as_json:
+        typer.echo(json.dumps({"type": file_type.value, "files": sizes}))
+        return
+    typer.echo(f"{target}: {len(files)} file(s), {size_text(sum(sizes.values()))}, {file_type.value}: {files[0].name}")
+
+
 @app.command("mlx")
 def mlx(
     source: Annotated[Path, typer.Argument(help="Checkpoint folder to read, in either layout.")],
@@ -28,26 +89,12 @@ def mlx(
     max_shard_size: Annotated[str, typer.Option(help="Largest file; a larger tensor gets its own.")] = "5GB",
 ) -> None:
     """Quantise a checkpoint for mlx-lm in little memory; the same command continues after an interruption."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
     from axk1.cli.info import size_text
     from axk1.integrations.mlx.export import export_mlx
     from axk1.load import resolve_hub_name
 
     source = resolve_hub_name(source)
-    console = Console(stderr=True)
-    columns = ("exporting", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        files = export_mlx(
-            source,
-            target,
-            bits,
-            group_size,
-            mixed and mixed.value,
-            max_shard_size,
-            lambda written, total: bar.update(task, completed=written, total=total),
-        )
+    with progress_bar() as progress:
+        files = export_mlx(source, target, bits, group_size, mixed and mixed.value, max_shard_size, progress)
     size = sum(file.stat().st_size for file in files)
     typer.echo(f"{target}: {len(files)} weight file(s), {size_text(size)}, {mixed.value if mixed else f'{bits} bits'}")

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +41,9 @@ def generate(
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Cut the answer before this text; repeatable.")] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts of the input file answered at once.")] = 32,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Say at the end, on standard error, what was read from disk and how fast.")
+    ] = False,
     *,
     how: options.ReplyOptions,
 ) -> None:
@@ -53,6 +58,8 @@ def generate(
     _check_sources(prompt, input, output, as_json)
     if logprobs is not None and not as_json and input is None:
         raise ValueError("--logprobs needs --json, or --input and --output.")
+    if stats and how.expert_cache is None:
+        raise ValueError("--stats tells of the experts' cache; add --expert-cache SIZE.")
     how.check()
     folder = resolve_model_path(model)
     reply_options = {
@@ -67,7 +74,9 @@ def generate(
         if not text.strip():
             raise ValueError("The prompt is empty.")
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        _answer(how.load(folder), text, as_json, reply_options)
+        chat = how.load(folder)
+        with _statistics(chat, stats):
+            _answer(chat, text, as_json, reply_options)
         return
     from axk1.chat.batch import read_records
 
@@ -76,7 +85,22 @@ def generate(
     if output.exists() and output.samefile(input):
         raise ValueError("--output is the --input file; choose another.")
     streams.check_writable("--output", output)
-    _answer_file(how.load(folder), records, output, {"batch_size": batch_size, **reply_options})
+    chat = how.load(folder)
+    with _statistics(chat, stats):
+        _answer_file(chat, records, output, {"batch_size": batch_size, **reply_options})
+
+
+@contextmanager
+def _statistics(chat: "Chat", wanted: bool) -> Iterator[None]:
+    """Says in the end what the experts' cache did."""
+    from axk1.experts.store import store_of
+
+    store = store_of(chat.model)
+    try:
+        yield
+    finally:
+        if wanted and store is not None:
+            typer.echo(str(store.counters()), err=True)
 
 
 def _is_prompt(text: str) -> bool:
@@ -111,6 +135,7 @@ def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None
     from rich.console import Console
 
     from axk1.cli.chat_view import write
+    from axk1.experts.store import store_of
 
     stream = chat.stream([{"role": "user", "content": text}], **how)
     stderr = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
@@ -127,6 +152,8 @@ def _answer(chat: "Chat", text: str, as_json: bool, how: dict[str, Any]) -> None
         previous = delta.kind
     if as_json:
         reply = {"think": how["think"], **stream.reply.record(), "drafts": _drafts(stream.statistics)}
+        if (store := store_of(chat.model)) is not None:
+            reply["experts"] = store.counters().to_dict()
         typer.echo(streams.json_text(reply))
     else:
         typer.echo()

@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from axk1.checkpoint.info import Info
+    from axk1.plan.describe import Info
 
 
 def info(
@@ -26,7 +26,7 @@ def info(
         return
     if name is None:
         raise ValueError("Name a checkpoint folder or a preset (nano, mini, k1), or ask for --paths.")
-    from axk1.checkpoint.info import describe
+    from axk1.plan.describe import describe
 
     found = describe(name)
     if as_json:
@@ -75,10 +75,10 @@ def _parts(found: "Info") -> "Table":
 
 def _bytes(found: "Info") -> "Table":
     table = _table("Weights", "whole model", "read per token")
-    labels = {"int4": "int4 (4.5 bits)", "stored": "as stored"}
     for dtype, size in found.bytes.items():
-        label = labels.get(dtype, dtype)
-        table.add_row(label, size_text(size), size_text(found.bytes_per_token[dtype]))
+        table.add_row(
+            "as stored" if dtype == "stored" else dtype, size_text(size), size_text(found.bytes_per_token[dtype])
+        )
     return table
 
 

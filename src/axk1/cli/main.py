@@ -19,12 +19,15 @@ from axk1.cli import (
     chat,
     convert,
     corpus,
+    data,
     demo,
     evaluate,
     export,
     generate,
     info,
+    merge,
     mlx,
+    plan,
     quantize,
     serve,
     streams,
@@ -59,18 +62,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = (demo.demo, chat.chat, generate.generate, info.info, verify.verify, convert.convert, quantize.quantize)
+_COMMANDS = (
+    *(demo.demo, chat.chat, generate.generate, info.info, plan.plan),
+    *(verify.verify, convert.convert, quantize.quantize, merge.merge),
+)
 for function in _COMMANDS:
     app.command()(function)
 app.command("serve", context_settings={"ignore_unknown_options": False, "allow_extra_args": True})(serve.serve)
 app.command("mlx", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(
     mlx.mlx
 )
-app.command("train")(train.train)
+app.add_typer(train.app, name="train")
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(corpus.app, name="corpus")
+app.add_typer(data.app, name="data")
 app.add_typer(export.app, name="export")
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from axk1.cli.chat_options import ExpertCache
+
 ENGINE_OPTIONS = {
     "gpus": "--gpus",
     "nodes": "--nodes",
@@ -30,6 +32,7 @@ OWN_OPTIONS = {
     "allow_origin": "--allow-origin",
     "closing": "--closing",
     "open_page": "--open",
+    "expert_cache": "--expert-cache",
 }
 """What only our own server takes."""
 
@@ -80,6 +83,7 @@ def serve(
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the page in this machine's browser once the server answers.")
     ] = False,
+    expert_cache: ExpertCache = None,
     tensor: Annotated[int | None, typer.Option(help="Tensor-parallel size.")] = None,
     pipeline: Annotated[int | None, typer.Option(help="Pipeline stages.")] = None,
     data: Annotated[int | None, typer.Option(help="Copies of the attention.")] = None,
@@ -88,7 +92,10 @@ def serve(
         int | None, typer.Option(help="Requests answered at once. Default: 32 (engines: 64).")
     ] = None,
     step_tokens: Annotated[int, typer.Option(help="Tokens of one step, prompts included.")] = 8192,
-    fraction: Annotated[float, typer.Option(help="Part of a GPU's memory to use.")] = 0.9,
+    fraction: Annotated[
+        float | None,
+        typer.Option(help="Part of a GPU's memory to use. Default: 0.9, up to 0.97 where that is too little."),
+    ] = None,
     head: Annotated[str | None, typer.Option(help="Address of the first machine.")] = None,
     node_rank: Annotated[int | None, typer.Option(help="Number of this machine, from 0.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster (vllm).")] = None,

@@ -44,7 +44,7 @@ class Cluster:
     expert: bool | None = None
     max_requests: int = 64
     step_tokens: int = 8192
-    fraction: float = 0.9
+    fraction: float | None = None
     head: str | None = None
     node_rank: int | None = None
     ray_address: str | None = None
@@ -71,7 +71,7 @@ class Cluster:
             if value is not None and not least <= value <= most:
                 end = f" and at most {most}" if value > most else ""
                 raise ValueError(f"{option} is {value}; it must be at least {least}{end}.")
-        if not 0 < self.fraction <= 1:
+        if self.fraction is not None and not 0 < self.fraction <= 1:
             raise ValueError(f"--fraction is {self.fraction}; it must be above 0 and at most 1.")
 
     @property
@@ -90,8 +90,8 @@ def serve_cluster(asked: Cluster) -> None:
         asked = replace(asked, model=str(resolve_hub_name(asked.model)))
     hardware = find_hardware(asked.nodes, asked.gpus, asked.gpu_memory, asked.device)
     found = _weights(asked.model, asked.weights, asked.mtp)
-    order = _order(asked, hardware, found)
     python = run.find_engine(asked.engine)
+    order = replace(_order(asked, hardware, found), loader=run.fast_loader(asked.engine, python))
     make = vllm.commands if asked.engine == "vllm" else sglang.commands
     ranks = range(asked.nodes) if asked.node_rank is None and asked.only_shown else [order.rank]
     machines = {rank: make(replace(order, rank=rank), str(python or "python")) for rank in ranks}
@@ -114,12 +114,12 @@ def _order(asked: Cluster, hardware: "Hardware", found: "Weights") -> "Order":
     """
     from axk1.integrations.launch.order import SPARE, Order
     from axk1.plan.memory import Step
-    from axk1.plan.placement import Wish, choose
+    from axk1.plan.placement import Wish, choose_with_share
 
     step = Step(max(asked.step_tokens // (asked.data or 1), 1), asked.max_requests)
     wish = Wish(asked.tensor, asked.pipeline, asked.data, asked.expert, asked.length, asked.mtp)
     try:
-        choice = choose(found, hardware, wish, step, asked.fraction, SPARE[asked.engine])
+        choice, fraction = choose_with_share(found, hardware, wish, step, asked.fraction, SPARE[asked.engine])
     except ValueError as error:
         raise ValueError(hardware.words(str(error))) from None
     return Order(
@@ -128,7 +128,8 @@ def _order(asked: Cluster, hardware: "Hardware", found: "Weights") -> "Order":
         hardware=hardware,
         choice=choice,
         step=step,
-        fraction=asked.fraction,
+        fraction=fraction,
+        per_expert=found.per_expert,
         host=asked.host,
         port=asked.port,
         dtype=asked.dtype,

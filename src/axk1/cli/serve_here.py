@@ -34,6 +34,7 @@ class Here:
     allow_origin: list[str] = field(default_factory=list)
     closing: str | None = None
     open_page: bool = False
+    expert_cache: str | None = None
 
 
 def serve_here(asked: Here) -> None:
@@ -99,6 +100,8 @@ def _names(model: str) -> list[str]:
 def _engine(asked: Here, settings: "Settings") -> tuple[Any, Any, Any]:
     """Engine, tokenizer, and the ids that end a turn."""
     if asked.model.startswith(SCRIPTED):
+        if asked.expert_cache is not None:
+            raise ValueError("--expert-cache is for a model; scripted replies have none.")
         from axk1.chat.session import TURN_ENDS
         from axk1.engine.scripted import ScriptedEngine, read_scripts
         from axk1.load import load_tokenizer, resolve_model_path
@@ -111,7 +114,7 @@ def _engine(asked: Here, settings: "Settings") -> tuple[Any, Any, Any]:
     from axk1.load import load
 
     how = _engine_settings(asked, settings)
-    chat = Chat(*load(asked.model, device=asked.device, dtype=asked.dtype))
+    chat = Chat(*load(asked.model, device=asked.device, dtype=asked.dtype, expert_cache=asked.expert_cache))
     return ModelEngine(chat.model, how), chat.tokenizer, chat.stop_ids
 
 

@@ -6,6 +6,7 @@ readers' asyncio loops in one call each.
 """
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -30,12 +31,14 @@ from axk1.engine.interface import (
 from axk1.engine.pace import Pace
 from axk1.engine.prefix import PrefixTree
 from axk1.engine.settings import Settings, default_pages
+from axk1.experts.store import store_of
 from axk1.generation.batch import Sequence
 from axk1.generation.loop import Loop
 from axk1.generation.pages import PAGE
 from axk1.generation.sampling import GREEDY
 from axk1.modeling import AXK1ForCausalLM
 
+log = logging.getLogger("axk1.engine")
 FIXED_PIECE = 256
 """Tokens that prompts are cut at multiples of where that changes bits."""
 LEAST_REPLY = 2_048
@@ -89,7 +92,8 @@ class ModelEngine:
         self._longest = min(context, self._pages * PAGE - 1) if self._pages else context
         self._pace = Pace(settings.prompt_tokens, settings.stretch)
         self._entries: dict[Generation, _Entry] = {}
-        self._totals = dict.fromkeys(("prompt_tokens", "generated_tokens", "prefix_queries", "prefix_hits"), 0)
+        names = ("prompt_tokens", "generated_tokens", "prefix_queries", "prefix_hits", "failed_steps")
+        self._totals = dict.fromkeys(names, 0)
         self._drafts = [0, 0]
         self._failed = 0  # steps in a row
         self._seconds = 1.0  # that a request runs for, a running mean
@@ -292,6 +296,8 @@ class ModelEngine:
             self._failed = 0
         except Exception as error:  # of the model: it may be over when the step is tried again
             self._failed += 1
+            self._totals["failed_steps"] += 1
+            log.error("A step of the model failed, %d in a row", self._failed, exc_info=error)
             if self._failed > 1:
                 self._give_up(error)
         heard = [entry.generation for entry in list(self._entries.values()) if self._deliver(entry)]
@@ -407,7 +413,22 @@ class ModelEngine:
             drafted=self._drafts[0] + sum(s.drafted for s in running),
             accepted=self._drafts[1] + sum(s.accepted for s in running),
             **self._totals,
+            **self._experts(),
         )
+
+    def _experts(self) -> dict[str, int | float]:
+        """What the experts' cache has done, where there is one."""
+        store = store_of(self._model)
+        if store is None:
+            return {}
+        now = store.counters()
+        return {
+            "experts_asked": now.asked,
+            "experts_hit": now.hits,
+            "expert_bytes": now.bytes,
+            "expert_stalls": now.stalls,
+            "expert_stall_seconds": now.stall_seconds,
+        }
 
     def audit(self) -> None:
         """Counts all pages again. Between steps only: on the engine's thread, or once it is closed.

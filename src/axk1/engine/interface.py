@@ -244,8 +244,19 @@ class Statistics:
     """Tokens that were found there."""
     drafted: int = 0
     accepted: int = 0
+    failed_steps: int = 0
+    """Steps in which the model raised; a step is tried again once."""
     preemptions: int = 0
     """Times that a running request had to give way. Always 0 where admission reserves all that a request may need."""
+    experts_asked: int = 0
+    """Routed experts that steps asked for, where they are read from disk: of every layer and step, each once."""
+    experts_hit: int = 0
+    """How many of these were in the cache."""
+    expert_bytes: int = 0
+    """Read from disk."""
+    expert_stalls: int = 0
+    """Times that a step waited for a read."""
+    expert_stall_seconds: float = 0.0
 
 
 class Engine(Protocol):

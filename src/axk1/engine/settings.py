@@ -1,13 +1,12 @@
 """How an engine runs, and how much memory it takes where nobody says."""
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 import torch
 from transformers import PreTrainedModel
 
+from axk1.allocator import free_memory
 from axk1.config import AXK1Config
 from axk1.generation.pages import PAGE, Pool, pages_of
 from axk1.generation.speculate import Drafts
@@ -71,9 +70,4 @@ def _free_bytes(device: torch.device) -> int:
     """Memory that is free on ``device``."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-        return int(kib) << 10
-    except (OSError, ValueError):  # no Linux: of all memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return free_memory()

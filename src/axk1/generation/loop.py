@@ -15,6 +15,7 @@ from axk1.generation.sampling import choose, margins
 from axk1.generation.speculate import (
     AUTO,
     NO_DRAFTS,
+    WAITING_STEPS,
     Drafter,
     Drafts,
     DraftStatistics,
@@ -73,6 +74,7 @@ class Loop:
         self.statistics = statistics if statistics is not None else DraftStatistics()
         self._assembler = Assembler(model.device)
         self._drafter = Drafter(self.executor, self._assembler) if drafts.count and can_draft(model) else None
+        self._failures, self._undrafted = 0, 0  # steps with drafts that failed in a row; steps to come without any
         self._gap = tie_gap(drafts, model.dtype) if drafts.exact and not self.executor.exact else 0.0
         self.prompts = Prompts(self.pool, max(1, prefill_tokens))
         self.replying: list[Sequence] = []
@@ -149,18 +151,27 @@ class Loop:
         clock = self.drafts.clock
         start, running = clock(), len(self.replying)
         counts = [min(number, s.left - 1) if s.drafting else 0 for s in self.replying] if number else [0] * running
+        before = [(s, s.module, [*s.waiting]) for s in self.replying] if number else []
         try:
             found = self._reply(self.replying, counts)
-        except BaseException:  # of the model; what the next drafts would be computed from may be lost
-            for s in self.replying:
-                s.drafting, s.history.drafts = False, []
-                s.waiting.clear()
+        except BaseException:  # of the model
+            self._forget(before)
             raise
         seconds, made = clock() - start, sum(map(len, found.values()))
+        self._failures = 0 if number else self._failures
         self.gate.record(running, number, made, seconds)
         self.statistics.record(counts, [max(len(new) - 1, 0) for new in found.values()], made, seconds)
         self._leave()
         return found
+
+    def _forget(self, before: list[tuple[Sequence, int, list[Tensor]]]) -> None:
+        """Makes sequences what they were ``before`` a step with drafts that failed: module and waiting states. It is
+        tried again without drafts, and the longer without, the more often it fails with them."""
+        for s, module, waiting in before:
+            s.history.drafts, s.module, s.waiting[:] = [], module, waiting
+        if before:
+            self._failures += 1
+            self._undrafted = min(1 << self._failures - 1, WAITING_STEPS // 2)
 
     def _may_draft(self) -> bool:
         """Whether drafts are likely to be made for a sequence that begins now."""
@@ -241,6 +252,9 @@ class Loop:
 
     def _next_drafts(self) -> int:
         """How many drafts the next step makes: no more than may still be yielded."""
+        if self._undrafted:
+            self._undrafted -= 1
+            return 0
         if not any(s.drafting for s in self.replying):
             return 0
         wanted = self.gate.choose(len(self.replying)) if self.drafts.count == AUTO else self.drafts.count

@@ -189,25 +189,40 @@ class Drafter:
         for s, _ in drafting:
             self._caught_up(s)
         for ahead in range(max(counts)):
-            if ahead:
-                rows = [at for at, (_, count) in enumerate(drafting) if count > ahead]
-                drafting = [drafting[at] for at in rows]
-                step = self._repeat([s for s, _ in drafting], ahead, step.states[rows])
             best = step.best.tolist()
-            for at, (s, _) in enumerate(drafting):
-                self._draft(s, step.logits[at : at + 1], best[at], ahead, asked.get(s))
-        return {s: torch.cat(some) for s, some in asked.items()}
+            rows = [
+                at
+                for at, (s, count) in enumerate(drafting)
+                if self._draft(s, step.logits[at : at + 1], best[at], ahead, asked.get(s)) and count > ahead + 1
+            ]
+            drafting = [drafting[at] for at in rows]
+            if not drafting:
+                break
+            step = self._repeat([s for s, _ in drafting], ahead + 1, step.states[rows])
+        return {s: torch.cat(some) for s, some in asked.items() if s.history.drafts}
 
-    def _draft(self, s: Sequence, logits: Tensor, best: int, ahead: int, asked: list[Tensor] | None) -> None:
-        """Adds a draft of logits ``[1, V]``; seeded, with the very noise that the trunk's token will meet."""
+    def _draft(self, s: Sequence, logits: Tensor, best: int, ahead: int, asked: list[Tensor] | None) -> bool:
+        """Adds a draft of logits ``[1, V]``; seeded, with the very noise that the trunk's token will meet.
+
+        Returns:
+            Whether there can be another. There is none where its own processors leave no token that the module can
+            name; and where they fail, none any more.
+        """
         if s.plain:
             s.history.drafts.append(best)
-            return
-        scores = s.scorer(logits, s.history, ahead)
+            return True
+        try:
+            scores = s.scorer(logits, s.history, ahead)
+        except Exception:  # of which the trunk's step may hear, too
+            s.drafting, s.history.drafts = False, []
+            return False
+        if not scores.isfinite().any():
+            return False
         noise = None if s.draws is None else s.draws.noise(1, scores.shape[-1], ahead)
         s.history.drafts.append(int(choose(scores, noise)))
         if asked is not None:
             asked.append(scores.softmax(-1))
+        return True
 
     def _repeat(self, sequences: list[Sequence], ahead: int, states: Tensor) -> Step:
         """The module over its own states ``[B, D]`` and the drafts made of them. They leave no trace: what waits next

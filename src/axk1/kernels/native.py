@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_void_p
 from functools import cache
 from typing import Any
@@ -45,14 +46,44 @@ class Shape(ctypes.Structure):
     _fields_ = [*((name, c_int64) for name in SIZES), *((name, c_double) for name in NUMBERS)]
 
 
-class ExpertMatrices(ctypes.Structure):
-    """``axk1_expert``."""
+EXTENTS = 8
+FILE_PAGE = 4096
+"""Bytes: what offsets, lengths and places of pieces of files are multiples of."""
 
-    _fields_ = [("gate_up", Matrix), ("down", Matrix)]
+
+class Extent(ctypes.Structure):
+    """``axk1_extent``."""
+
+    _fields_ = [(name, c_int64) for name in ("file", "offset", "bytes", "needed", "place")]
 
 
-Fetch = ctypes.CFUNCTYPE(c_int, c_void_p, c_int64, POINTER(c_int64), c_int64, POINTER(ExpertMatrices))
-"""``axk1_fetch``."""
+class StoredMatrix(ctypes.Structure):
+    """``axk1_stored``."""
+
+    _fields_ = [
+        (name, c_int64)
+        for name in ("format", "rows", "columns", "data", "scales", "scale_count", "scale_bytes", "side")
+    ]
+
+
+class Place(ctypes.Structure):
+    """``axk1_place``."""
+
+    _fields_ = [
+        ("extents", c_int64),
+        ("extent", Extent * EXTENTS),
+        ("gate", StoredMatrix),
+        ("up", StoredMatrix),
+        ("down", StoredMatrix),
+    ]
+
+
+class StreamCounters(ctypes.Structure):
+    """``axk1_counters``."""
+
+    _fields_ = [
+        (name, c_int64) for name in ("lists", "asked", "hits", "reads", "bytes", "stalls", "stalled", "reading")
+    ]
 
 
 class StepFields(ctypes.Structure):
@@ -97,7 +128,13 @@ def _functions() -> ctypes.CDLL | None:
         "axk1_delete": (None, [c_void_p]),
         "axk1_set": (c_int, [c_void_p, c_int64, c_char_p, POINTER(Matrix)]),
         "axk1_set_head_ids": (c_int, [c_void_p, c_void_p, c_int64]),
-        "axk1_set_store": (c_int, [c_void_p, c_int64, Fetch, c_void_p]),
+        "axk1_set_store": (c_int, [c_void_p, c_int64, c_void_p, c_int64]),
+        "axk1_stream_new": (c_void_p, [c_int64, c_int64, c_int64, c_double]),
+        "axk1_stream_delete": (None, [c_void_p]),
+        "axk1_stream_file": (c_int, [c_void_p, c_char_p]),
+        "axk1_stream_add": (c_int, [c_void_p, c_int64, c_int64, POINTER(Place)]),
+        "axk1_stream_count": (None, [c_void_p, POINTER(StreamCounters)]),
+        "axk1_stream_trace": (c_int64, [c_void_p, c_int64, POINTER(c_int64), c_int64]),
         "axk1_finish": (c_int, [c_void_p]),
         "axk1_run": (c_int, [c_void_p, POINTER(StepFields)]),
         "axk1_speculate": (c_int, [c_void_p, c_void_p, POINTER(StepFields), POINTER(StepFields), c_int64]),
@@ -203,21 +240,14 @@ class Layers:
         """``[N]`` int64, the tokens of ``lm_head``'s rows where it has not the whole vocabulary."""
         _check(_loaded().axk1_set_head_ids(self.handle, ids.contiguous().data_ptr(), len(ids)))
 
-    def set_store(self, layer: int, fetch: Callable[[int, list[int]], Sequence[tuple[Matrix, Matrix]]]) -> None:
-        """Takes the layer's routed experts from ``fetch(layer, experts)``, asked after routing and before computing:
-        for each expert ``matrix`` of gate and up ``[2 F, D]`` and of down ``[D, F]``, readable until the next call."""
+    def set_store(self, layer: int, stream: Stream, stream_layer: int) -> None:
+        """Takes the layer's routed experts from ``stream_layer`` of a stream, as steps ask for them.
 
-        def call(_context: Any, number: int, experts: Any, count: int, out: Any) -> int:
-            try:
-                for at, (gate_up, down) in enumerate(fetch(number, experts[:count])):
-                    out[at].gate_up, out[at].down = gate_up, down
-            except Exception:  # nothing may be raised through C++: the step ends with its own error
-                return 1
-            return 0
-
-        callback = Fetch(call)
-        self._held.append(callback)
-        _check(_loaded().axk1_set_store(self.handle, layer, callback, None))
+        Raises:
+            ValueError: the stream has others, or experts of another shape.
+        """
+        self._held.append(stream)
+        _check(_loaded().axk1_set_store(self.handle, layer, stream.handle, stream_layer))
 
     def finish(self) -> None:
         """All weights have been given.
@@ -238,6 +268,60 @@ class Layers:
     def speculate(self, module: Layers, waiting: StepFields, step: StepFields, count: int) -> None:
         """``count`` greedy drafts by an MTP ``module`` after ``waiting``, and the step over them."""
         _check(_loaded().axk1_speculate(self.handle, module.handle, byref(waiting), byref(step), count))
+
+
+class Stream:
+    """Experts in files, read as steps ask for them, into a cache of fixed size (``cpu/stream.h``).
+
+    Args:
+        slots: experts that the cache holds.
+        slot_bytes: of each, a multiple of ``FILE_PAGE``.
+        readers: threads that read.
+        decay: what a use counts one step of its layer later. The expert with the least gives way.
+
+    Raises:
+        ValueError: sizes that cannot be, or no memory for them.
+    """
+
+    def __init__(self, slots: int, slot_bytes: int, readers: int, decay: float) -> None:
+        self.handle: int | None = _loaded().axk1_stream_new(slots, slot_bytes, readers, decay)
+        if not self.handle:
+            raise ValueError(_loaded().axk1_error().decode(errors="replace"))
+
+    def __del__(self) -> None:
+        handle = getattr(self, "handle", None)
+        if handle:
+            _loaded().axk1_stream_delete(handle)
+
+    def add_file(self, path: str) -> None:
+        """The next file; they count from 0.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        _check(_loaded().axk1_stream_file(self.handle, os.fsencode(path)))
+
+    def add(self, layer: int, expert: int, place: Place) -> None:
+        """Says where an expert is.
+
+        Raises:
+            ValueError: outside of its file, or of its place in the cache.
+        """
+        _check(_loaded().axk1_stream_add(self.handle, layer, expert, byref(place)))
+
+    def counters(self) -> StreamCounters:
+        """What it has done so far."""
+        found = StreamCounters()
+        _loaded().axk1_stream_count(self.handle, byref(found))
+        return found
+
+    def trace(self, on: bool = True) -> list[int]:
+        """What steps asked for since this was last called with ``on``: layer, number of experts and these, for each
+        layer of each step; ``on``: whether to go on taking it down."""
+        count = _loaded().axk1_stream_trace(self.handle, on, numbers([0]), 0)
+        found = numbers([0] * count)
+        _loaded().axk1_stream_trace(self.handle, on, found, count)
+        return list(found)
 
 
 def linear(x: Tensor, weight: Tensor, side: Tensor | None = None, exact: bool = False) -> Tensor:

@@ -13,6 +13,7 @@ from axk1.kernels.conditions import is_hooked
 from axk1.kernels.draft_head import draft_head
 from axk1.kernels.lossless import PackedExperts, PackedLinear
 from axk1.kernels.native import Layers
+from axk1.kernels.streamed import StreamedExperts
 from axk1.modeling.moe import AXK1MLP, AXK1Experts, AXK1MoE, AXK1Router
 from axk1.modeling.norm import AXK1RMSNorm
 from axk1.quantized.modules import QuantizedExperts, QuantizedLinear
@@ -99,6 +100,7 @@ def _read_layers(model: AXK1Model, layers: Sequence[AXK1DecoderLayer], norm: nn.
             if weight.side is not None and weight.side.dtype == torch.uint8 and dtype != torch.bfloat16:
                 raise Foreign  # packed without loss: products of bfloat16 only
             _set(read, number, name, weight)
+        _set_store(read, number, layer.mlp)
     _set(read, -1, "norm", _norm(norm, config.rms_norm_eps))
     return read
 
@@ -108,6 +110,15 @@ def _set(layers: Layers, number: int, name: str, weight: Weight) -> None:
         if tensor is not None and not (tensor.is_cpu and tensor.is_contiguous()):
             raise Foreign
     layers.set(number, name, *weight)
+
+
+def _set_store(layers: Layers, number: int, mlp: nn.Module) -> None:
+    experts = getattr(mlp, "experts", None)
+    if type(experts) is not StreamedExperts:
+        return
+    if experts.stream is None:
+        raise ValueError("The model was loaded without its routed experts: call axk1.experts.stream_experts.")
+    layers.set_store(number, experts.stream, experts.layer)
 
 
 def _sizes(config: AXK1Config, layers: int, exact: bool) -> dict[str, int]:
@@ -161,8 +172,9 @@ def _mlp(layer: AXK1DecoderLayer, config: AXK1Config) -> Iterator[tuple[str, Wei
     yield "post_mlp_layernorm", _norm(layer.post_mlp_layernorm, config.rms_norm_eps)
     yield "mlp.gate", Weight(moe.gate.weight)
     yield "mlp.gate.e_score_correction_bias", Weight(moe.gate.e_score_correction_bias.float())
-    for name, weight in zip(("gate_up_proj", "down_proj"), _experts(moe.experts), strict=True):
-        yield f"mlp.experts.{name}", weight
+    if type(moe.experts) is not StreamedExperts:
+        for name, weight in zip(("gate_up_proj", "down_proj"), _experts(moe.experts), strict=True):
+            yield f"mlp.experts.{name}", weight
     if moe.shared_experts is not None:
         yield from _swiglu("mlp.shared_experts", moe.shared_experts)
 

@@ -17,7 +17,15 @@ from axk1.modeling.cache import LatentCache, check_fits
 from axk1.modeling.compat import CACHE, accepts_both_cache_names
 from axk1.modeling.finite import FiniteScores
 from axk1.modeling.moe import AXK1Router
-from axk1.modeling.objectives import attached, balance_loss, targets_at, token_loss, tokens_per_expert, update_biases
+from axk1.modeling.objectives import (
+    attached,
+    balance_loss,
+    label_shares,
+    targets_at,
+    token_loss,
+    tokens_per_expert,
+    update_biases,
+)
 from axk1.modeling.outputs import AXK1CausalLMOutput, AXK1ModelOutput, AXK1MTPOutput
 from axk1.modeling.trunk import AXK1Model, AXK1PreTrainedModel
 
@@ -67,7 +75,8 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
                 needs at a fraction of the cost.
             mtp_drafts: tokens behind the next one that the MTP modules predict, if more than there are modules: the
                 only one then runs on its own states, which is what drafting several tokens asks of it.
-            num_items_in_batch: divisor of the summed losses, as transformers' Trainer passes it.
+            num_items_in_batch: labels of the whole step, over micro-batches and ranks, as transformers' Trainer passes
+                it: divisor of the summed losses, and what the balance loss of each sequence is weighed by.
             kwargs: for the trunk. Or ``shift_labels`` ``[batch, tokens]``, what each position predicts, in place of
                 ``labels``: for sequences that are cut over ranks.
 
@@ -111,7 +120,11 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             self._add_token_losses(result, states, targets, num_items_in_batch)
         if balances:
             mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
-            self._add_router_losses(result, mask)
+            shares = None
+            if labelled and num_items_in_batch is not None:
+                own = labels if shift_labels is None else shift_labels
+                shares = label_shares(cast(torch.Tensor, own), shift_labels is not None, num_items_in_batch)
+            self._add_router_losses(result, mask, shares)
         return AXK1CausalLMOutput(**result)  # in the order of its fields, so that a tuple begins with the loss
 
     def _prepare_cache_for_generation(
@@ -181,7 +194,9 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             result.mtp_loss = torch.stack(losses[1:]).mean()
             result.loss = result.lm_loss + self.config.mtp_loss_weight * result.mtp_loss
 
-    def _add_router_losses(self, result: AXK1CausalLMOutput, mask: torch.Tensor) -> None:
+    def _add_router_losses(
+        self, result: AXK1CausalLMOutput, mask: torch.Tensor, shares: torch.Tensor | None = None
+    ) -> None:
         """Counts for ``update_router_biases``, and the balance loss over all MoE layers that ran."""
         config = self.config
         logits, indices = cast(tuple, result.router_logits), cast(tuple, result.router_indices)
@@ -192,7 +207,7 @@ class AXK1ForCausalLM(AXK1PreTrainedModel, GenerationMixin):
             router.tokens_per_expert += tokens_per_expert(chosen, mask, config.n_routed_experts)
         if not config.router_aux_loss_coef:
             return
-        result.aux_loss = balance_loss(routers, logits, indices, mask, config)
+        result.aux_loss = balance_loss(routers, logits, indices, mask, config, shares)
         if self.model.gradient_checkpointing and torch.is_grad_enabled() and not result.aux_loss.requires_grad:
             raise ValueError(
                 "router_aux_loss_coef has no effect under reentrant gradient checkpointing, which hides the "

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from axk1.config import AXK1Config
 from axk1.modeling.moe import AXK1Router
 
 IGNORE = -100
+CHUNK_ROWS = 256
+"""Rows of logits at once: of the released vocabulary 168 MB in fp32."""
+WHOLE_LOGITS = 2**26
+"""Up to so many logits (268 MB) are computed at once."""
 
 
 def shifted_labels(labels: torch.Tensor, position_ids: torch.Tensor | None, shift: int) -> torch.Tensor:
@@ -57,13 +62,47 @@ def token_loss(
     ``num_items_in_batch`` (transformers' Trainer gives it under gradient accumulation) or by the number of targets.
     """
     chosen = targets != IGNORE
-    logits = lm_head(hidden_states[chosen]).float()
-    total = F.cross_entropy(logits, targets[chosen], reduction="sum")
+    rows, labels = hidden_states[chosen], targets[chosen]
+    if rows.shape[0] * getattr(lm_head, "out_features", 0) > WHOLE_LOGITS:
+        total = chunked_cross_entropy(rows, lm_head, labels)
+    else:
+        total = F.cross_entropy(lm_head(rows).float(), labels, reduction="sum")
     return total / (chosen.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
 
+def chunked_cross_entropy(rows: torch.Tensor, lm_head: torch.nn.Module, labels: torch.Tensor) -> torch.Tensor:
+    """Summed cross entropy in fp32 of ``lm_head(rows)`` ``[rows, vocab]``, of which ``CHUNK_ROWS`` rows exist at once.
+
+    A plain head's gradients are computed in the same pass (torch 2.13); any other head, such as one with an adapter or
+    whose weight is shared out over ranks, runs a second time for its gradients.
+    """
+    if torch.is_grad_enabled() and _is_plain(lm_head) and hasattr(F, "linear_cross_entropy"):
+        options = torch.nn.LinearCrossEntropyOptions(
+            batch_chunk_size=CHUNK_ROWS, chunking_method=None, acc_policy="accurate"
+        )
+        return F.linear_cross_entropy(rows, lm_head.weight, labels, reduction="sum", options=options)  # pyright: ignore
+
+    def part(some: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(lm_head(some).float(), wanted, reduction="sum")
+
+    pieces = zip(rows.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), strict=True)
+    return torch.stack([cast(torch.Tensor, checkpoint(part, *piece, use_reentrant=False)) for piece in pieces]).sum()
+
+
+def _is_plain(head: torch.nn.Module) -> bool:
+    """Whether ``head`` is its weight and nothing else, in fp32: 16 bits keep their own rounding of logits."""
+    hooked = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks
+    if type(head) is not torch.nn.Linear or head.bias is not None or hooked or torch.is_autocast_enabled():
+        return False
+    return type(head.weight) is torch.nn.Parameter and head.weight.element_size() == 4
+
+
 def sequence_balance_loss(
-    scores: torch.Tensor, indices: torch.Tensor, mask: torch.Tensor, config: AXK1Config
+    scores: torch.Tensor,
+    indices: torch.Tensor,
+    mask: torch.Tensor,
+    config: AXK1Config,
+    shares: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sequence-wise balance loss of one layer, mean over sequences (DeepSeek-V3, eq. 17-20, without the factor alpha).
 
@@ -71,6 +110,7 @@ def sequence_balance_loss(
         scores: ``[batch, tokens, E]`` router affinities.
         indices: ``[batch, tokens, K]`` chosen experts.
         mask: ``[batch, tokens]`` 1 for real tokens.
+        shares: ``[batch]``, what each sequence counts in place of the mean (:func:`label_shares`).
     """
     weight = mask.to(scores.dtype).unsqueeze(-1)
     length = weight.sum(dim=1).clamp(min=1)
@@ -78,7 +118,19 @@ def sequence_balance_loss(
     load = (chosen * weight).sum(dim=1) * config.n_routed_experts / (config.num_experts_per_tok * length)
     share = scores / scores.sum(dim=-1, keepdim=True)
     importance = (share * weight).sum(dim=1) / length
-    return (load.detach() * importance).sum(dim=-1).mean()
+    losses = (load.detach() * importance).sum(dim=-1)
+    return losses.mean() if shares is None else (losses * shares).sum()
+
+
+def label_shares(labels: torch.Tensor, shifted: bool, num_items_in_batch: torch.Tensor | int) -> torch.Tensor:
+    """``[batch]``: each sequence's part of the labels of a whole step, over all its micro-batches and ranks.
+
+    Weighed by these, losses that are no sums over labels add up to the same however a step is split.
+
+    Args:
+        labels: ``[batch, tokens]``; the first of each sequence is predicted by nothing, unless they are ``shifted``.
+    """
+    return ((labels if shifted else labels[:, 1:]) != IGNORE).sum(dim=1) / num_items_in_batch
 
 
 @torch.no_grad()
@@ -95,16 +147,18 @@ def balance_loss(
     indices: Sequence[torch.Tensor],
     mask: torch.Tensor,
     config: AXK1Config,
+    shares: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean of :func:`sequence_balance_loss` over the MoE layers whose ``routers`` made ``logits`` and ``indices``.
 
     Args:
         logits, indices: ``[batch * tokens, E]`` and ``[batch * tokens, K]`` a layer.
         mask: ``[batch, tokens]``, 1 for real tokens.
+        shares: ``[batch]`` of each sequence in a step that is split.
     """
     shape = (*mask.shape, -1)
     losses = [
-        sequence_balance_loss(router.scores(scores).view(shape), chosen.view(shape), mask, config)
+        sequence_balance_loss(router.scores(scores).view(shape), chosen.view(shape), mask, config, shares)
         for router, scores, chosen in zip(routers, logits, indices, strict=True)
     ]
     return torch.stack(losses).mean()

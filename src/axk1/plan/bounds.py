@@ -21,7 +21,7 @@ class Rates:
     matmul: Mapping[str, float]
 
 
-def experts_touched(config: AXK1Config, tokens: int) -> float:
+def experts_touched(config: AXK1Config, tokens: float) -> float:
     """Expected number of a layer's routed experts that ``tokens`` tokens use, each choosing evenly."""
     missed = (1 - config.num_experts_per_tok / config.n_routed_experts) ** tokens
     return config.n_routed_experts * (1 - missed)
@@ -55,6 +55,12 @@ def is_routed(name: str) -> bool:
 def latent_bytes(config: AXK1Config, itemsize: int = 2) -> int:
     """Bytes that one token of context takes in a cache of latents, all layers of the trunk."""
     return config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim) * itemsize
+
+
+def expanded_bytes(config: AXK1Config, itemsize: int = 2) -> int:
+    """Bytes that the keys and values of all heads would take in place of one token's latents."""
+    each = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    return config.num_hidden_layers * each * itemsize
 
 
 def decode_bound(

@@ -70,7 +70,7 @@ def find_hardware(
         return Hardware(gpus or 1, memory, nodes, "CPU process", "cpu")
     if gpus and memory_gb:
         return Hardware(gpus, int(memory_gb * GB), nodes)
-    found = _from_torch() or _from_nvidia_smi()
+    found = find_gpus()
     if found is None:
         raise ValueError(
             "No GPU is found here. Describe those to serve on, such as --gpus 8 --gpu-memory 80, or try --device cpu."
@@ -79,6 +79,15 @@ def find_hardware(
         raise ValueError(f"--gpus is {gpus}, but this machine has {found.gpus}; add --gpu-memory to plan for another.")
     memory = int(memory_gb * GB) if memory_gb else found.memory
     return replace(found, gpus=gpus or found.gpus, memory=memory, nodes=nodes)
+
+
+def find_gpus() -> Hardware | None:
+    """The GPUs of this machine; None: there are none.
+
+    Raises:
+        ValueError: they differ in memory.
+    """
+    return _from_torch() or _from_nvidia_smi()
 
 
 def parse_nvidia_smi(text: str, visible: str | None = None) -> Hardware | None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from axk1.checkpoint.compressed import ITEM_BYTES
 from axk1.checkpoint.names import TensorSpec, layer_index
 from axk1.config import AXK1Config
 from axk1.plan.bounds import latent_bytes
+from axk1.plan.formats import tensor_bytes
 from axk1.plan.weights import Weights
 
 GB = 10**9
@@ -106,21 +106,32 @@ def share(name: str, parallel: Parallel) -> Fraction:
     return Fraction(1, parallel.tensor)
 
 
-def weight_bytes(weights: Weights, parallel: Parallel, spare: Spare = "middle") -> list[tuple[int, int]]:
-    """Bytes of the weights on a GPU of each stage: all, and of these the MTP module."""
+def stage_parts(weights: Weights, parallel: Parallel, spare: Spare = "middle") -> list[dict[str, Fraction]]:
+    """Bytes of the weights on a GPU of each stage, by part of the model."""
     trunk, depth = weights.config.num_hidden_layers, weights.config.num_nextn_predict_layers
     stages = stage_layers(weights.config, parallel.pipeline, spare)
     last = len(stages) - 1
     home = {layer: index for index, stage in enumerate(stages) for layer in stage}
-    total, mtp = [Fraction(0)] * len(stages), [Fraction(0)] * len(stages)
+    found: list[dict[str, Fraction]] = [{} for _ in stages]
     for spec in weights.tensors:
-        size = share(spec.name, parallel) * spec.size * ITEM_BYTES[spec.dtype]
+        size = share(spec.name, parallel) * tensor_bytes(spec)
         layer = layer_index(spec.name)
-        if layer is not None and layer >= trunk:
-            mtp[last] += size
+        part = "MTP" if layer is not None and layer >= trunk else spec.part
         for stage in _homes(spec, layer, home, last, bool(depth) or weights.config.tie_word_embeddings):
-            total[stage] += size
-    return [(round(a), round(b)) for a, b in zip(total, mtp, strict=True)]
+            found[stage][part] = found[stage].get(part, Fraction(0)) + size
+    return found
+
+
+def weight_bytes(weights: Weights, parallel: Parallel, spare: Spare = "middle") -> list[tuple[int, int]]:
+    """Bytes of the weights on a GPU of each stage: all, and of these the MTP module."""
+    stages = stage_parts(weights, parallel, spare)
+    return [(round(sum(parts.values())), round(parts.get("MTP", 0))) for parts in stages]
+
+
+def fullest_parts(weights: Weights, parallel: Parallel, spare: Spare = "middle") -> dict[str, int]:
+    """Bytes by part on a GPU of the stage that holds most."""
+    parts = max(stage_parts(weights, parallel, spare), key=lambda parts: sum(parts.values()))
+    return {part: round(size) for part, size in parts.items()}
 
 
 def _homes(spec: TensorSpec, layer: int | None, home: dict[int, int], last: int, embeds_last: bool) -> set[int]:

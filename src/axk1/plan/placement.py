@@ -13,6 +13,12 @@ NARROWEST = 128
 """A slice of an expert narrower than this leaves matrix units idle: whole experts on each GPU instead."""
 
 
+SHARES = (0.9, 0.93, 0.95, 0.97)
+"""Parts of a GPU's memory for the engine: the usual one, and more where that is too little."""
+SHORT = 32_768
+"""Tokens of a request below which more of the memory is taken."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """What the user fixed; None is ours to choose."""
@@ -121,6 +127,33 @@ def choose(
         f"--tensor {wish.tensor or '?'} x --pipeline {wish.pipeline or '?'} x --data {wish.data or 1} is not the "
         f"number of GPUs ({hardware.total}); change one, or leave the choice to axk1."
     )
+
+
+def choose_with_share(
+    weights: Weights, hardware: Hardware, wish: Wish, step: Step, fraction: float | None, spare: Spare = "middle"
+) -> tuple[Choice, float]:
+    """:func:`choose`, and the part of a GPU's memory for it: ``fraction``, or the first of ``SHARES`` that is enough.
+
+    Enough is a request of the wished context, or of ``SHORT`` tokens where none is wished.
+
+    Raises:
+        ValueError: as ``choose``.
+    """
+    shares = SHARES if fraction is None else (fraction,)
+    longest = weights.config.max_position_embeddings
+    found: tuple[Choice, float] | None = None
+    for share in shares:
+        try:
+            choice = choose(weights, hardware, wish, step, share, spare)
+        except ValueError:
+            if share == shares[-1] and found is None:
+                raise
+            continue
+        found = choice, share
+        if choice.context >= (wish.context or min(SHORT, longest)):
+            break
+    assert found is not None  # or the last one raised
+    return found
 
 
 def _expert_choices(hardware: Hardware, wish: Wish) -> list[bool]:

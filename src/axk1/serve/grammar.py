@@ -6,8 +6,10 @@ goes back.
 
 import json
 import re
+import string
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import llguidance.hf
 import torch
@@ -24,6 +26,8 @@ _FORM: dict[str, Any] = {"whitespace_pattern": r"(?: |\n {0,32})?"}
 """White space between the parts of JSON: a space, or a new line and its indent; models may write it without end."""
 _CALL_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As the chat template shows calls."""
+_DATA = {"const", "enum", "default", "examples"}
+"""Words of a schema that hold values, not schemas."""
 _WINDOW = 32
 """Tokens that are decoded to see whether ``</think>`` has been spelled."""
 
@@ -39,7 +43,25 @@ def json_grammar(schema: Any, limits: Settings) -> str:
         raise Refusal(f"A schema must be an object; got {type(schema).__name__}.", param="response_format")
     check_schema(schema, limits)
     plain = {key: value for key, value in schema.items() if key != "x-guidance"}
-    return LLMatcher.grammar_from_json_schema(json.dumps(plain), overrides=_FORM)  # pyright: ignore
+    return LLMatcher.grammar_from_json_schema(json.dumps(_plainer(plain)), overrides=_FORM)  # pyright: ignore
+
+
+def _plainer(schema: Any) -> Any:
+    """The same schema in words that llguidance knows: references as URIs are written, and ``oneOf`` of constants that
+    differ, as enumerations with titles are, as ``anyOf``."""
+    if isinstance(schema, list):
+        return [_plainer(each) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    plain = {key: value if key in _DATA else _plainer(value) for key, value in schema.items()}
+    if isinstance(name := plain.get("$ref"), str):
+        plain["$ref"] = quote(name, safe=string.punctuation)
+    cases = plain.get("oneOf")
+    if isinstance(cases, list) and "anyOf" not in plain and all(isinstance(c, Mapping) and "const" in c for c in cases):
+        constants = {json.dumps(case["const"], sort_keys=True) for case in cases}
+        if len(constants) == len(cases) and not any(isinstance(case["const"], float) for case in cases):
+            plain["anyOf"] = plain.pop("oneOf")
+    return plain
 
 
 def regex_grammar(pattern: str, limits: Settings) -> str:
@@ -86,13 +108,13 @@ def call_grammar(
     start = f"start: {calls}"
     if text:
         start = "start: TEXT? (call TEXT?)*" if parallel else "start: TEXT? call?"
-    rules = [f"call{i}: %json {json.dumps(_call_schema(tool, limits))}" for i, tool in enumerate(tools)]
+    rules = [f"call{i}: %json {json.dumps(_plainer(_call_schema(tool, limits)))}" for i, tool in enumerate(tools)]
     rules.append(f'call: {opening} "\\n" ( {names} ) "\\n" {closing}')
     rules.append(r"TEXT: /(.|\n)+/")
     if answer is not None:
         check_schema(answer, limits)
         start += " | answer"
-        rules.append(f"answer: %json {json.dumps({**answer, 'x-guidance': _FORM})}")
+        rules.append(f"answer: %json {json.dumps({**_plainer(answer), 'x-guidance': _FORM})}")
     return LLMatcher.grammar_from_lark("\n".join([start, *rules]))
 
 

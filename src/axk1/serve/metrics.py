@@ -22,6 +22,12 @@ _COUNTERS = {
     "vllm:num_preemptions": ("Times that a running request had to give way.", "preemptions"),
     "vllm:spec_decode_num_draft_tokens": ("Tokens drafted by the MTP module.", "drafted"),
     "vllm:spec_decode_num_accepted_tokens": ("Drafted tokens that held.", "accepted"),
+    "axk1:failed_steps": ("Steps in which the model failed; the log tells how.", "failed_steps"),
+    "axk1:experts_asked": ("Routed experts that steps asked for, where they are read from disk.", "experts_asked"),
+    "axk1:expert_cache_hits": ("Experts that were in the cache.", "experts_hit"),
+    "axk1:expert_bytes_read": ("Bytes of experts read from disk.", "expert_bytes"),
+    "axk1:expert_stalls": ("Times that a step waited for an expert.", "expert_stalls"),
+    "axk1:expert_stall_seconds": ("How long steps waited for experts.", "expert_stall_seconds"),
 }
 
 

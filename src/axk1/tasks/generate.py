@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from random import Random
 
 from axk1.tasks import arithmetic, calendar, chat, counting, sorting, word
@@ -94,3 +94,12 @@ def messages(problem: Problem) -> list[dict[str, str]]:
         {"role": "user", "content": problem.question},
         {"role": "assistant", "content": problem.answer, "reasoning_content": problem.reasoning},
     ]
+
+
+def different(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """The problems whose question was not asked before."""
+    asked: set[str] = set()
+    for problem in problems:
+        if problem.question not in asked:
+            asked.add(problem.question)
+            yield problem

@@ -41,13 +41,18 @@ def chat_template() -> str:
     return resources.files("axk1.tokenizer").joinpath(TEMPLATE_FILE).read_text(encoding="utf-8")
 
 
+def split_pattern(digits: int = 3) -> str:
+    """The regular expression whose matches bound what a merge may join."""
+    return _PATTERN.replace("DIGITS", str(digits))
+
+
 def new_tokenizer(digits: int = 3) -> Tokenizer:
     """An untrained byte-level BPE; numbers are cut into pieces of at most `digits` digits. There is no normaliser, so
     that decoding gives back every text exactly."""
     if digits < 1:
         raise ValueError(f"digits: {digits} given, it must be at least 1.")
     tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(_PATTERN.replace("DIGITS", str(digits))), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(split_pattern(digits)), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()

@@ -6,10 +6,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 STATE = "trainer_state.json"  # what transformers' Trainer writes last
+_WRITING = ("PytorchStreamWriter", "unexpected pos", "I/O error", "IoError", "os error")
+"""In the texts of errors that torch and safetensors make of a write that failed."""
+_ROOM = 2**20
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -25,6 +31,21 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+@contextmanager
+def written_or_said(folder: Path) -> Iterator[None]:
+    """Within the block a checkpoint that cannot be written is an ``OSError``, whichever library was writing it."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        text = str(error)
+        if not any(sign in text for sign in _WRITING):
+            raise
+        full = "the disk is full" if shutil.disk_usage(folder).free < _ROOM else text.splitlines()[0]
+        raise OSError(
+            f"A checkpoint cannot be written to {folder}: {full}. Make room and run the same command, which goes on."
+        ) from error
 
 
 def write_whole(folder: Path, write: Callable[[Path], None]) -> None:

@@ -399,3 +399,12 @@ def write_problems(out: Path, *, count: int, seed: int = 0, replies: bool = Fals
     drawn = islice(generate("train", seed), count)
     parts = ((*(() if replies else (p.question,)), p.reasoning, p.answer) for p in drawn)
     return _write_documents(out, (("\n".join(texts), "problems") for texts in parts))
+
+
+def write_prompts(out: Path, *, count: int, seed: int = 0) -> None:
+    """Write `count` different questions of the training split as `{"id", "prompt", "domain"}` rows."""
+    from axk1.tasks import different, generate
+
+    drawn = enumerate(islice(different(generate("train", seed)), count))
+    rows = ({"id": str(number), "prompt": problem.question, "domain": problem.task} for number, problem in drawn)
+    write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 
 from axk1.modeling import AXK1ForCausalLM
+from axk1.plan.training import GraftEstimate, count_parameters, training_bytes, training_flops
 from axk1.train.muon import parameter_groups
 from axk1.train.recipe import Recipe, Stage
-
-_FLOAT = 4  # bytes: weights, gradients and optimizer states are in float32 whatever the products are in
 
 
 class Estimate(NamedTuple):
@@ -31,37 +30,36 @@ class Estimate(NamedTuple):
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Counts on a model without storage. FLOPs are six times the active parameters for each token, the usual estimate
-    without attention's products; of a stage that trains MTP modules alone two for the trunk and six for them."""
+    """The arithmetic of :mod:`axk1.plan.training`, and the states of the optimizers on a model without storage."""
     config = recipe.config()
     with torch.device("meta"):
         model = AXK1ForCausalLM(config)
-    chosen = config.num_experts_per_tok / config.n_routed_experts
-    dense = (layer for layer, kind in enumerate(config.mlp_layer_types or ()) if kind == "dense")
-    idle = {f"model.layers.{layer}.post_mlp_layernorm.weight" for layer in dense}  # stored, never applied
-    of_modules = {id(parameter) for module in model.model.mtp_layers for parameter in module.parameters()}
-    total = active = modules = 0.0
-    for name, parameter in model.named_parameters():
-        total += parameter.numel()
-        part = chosen if ".mlp.experts." in name else 1.0
-        met = 0.0 if "embed_tokens" in name or name in idle else parameter.numel() * part
-        active += met
-        modules += met if id(parameter) in of_modules else 0.0
+    found = count_parameters(config)
     tokens = [stage.steps * recipe.batch_rows * recipe.row_tokens for stage in recipe.stage]
-    passes = [6 * active if stage.learn == "all" else 2 * active + 4 * modules for stage in recipe.stage]
-    stages = tuple((s, n, n * flops) for s, n, flops in zip(recipe.stage, tokens, passes, strict=True))
-    return Estimate(int(total), int(active), max(_memory(model, stage) for stage in recipe.stage), stages)
+    flops = [training_flops(found, n, s.learn != "all") for s, n in zip(recipe.stage, tokens, strict=True)]
+    memory = max(training_bytes(found.total, _states(model, stage)) for stage in recipe.stage)
+    return Estimate(found.total, found.active, memory, tuple(zip(recipe.stage, tokens, flops, strict=True)))
 
 
-def _memory(model: AXK1ForCausalLM, stage: Stage) -> int:
+def _states(model: AXK1ForCausalLM, stage: Stage) -> int:
     """Muon keeps one state for each of its parameters, AdamW two."""
     groups = parameter_groups(model, muon_lr=1.0, lr=1.0)
-    states = sum(
+    return sum(
         parameter.numel() * (1 if group["muon"] and stage.muon_learning_rate else 2)
         for group in groups
         for parameter in group["params"]
     )
-    return _FLOAT * (2 * sum(parameter.numel() for parameter in model.parameters()) + states)
+
+
+def graft_sentences(found: GraftEstimate) -> list[str]:
+    """The estimate as lines for people."""
+    return [
+        f"a module of {found.parameters:,} parameters",
+        f"reading the texts: a layer of {found.layer / 1e9:,.1f} GB in 16 bits, and {2 * found.state:,} bytes of disk "
+        "for each token",
+        f"training: {found.module / 1e9:,.1f} GB of weights, gradients and optimizer states, "
+        f"{found.ends / 1e9:,.1f} GB of embedding and head, and activations on top",
+    ]
 
 
 def sentences(found: Estimate) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,30 +44,49 @@ def pack(
     """Writes ``rows`` full rows to ``path``, whole or not at all. Padding is a document of its own.
 
     Args:
-        progress: is told how many rows are full, after each example.
+        progress: is told how many rows are full, after each.
 
     Raises:
         ValueError: an example is longer than a row, or the examples end before the rows are full.
     """
-    array = np.empty((rows, 3, row_tokens), dtype=np.int32)
-    done, open_rows = 0, [_Row() for _ in range(_OPEN_ROWS)]
+    array, done = np.empty((rows, 3, row_tokens), dtype=np.int32), 0
+    for done, row in enumerate(islice(_packed(examples, row_tokens, pad_id), rows), 1):
+        array[done - 1] = row
+        progress(done)
+    if done < rows:
+        raise ValueError(f"The examples ended after {done} full rows of the {rows} that were asked for.")
+    save_rows(path, array)
+
+
+def packed_whole(examples: Iterable[Example], row_tokens: int, pad_id: int) -> np.ndarray:
+    """``[rows, 3, row_tokens]`` with all of ``examples``; the last rows have room left.
+
+    Raises:
+        ValueError: an example is longer than a row.
+    """
+    rows = list(_packed(examples, row_tokens, pad_id, last=True))
+    return np.stack(rows) if rows else np.empty((0, 3, row_tokens), dtype=np.int32)
+
+
+def save_rows(path: Path, array: np.ndarray) -> None:
+    """Writes rows for :class:`PackedRows`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _packed(examples: Iterable[Example], row_tokens: int, pad_id: int, last: bool = False) -> Iterator[np.ndarray]:
+    """Rows ``[3, row_tokens]`` as they get full; with ``last`` also those that are not when the examples end."""
+    open_rows = [_Row() for _ in range(_OPEN_ROWS)]
     for example in examples:
         if len(example.input_ids) > row_tokens:
             raise ValueError(f"An example has {len(example.input_ids)} tokens, a row holds row_tokens={row_tokens}.")
         row = next((r for r in open_rows if r.length + len(example.input_ids) <= row_tokens), None)
         if row is None:
             row = max(open_rows, key=lambda r: r.length)
-            array[done] = row.finish(row_tokens, pad_id)
-            done += 1
-            if done == rows:
-                break
+            yield row.finish(row_tokens, pad_id)
         row.add(example)
-        progress(done)
-    if done < rows:
-        raise ValueError(f"The examples ended after {done} full rows of the {rows} that were asked for.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        np.save(file, array, allow_pickle=False)
+    yield from (row.finish(row_tokens, pad_id) for row in open_rows if last and row.length)
 
 
 class _Row:

@@ -71,15 +71,16 @@ class StopAtStep(TrainerCallback):
 
     @contextmanager
     def on_interrupt(self) -> Iterator[None]:
-        """Within the block Ctrl-C asks for it; pressed again, it interrupts at once."""
+        """Within the block Ctrl-C and SIGTERM (of a scheduler) ask for it; the second time, they interrupt at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, self._ask)
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _ask(self, *_: object) -> None:
         if self.asked:

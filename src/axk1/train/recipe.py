@@ -36,6 +36,12 @@ class Stage:
     warmup_steps: int = 0
     muon_learning_rate: float = 0.0
     """Learning rate of the matrices under Muon; 0: AdamW for all."""
+    start: str = ""
+    """The stage whose weights it begins with; empty: the stage before."""
+    merge: dict[str, float] = field(default_factory=dict)
+    """Earlier stages whose weighted sum it begins with (``axk1 merge``), in place of ``start``."""
+    data: dict[str, float] = field(default_factory=dict)
+    """JSONL or text files (``axk1.train.data``) and the share of tokens from each."""
     text: float = 0.0
     think: float = 0.65
     dialogue: float = 0.08
@@ -68,12 +74,50 @@ class Stage:
                 raise ValueError(f"{where}: tasks.{task} is no task{_closest(task, TASKS)}")
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
                 raise ValueError(f"{where}: tasks.{task} = {share!r} must be a share, 0 or more")
+        for name in ("merge", "data"):
+            for key, share in getattr(self, name).items():
+                if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share):
+                    raise ValueError(f"{where}: {name}.{key} = {share!r} must be a number")
+        if min(self.data.values(), default=0) < 0 or sum(self.data.values()) + self.text > 1 + 1e-9:
+            raise ValueError(f"{where}: the shares of data and text must be 0 or more, and 1 at most in all")
+        if self.start and self.merge:
+            raise ValueError(f"{where}: start and merge both say what it begins with; leave one out")
+        if self.merge and (len(self.merge) < 2 or abs(sum(self.merge.values()) - 1) > 1e-6):
+            raise ValueError(f"{where}: merge must name two stages or more, whose shares sum to 1")
         if self.tasks and not any(self.tasks.values()):
             raise ValueError(f"{where}: all shares of its tasks are 0; leave the task that it is for")
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all stages of a run share: its data's shape and the optimizer's settings.
+
+    Raises:
+        ValueError: a value that makes no sense, in one sentence.
+    """
+
+    seed: int = 0
+    row_tokens: int = 256
+    batch_rows: int = 16
+    weight_decay: float = 0.05
+    adam_beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    router_bias_update_rate: float = 0.001
+    save_steps: int = 100
+    dtype: str = "auto"
+    """Of matrix products, ``bfloat16`` or ``float32``; ``auto``: bfloat16 where the processor is fast in it."""
+
+    def __post_init__(self) -> None:
+        where = "the recipe"
+        _one_of(where, "dtype", self.dtype, DTYPES)
+        _within(where, self, 1, math.inf, "row_tokens", "batch_rows", "save_steps")
+        _within(where, self, 0, 2**31, "seed")
+        _within(where, self, 0, 1, "adam_beta2", "router_bias_update_rate")
+        _within(where, self, 0, math.inf, "weight_decay", "max_grad_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Settings):
     """A complete run; the fields are explained in ``recipes/nano.toml``. Paths are relative to the working folder.
 
     Raises:
@@ -84,17 +128,7 @@ class Recipe:
     tokenizer: str
     stage: list[Stage]
     corpus: str = "corpus"
-    seed: int = 0
-    row_tokens: int = 256
-    batch_rows: int = 16
-    weight_decay: float = 0.05
-    adam_beta2: float = 0.95
-    max_grad_norm: float = 1.0
-    router_bias_update_rate: float = 0.001
     mtp_loss_weight: float = 0.3
-    save_steps: int = 100
-    dtype: str = "auto"
-    """Of matrix products, ``bfloat16`` or ``float32``; ``auto``: bfloat16 where the processor is fast in it."""
     unit_init: bool = True
     """Starting weights of ``initialize.py`` instead of the configuration's ``initializer_range``."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -107,12 +141,13 @@ class Recipe:
         names = [stage.name for stage in self.stage]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f'{where} has two stages "{twice}", which would share a folder')
+        for number, stage in enumerate(self.stage):
+            for name in (*filter(None, [stage.start]), *stage.merge):
+                if name not in names[:number]:
+                    raise ValueError(f'stage "{stage.name}": it begins with "{name}", which is no earlier stage')
         _one_of(where, "preset", self.preset, tuple(PRESETS))
-        _one_of(where, "dtype", self.dtype, DTYPES)
-        _within(where, self, 1, math.inf, "row_tokens", "batch_rows", "save_steps")
-        _within(where, self, 0, 2**31, "seed")
-        _within(where, self, 0, 1, "adam_beta2", "router_bias_update_rate")
-        _within(where, self, 0, math.inf, "weight_decay", "max_grad_norm", "mtp_loss_weight")
+        _within(where, self, 0, math.inf, "mtp_loss_weight")
+        super().__post_init__()
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -178,6 +213,9 @@ def check_recipe(recipe: Recipe, tokenizer: Any) -> None:
     for stage in recipe.stage:
         if stage.learn == "mtp" and not config.num_nextn_predict_layers:
             raise ValueError(f'stage "{stage.name}" trains MTP modules, and the model has none.')
+        for file in stage.data:
+            if not Path(file).is_file():
+                raise ValueError(f'stage "{stage.name}" takes examples from {file}, which is missing.')
         missing = [part for part in PARTS if stage.text and not (Path(recipe.corpus) / f"{part}.jsonl").is_file()]
         if missing:
             raise ValueError(

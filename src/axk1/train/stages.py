@@ -14,21 +14,25 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from axk1.checkpoint.merge import merge_checkpoints
+from axk1.checkpoint.streaming import STATE
 from axk1.files import write_text
 from axk1.kernels.instructions import multiplies_bfloat16
 from axk1.load import load_tokenizer
 from axk1.pretrained import AXK1ForCausalLM
-from axk1.train.checkpoints import newest_whole, write_whole
+from axk1.train.checkpoints import newest_whole, write_whole, written_or_said
 from axk1.train.corpus import PARTS
+from axk1.train.data import endless_examples
 from axk1.train.examples import Example, problem_examples, text_examples
 from axk1.train.initialize import initialize
 from axk1.train.muon import MuonAdamW, parameter_groups
 from axk1.train.packing import PackedRows, pack
 from axk1.train.progress import Paced, Say, StepLines, StopAtStep
-from axk1.train.recipe import Recipe, Stage, check_recipe
+from axk1.train.recipe import Recipe, Settings, Stage, check_recipe
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -43,6 +47,11 @@ class _LossParts(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs, **self._extra, num_items_in_batch=num_items_in_batch)
+        if not outputs.loss.isfinite():
+            raise ValueError(
+                f"The loss of step {self.state.global_step + 1} is {outputs.loss.item()}: lower learning_rate or "
+                f"max_grad_norm and run again, which goes on from the newest checkpoint in {self.args.output_dir}."
+            )
         for name in ("lm_loss", "mtp_loss", "aux_loss"):
             if getattr(outputs, name) is not None:
                 self._parts.setdefault(name, []).append(getattr(outputs, name).detach().item())
@@ -76,16 +85,26 @@ def run(recipe: Recipe, out: Path, say: Say = lambda line: None) -> Path:
     """
     tokenizer = load_tokenizer(recipe.tokenizer)
     check_recipe(recipe, tokenizer)
-    before = out
+    before = None
     for number, stage in enumerate(recipe.stage, 1):
         folder = out / stage.name
+        before = out / stage.start / "final" if stage.start else before
         if (folder / "final" / "config.json").is_file():
             say(f"{stage.name} ({number} of {len(recipe.stage)}): finished before")
         else:
-            say(f"{stage.name} ({number} of {len(recipe.stage)}): {stage.steps:,} steps in {_dtype(recipe)}")
-            _run_stage(recipe, stage, tokenizer, before if number > 1 else None, folder, say)
+            say(f"{stage.name} ({number} of {len(recipe.stage)}): {stage.steps:,} steps in {products_dtype(recipe)}")
+            begin = _merged(stage, out, folder) if stage.merge else before
+            _run_stage(recipe, stage, tokenizer, begin, folder, say)
         before = folder / "final"
-    return before
+    return cast(Path, before)
+
+
+def _merged(stage: Stage, out: Path, folder: Path) -> Path:
+    """The weighted sum of earlier stages that ``stage`` begins with."""
+    start = folder / "start"
+    if not start.is_dir() or (start / STATE).exists():
+        merge_checkpoints([out / name / "final" for name in stage.merge], list(stage.merge.values()), start)
+    return start
 
 
 def export_model(final: Path, tokenizer: Path, out: Path) -> None:
@@ -99,7 +118,7 @@ def export_model(final: Path, tokenizer: Path, out: Path) -> None:
 
 
 def _run_stage(
-    recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase, before: Path | None, folder: Path, say: Say
+    recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerFast, before: Path | None, folder: Path, say: Say
 ) -> None:
     data = folder / "data.npy"
     if not data.is_file():
@@ -114,34 +133,56 @@ def _run_stage(
         model.requires_grad_(False)
         for module in model.model.mtp_layers:
             module.requires_grad_(True)
+    fit(model, PackedRows(data), tokenizer, recipe, stage, folder, say)
+
+
+def fit(
+    model: AXK1ForCausalLM,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: Settings,
+    stage: Stage,
+    folder: Path,
+    say: Say = lambda line: None,
+) -> Path:
+    """Trains what is not frozen of ``model`` on ``rows`` and returns ``folder/final``; goes on from the newest whole
+    checkpoint in ``folder``.
+
+    Raises:
+        ValueError: the loss is not finite.
+        OSError: the disk is full or not writable; the same call goes on.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after a step, with a checkpoint.
+    """
     trainer = _LossParts(
         drafts=stage.drafts,
         model=model,
-        optimizers=(_muon(recipe, stage, model), None),
-        args=_arguments(recipe, stage, folder),
-        train_dataset=PackedRows(data),
+        optimizers=(_muon(settings, stage, model), None),
+        args=_arguments(settings, stage, folder),
+        train_dataset=rows,
         processing_class=tokenizer,
-        callbacks=[RouterBalance(), StepLines(say, stage.name, recipe.batch_rows * recipe.row_tokens)],
+        callbacks=[RouterBalance(), StepLines(say, stage.name, settings.batch_rows * settings.row_tokens)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(stop := StopAtStep(say))
-    with stop.on_interrupt():
+    with stop.on_interrupt(), written_or_said(folder):
         before_the_cut = newest_whole(folder)
         trainer.train(resume_from_checkpoint=str(before_the_cut) if before_the_cut else None)
     if stop.stopped:
         raise KeyboardInterrupt
-    _write_log(trainer.state.log_history, stage, folder / "log.jsonl")
-    write_whole(folder / "final", lambda final: trainer.save_model(str(final)))
+    with written_or_said(folder):
+        _write_log(trainer.state.log_history, stage, folder / "log.jsonl")
+        write_whole(folder / "final", lambda final: trainer.save_model(str(final)))
+    return folder / "final"
 
 
 def _packed(stage: Stage, done: int, rows: int) -> str:
     return f"{stage.name}: {done:,} of {rows:,} rows of training data"
 
 
-def _dtype(recipe: Recipe) -> str:
+def products_dtype(settings: Settings) -> str:
     """Of matrix products: what the recipe says, or what the processor is fast in."""
-    if recipe.dtype != "auto":
-        return recipe.dtype
+    if settings.dtype != "auto":
+        return settings.dtype
     fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else multiplies_bfloat16()
     return "bfloat16" if fast else "float32"
 
@@ -158,37 +199,37 @@ def _model(recipe: Recipe, before: Path | None) -> AXK1ForCausalLM:
     return model
 
 
-def _muon(recipe: Recipe, stage: Stage, model: AXK1ForCausalLM) -> MuonAdamW | None:
+def _muon(settings: Settings, stage: Stage, model: AXK1ForCausalLM) -> MuonAdamW | None:
     if not stage.muon_learning_rate:
         return None
     groups = parameter_groups(model, muon_lr=stage.muon_learning_rate, lr=stage.learning_rate)
-    return MuonAdamW(groups, betas=(0.9, recipe.adam_beta2), weight_decay=recipe.weight_decay)
+    return MuonAdamW(groups, betas=(0.9, settings.adam_beta2), weight_decay=settings.weight_decay)
 
 
-def _arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
+def _arguments(settings: Settings, stage: Stage, folder: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
-        per_device_train_batch_size=recipe.batch_rows,
+        per_device_train_batch_size=settings.batch_rows,
         learning_rate=stage.learning_rate,
         lr_scheduler_type=stage.schedule,
         warmup_steps=stage.warmup_steps,
-        weight_decay=recipe.weight_decay,
-        adam_beta2=recipe.adam_beta2,
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=_dtype(recipe) == "bfloat16",
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=products_dtype(settings) == "bfloat16",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
-        seed=recipe.seed,
+        seed=settings.seed,
         logging_steps=min(20, max(1, stage.steps // 4)),
-        save_steps=recipe.save_steps,
+        save_steps=settings.save_steps,
         save_total_limit=2,
         remove_unused_columns=False,
         report_to=[],
     )
 
 
-def _examples(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
+def _examples(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerFast) -> Iterator[Example]:
     """Problems, mixed with text by tokens so that ``stage.text`` is its share. Other stages see other problems."""
     seed = recipe.seed * 1_000 + [s.name for s in recipe.stage].index(stage.name)
     drawn = problem_examples(
@@ -201,14 +242,25 @@ def _examples(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) 
         templates=stage.templates,
     )
     problems = (example for example in drawn if len(example.input_ids) <= recipe.row_tokens)  # a rare long dialogue
-    if not stage.text:
-        yield from problems
-    texts = text_examples(Path(recipe.corpus), tokenizer, recipe.row_tokens, seed, PARTS)
-    tokens = {"text": 0, "problems": 0}
+    sources: dict[str, tuple[float, Iterator[Example]]] = {}
+    if stage.text:
+        sources["text"] = (stage.text, text_examples(Path(recipe.corpus), tokenizer, recipe.row_tokens, seed, PARTS))
+    for file, share in stage.data.items():
+        sources[file] = (share, endless_examples(Path(file), tokenizer, recipe.row_tokens, seed))
+    rest = 1 - sum(share for share, _ in sources.values())
+    if rest > 1e-9:
+        sources["problems"] = (rest, problems)
+    return _mixed(sources)
+
+
+def _mixed(sources: dict[str, tuple[float, Iterator[Example]]]) -> Iterator[Example]:
+    """Endless: always from the source that lags most behind its share of the tokens so far."""
+    tokens = dict.fromkeys(sources, 0)
     while True:
-        source = "text" if tokens["text"] <= stage.text * sum(tokens.values()) else "problems"
-        for example in islice(texts if source == "text" else problems, 8):
-            tokens[source] += len(example.input_ids)
+        total = sum(tokens.values())
+        name = max(sources, key=lambda name: sources[name][0] * total - tokens[name])
+        for example in islice(sources[name][1], 8):
+            tokens[name] += len(example.input_ids)
             yield example
 
 

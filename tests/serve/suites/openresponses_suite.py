@@ -45,6 +45,13 @@ def ask(body: dict[str, Any]) -> str:
         return reply.read().decode()
 
 
+def events(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The data of all events, those of reasoning under the published names."""
+    lines = [line.removeprefix("data: ") for line in ask({**body, "stream": True}).split("\n") if line[:5] == "data:"]
+    found = [json.loads(line) for line in lines if line != "[DONE]"]
+    return [{**each, "type": each["type"].replace("response.reasoning_text.", "response.reasoning.")} for each in found]
+
+
 def models() -> dict[str, type[BaseModel]]:
     """The published events by their type."""
     found = {}
@@ -62,14 +69,20 @@ def get_type(kind: type[BaseModel]) -> list[Any]:
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 def test_every_event_fits(body: dict[str, Any]) -> None:
-    known, seen = models(), set()
-    for line in ask({**body, "stream": True}).split("\n"):
-        if line.startswith("data: ") and line != "data: [DONE]":
-            event = json.loads(line.removeprefix("data: "))
-            event["type"] = event["type"].replace("response.reasoning_text.", "response.reasoning.")
-            known[event["type"]].model_validate(event)
-            seen.add(event["type"])
-    assert {"response.created", "response.in_progress", "response.output_item.done"} <= seen
+    known, told = models(), events(body)
+    for event in told:
+        known[event["type"]].model_validate(event)
+    assert {"response.created", "response.in_progress", "response.output_item.done"} <= {e["type"] for e in told}
+
+
+def test_every_kind_of_event_was_seen() -> None:
+    """But for ``response.failed``, which takes a model that fails."""
+    parts = ("output_item", "content_part")
+    texts = ("output_text", "reasoning", "function_call_arguments")
+    expected = {f"response.{name}" for name in ("created", "in_progress", "completed", "incomplete")}
+    expected |= {f"response.{part}.{what}" for part in parts for what in ("added", "done")}
+    expected |= {f"response.{text}.{what}" for text in texts for what in ("delta", "done")}
+    assert {event["type"] for body in BODIES for event in events(body)} == expected
 
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))

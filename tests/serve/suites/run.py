@@ -1,32 +1,35 @@
 """Outside suites against ``axk1 serve`` over scripted replies: `make server-suites`.
 
-    python tests/serve/suites/run.py SCHEMATHESIS_ENVIRONMENT CLIENTS_ENVIRONMENT
+    python tests/serve/suites/run.py SCHEMATHESIS_ENVIRONMENT CLIENTS_ENVIRONMENT LM_EVAL_ENVIRONMENT
 
-The second has langchain-tests and openresponses-types, and in its folder ``node`` the npm packages. AXK1_OPENAPI names
-openapi.json of github.com/openai/openai-openapi; without it that suite is left out, and said so.
+The second has langchain-tests and openresponses-types, and in its folder ``node`` the npm packages. The schemas and
+lm-eval ask servers of their own, on the nano. AXK1_OPENAPI names openapi.json of github.com/openai/openai-openapi;
+without it that suite is left out, and said so.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-RUNS = 9
-"""Of schemathesis, each with a seed of its own: together more than 20,000 cases."""
+CASES = 20_000
+"""Of schemathesis at least: seeds are taken until there are so many."""
 
 
 def main() -> None:
     """Runs all suites; ends with 1 where one failed."""
-    schemathesis, clients = (Path(each).resolve() for each in sys.argv[1:3])
+    schemathesis, clients, lm_eval = (Path(each).resolve() for each in sys.argv[1:4])
     command = [sys.executable, "-m", "axk1", "serve", f"scripted:{HERE / 'replies.json'}", "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert server.stdout is not None
-        url = server.stdout.readline().split()[-1]
-        failed = [name for name, suite in suites(url, schemathesis, clients) if not run(name, suite, url, clients)]
+        told = {"AXK1_URL": server.stdout.readline().split()[-1], "AXK1_LM_EVAL": str(lm_eval / "bin" / "lm_eval")}
+        failed = [name for name, suite in suites(clients).items() if not run(name, suite, clients, told)[0]]
+        failed += explore(schemathesis, clients, told)
     finally:
         server.terminate()
         server.wait()
@@ -36,30 +39,51 @@ def main() -> None:
     sys.exit(bool(failed))
 
 
-def suites(url: str, schemathesis: Path, clients: Path) -> list[tuple[str, list[str]]]:
-    """Names and commands."""
-    ask = [str(schemathesis / "bin" / "schemathesis"), "--config-file", str(HERE / "schemathesis.toml"), "run"]
-    ask += [f"{url}/openapi.json", "-n", "60", "--continue-on-failure"]
-    test = ["-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
+def suites(clients: Path) -> dict[str, list[str]]:
+    """Commands by their names."""
+    test = ["-m", "pytest", "-q", "-s", "--noconftest", "-p", "no:cacheprovider"]
     langchain = ["--asyncio-mode=auto", "-o", "asyncio_default_test_loop_scope=session"]
     python = str(clients / "bin" / "python")
-    found = [
-        ("langchain-tests", [python, *test, *langchain, str(HERE / "langchain_suite.py")]),
-        ("openresponses-types", [python, *test, str(HERE / "openresponses_suite.py")]),
-        ("openai of npm", ["node", str(HERE / "openai_client.mjs")]),
-    ]
+    found = {
+        "langchain-tests": [python, *test, *langchain, str(HERE / "langchain_suite.py")],
+        "openresponses-types": [python, *test, str(HERE / "openresponses_suite.py")],
+        "openai of npm": ["node", str(HERE / "openai_client.mjs")],
+        "openai and anthropic of PyPI": [sys.executable, "-m", "pytest", str(HERE.parent / "test_serve_clients.py")],
+        "schemas": [sys.executable, "-m", "pytest", "-s", str(HERE.parent / "test_serve_schemas.py")],
+        "lm-eval": [sys.executable, *test, str(HERE / "lm_eval_suite.py")],
+    }
     if "AXK1_OPENAPI" in os.environ:
-        schemas = [sys.executable, *test, "-p", "no:xdist", str(HERE / "openai_schema_suite.py")]
-        found.append(("OpenAI's schemas", schemas))
-    return found + [(f"schemathesis {seed}", [*ask, "--seed", str(seed)]) for seed in range(1, RUNS + 1)]
+        found["OpenAI's schemas"] = [sys.executable, *test, "-p", "no:xdist", str(HERE / "openai_schema_suite.py")]
+    return found
 
 
-def run(name: str, command: list[str], url: str, clients: Path) -> bool:
-    """Whether a suite passed."""
+def explore(schemathesis: Path, clients: Path, told: dict[str, str]) -> list[str]:
+    """Runs schemathesis in all of its phases, seed after seed; the names of those that failed."""
+    ask = [str(schemathesis / "bin" / "schemathesis"), "--config-file", str(HERE / "schemathesis.toml"), "run"]
+    ask += [f"{told['AXK1_URL']}/openapi.json", "-n", "60", "--continue-on-failure"]
+    failed, cases, seed = [], 0, 0
+    while cases < CASES:
+        seed += 1
+        passed, text = run(f"schemathesis {seed}", [*ask, "--seed", str(seed)], clients, told)
+        failed += [] if passed else [f"schemathesis {seed}"]
+        made = sum(int(count) for count in re.findall(r"([0-9]+) generated", text))
+        if not made:
+            return [*failed, "schemathesis, which told no number of cases"]
+        cases += made
+        sys.stdout.write(f"{cases} cases of schemathesis so far\n")
+    return failed
+
+
+def run(name: str, command: list[str], clients: Path, told: dict[str, str]) -> tuple[bool, str]:
+    """Whether a suite passed, and what it wrote."""
     sys.stdout.write(f"== {name}\n")
     sys.stdout.flush()
-    done = subprocess.run(command, cwd=clients / "node", env={**os.environ, "AXK1_URL": url}, check=False)
-    return done.returncode == 0
+    environment = {**os.environ, "AXK1_SCHEMAS_EVERY": "1", **told}
+    done = subprocess.run(
+        command, cwd=clients / "node", env=environment, check=False, text=True, stdout=subprocess.PIPE
+    )
+    sys.stdout.write(done.stdout)
+    return done.returncode == 0, done.stdout
 
 
 if __name__ == "__main__":

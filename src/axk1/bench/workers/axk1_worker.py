@@ -59,6 +59,13 @@ class AXK1Engine(TorchEngine):
             replies.append([token for (row,) in steps for token in row])
         return {"seconds": sum(found.seconds), "replies": replies, "acceptance": found.acceptance}
 
+    def memory(self) -> dict[str, Any]:
+        """Also what the experts' cache did, where there is one."""
+        from axk1.experts.store import store_of
+
+        store = store_of(self.model)
+        return super().memory() | ({"experts": store.counters().to_dict()} if store else {})
+
     def loop(self, prompts: list[list[int]], tokens: int, stop_ids: Sequence[int] = (), **how: Any) -> Any:
         """The steps of :func:`axk1.generation.decode.decode`: each row's new tokens."""
         from axk1.generation.decode import decode
@@ -70,14 +77,17 @@ class AXK1Engine(TorchEngine):
 ENGINE: list[AXK1Engine] = []
 
 
-def load(path: str, dtype: str, device: str, threads: int, pack: bool = False, **_: Any) -> dict[str, Any]:
-    """Loads a checkpoint of either layout; with ``pack``, then packs its bfloat16 weights without loss."""
+def load(
+    path: str, dtype: str, device: str, threads: int, pack: bool = False, expert_cache: str | None = None, **_: Any
+) -> dict[str, Any]:
+    """Loads a checkpoint of either layout; with ``pack``, then packs its bfloat16 weights without loss; with
+    ``expert_cache``, leaves its routed experts on disk."""
     import axk1
     from axk1.load import load_model
 
     torch.set_num_threads(threads)
     start = time.perf_counter()
-    model = load_model(path, device=device, dtype="packed" if pack else dtype)
+    model = load_model(path, device=device, dtype="packed" if pack else dtype, expert_cache=expert_cache)
     ENGINE[:] = [AXK1Engine(model.eval())]
     return {"seconds": time.perf_counter() - start, "version": axk1.__version__, "fills": True}
 

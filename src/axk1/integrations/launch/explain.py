@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from axk1.checkpoint.compressed import ITEM_BYTES
 from axk1.integrations.launch.order import SECRET, Command, Order
 from axk1.plan.memory import GB
 from axk1.plan.weights import Weights
@@ -33,8 +32,10 @@ def memory_rows(order: Order) -> list[tuple[str, str]]:
 
 def explanation(order: Order, weights: Weights) -> str:
     """Lines on the model, the machines, the sizes of parallelism and the memory."""
-    size = sum(spec.size * ITEM_BYTES[spec.dtype] for spec in weights.tensors)
-    lines = [f"{order.model}: {size / GB:,.2f} GB in {weights.stored}", f"on {order.hardware}, for {order.engine}"]
+    lines = [
+        f"{order.model}: {weights.sizes.total / GB:,.2f} GB in {weights.stored}",
+        f"on {order.hardware}, for {order.engine}",
+    ]
     lines += [f"  {reason}" for reason in order.choice.reasons]
     lines.append("a GPU of the fullest stage" if order.choice.parallel.pipeline > 1 else "each GPU")
     lines += [f"  {name:<12}{text}" for name, text in memory_rows(order)]

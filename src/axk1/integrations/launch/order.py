@@ -29,6 +29,10 @@ class Order:
     step: Step
     fraction: float = 0.9
     """Part of a GPU's memory that the engine may use."""
+    per_expert: bool = False
+    """Each expert has tensors of its own, so that a GPU can leave out those of others."""
+    loader: str | None = None
+    """A loader of the engine's that reads past the page cache, where it is installed."""
     host: str = "127.0.0.1"
     port: int = 8000
     dtype: str = "auto"

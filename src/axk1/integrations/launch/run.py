@@ -20,6 +20,8 @@ from axk1.files import write_text
 from axk1.integrations.launch.order import Command, Engine
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+DIRECT = "instanttensor"
+"""A package, and what vLLM 0.32 and 0.33 call the loader that uses it; it leaves out other GPUs' experts too."""
 HEAD_SECONDS = 600.0
 """How long a machine waits for the first one."""
 GRACE_SECONDS = 60.0
@@ -43,6 +45,11 @@ def find_engine(engine: Engine) -> Path | None:
     if named:
         raise ValueError(f"{variable} names {named}, which is no Python that has {engine}.")
     return None
+
+
+def fast_loader(engine: Engine, python: Path | None) -> str | None:
+    """vLLM's ``--load-format`` for direct reads into GPUs, where the package for it is installed beside the engine."""
+    return DIRECT if engine == "vllm" and python is not None and _has(python, DIRECT) else None
 
 
 def missing(engine: Engine) -> str:
@@ -87,8 +94,8 @@ def with_files(command: Command, folder: Path) -> list[str]:
     return [str(folder / word) if word in command.files else word for word in command.arguments]
 
 
-def _has(python: Path, engine: str) -> bool:
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({engine!r}) is None)"
+def _has(python: Path, package: str) -> bool:
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
     return subprocess.run([str(python), "-c", code], capture_output=True, check=False).returncode == 0
 
 

@@ -51,6 +51,10 @@ def arguments(order: Order) -> list[str]:
         words += ["--data-parallel-backend", "ray"] if nodes > 1 or order.ray_address else []
     if parallel.expert:
         words.append("--enable-expert-parallel")
+        if order.per_expert and parallel.stage > 1:  # each GPU reads its own experts; fused ones are not filtered
+            words.append("--enable-ep-weight-filter")
+    if order.loader and order.hardware.device == "cuda" and "--load-format" not in order.extra:
+        words += ["--load-format", order.loader]
     if nodes > 1 or order.ray_address:
         words += ["--distributed-executor-backend", "ray"]
     words += ["--max-model-len", str(order.choice.context), "--max-num-seqs", str(order.step.sequences)]

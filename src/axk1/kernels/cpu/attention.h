@@ -28,6 +28,7 @@ struct AttentionWeights {
 };
 
 constexpr float kLatentEps = 1e-6f;  // of the norms of latents, whatever the configuration says of the others
+constexpr int64_t kFirstKeys = 16384;  // bytes of keys that are fetched before the first head
 constexpr int64_t kRows = 16;        // rows of kv_b whose columns are summed in several passes
 constexpr int64_t kSegment = 8;      // pages whose sums are made one after the other, apart from those of others
 
@@ -125,12 +126,13 @@ public:
         });
         if (cache_only) return;
         team.barrier();
-        const Share outputs = team.share(s.heads * width);
-        w.q_b.from(outputs.begin).dot(outputs.end - outputs.begin, latents, s.query_rank, rows, queries + outputs.begin, s.heads * width);
+        team.spread(s.heads * width, w.q_b.grain(), [&](int64_t begin, int64_t end) {
+            w.q_b.from(begin).dot(end - begin, latents, s.query_rank, rows, queries + begin, s.heads * width);
+        });
         team.barrier();
         const Share heads = team.share(s.heads);
         Fetch keys = w.kv_b.from(heads.begin * (s.nope + s.value)).pieces(s.nope, s.nope + s.value, heads.end - heads.begin);
-        keys.more(2 * kAhead);
+        keys.more(kFirstKeys);
         for (int64_t head = heads.begin; head < heads.end; ++head) absorb_query(w, head, keys);
         team.barrier();
         team.dynamic(int64_t(items.size()), [&](int64_t i) { attend(items[i], cache); });
@@ -144,11 +146,12 @@ private:
     // q_a and kv_a over the normed states, their rows from `first` on shared between the threads as if they were one matrix.
     void project_down(Team& team, const AttentionWeights& w, int64_t first) {
         const int64_t stride = s.query_rank + joint;
-        Share outputs = team.share(stride - first);
-        outputs.begin += first, outputs.end += first;
-        const int64_t split = std::clamp(s.query_rank, outputs.begin, outputs.end);
-        w.q_a.from(outputs.begin).dot(split - outputs.begin, normed, s.hidden, rows, down + outputs.begin, stride);
-        w.kv_a.from(split - s.query_rank).dot(outputs.end - split, normed, s.hidden, rows, down + split, stride);
+        team.spread(stride - first, w.q_a.grain(), [&](int64_t begin, int64_t end) {
+            begin += first, end += first;
+            const int64_t split = std::clamp(s.query_rank, begin, end);
+            w.q_a.from(begin).dot(split - begin, normed, s.hidden, rows, down + begin, stride);
+            w.kv_a.from(split - s.query_rank).dot(end - split, normed, s.hidden, rows, down + split, stride);
+        });
     }
 
     // q_nope of one head times the key half of kv_b_proj, for all tokens, and its rotated q_rope beside it.
@@ -219,12 +222,13 @@ private:
     }
 
     void project_out(Team& team, const AttentionWeights& w, float* hidden) {
-        const Share outputs = team.share(s.hidden);
-        const int64_t inputs = s.heads * s.value, count = outputs.end - outputs.begin;
-        float* update = normed + outputs.begin;  // its values have been used
-        w.o.from(outputs.begin).dot(count, values, inputs, rows, update, s.hidden);
-        for (int64_t row = 0; row < rows; ++row)
-            for (int64_t i = 0; i < count; ++i) hidden[row * s.hidden + outputs.begin + i] += update[row * s.hidden + i];
+        const int64_t inputs = s.heads * s.value;
+        team.spread(s.hidden, w.o.grain(), [&](int64_t begin, int64_t end) {
+            float* update = normed + begin;  // its values have been used
+            w.o.from(begin).dot(end - begin, values, inputs, rows, update, s.hidden);
+            for (int64_t row = 0; row < rows; ++row)
+                for (int64_t i = 0; i < end - begin; ++i) hidden[row * s.hidden + begin + i] += update[row * s.hidden + i];
+        });
         team.barrier();
     }
 };

@@ -28,14 +28,27 @@ typedef struct {
     double softmax_scale, eps, routed_scaling, angle_factor;
 } axk1_shape;
 
-/* One expert's matrices, as a store hands them out: gate_up [2 * width, hidden], gate rows first, and down [hidden, width]. */
+/* Where an expert's bytes are: whole pages of 4096 bytes of files, which are put one after the other into its place in the
+ * cache. `offset`, `bytes` and `place` are multiples of 4096; `needed`: as many of `bytes` have to be there. */
+enum { AXK1_EXTENTS = 8 };
 typedef struct {
-    axk1_matrix gate_up, down;
-} axk1_expert;
+    int64_t file, offset, bytes, needed, place;
+} axk1_extent;
+/* A matrix among these bytes: where its values are, and its scales, of `scale_bytes` each; and where in the expert's place,
+ * after the bytes that were read, their float32 values are to be put (`side`). */
+typedef struct {
+    int64_t format, rows, columns, data, scales, scale_count, scale_bytes, side;
+} axk1_stored;
+typedef struct {
+    int64_t extents;
+    axk1_extent extent[AXK1_EXTENTS];
+    axk1_stored gate, up, down;
+} axk1_place;
 
-/* Called after routing with the experts that a layer needs, ascending; fills `out`, which stays readable until the next call
- * for this layer. Anything but 0 ends the step with an error. */
-typedef int (*axk1_fetch)(void* context, int64_t layer, const int64_t* experts, int64_t count, axk1_expert* out);
+/* What a stream has done. Times in nanoseconds: `stalled`, that steps waited; `reading`, of all reader threads together. */
+typedef struct {
+    int64_t lists, asked, hits, reads, bytes, stalls, stalled, reading;
+} axk1_counters;
 
 /* One step over the tokens of some sequences, one sequence after the other: first the `prompts` sequences that read a piece of
  * their prompt, then those that reply. Which way a token is computed depends on this alone. */
@@ -63,6 +76,7 @@ typedef struct {
 } axk1_step;
 
 typedef struct axk1_layers axk1_layers;
+typedef struct axk1_stream axk1_stream;
 
 const char* axk1_instructions(void);
 const char* axk1_error(void);
@@ -74,7 +88,8 @@ void axk1_delete(axk1_layers* layers);
 int axk1_set(axk1_layers* layers, int64_t layer, const char* name, const axk1_matrix* weight);
 /* The tokens of lm_head's rows, where it has not the whole vocabulary. */
 int axk1_set_head_ids(axk1_layers* layers, const int64_t* ids, int64_t count);
-int axk1_set_store(axk1_layers* layers, int64_t layer, axk1_fetch fetch, void* context);
+/* The routed experts of `layer` are those of `stream_layer` of a stream, which has to stay. */
+int axk1_set_store(axk1_layers* layers, int64_t layer, axk1_stream* stream, int64_t stream_layer);
 /* All weights are there. */
 int axk1_finish(axk1_layers* layers);
 
@@ -82,6 +97,17 @@ int axk1_run(axk1_layers* layers, const axk1_step* step);
 /* `count` greedy drafts of `module` after `waiting`, whose pages have room for count - 1 tokens more, then a step of `trunk`,
  * whose ids hold the newest token of each sequence and get its drafts: count + 1 tokens per sequence. */
 int axk1_speculate(axk1_layers* trunk, axk1_layers* module, const axk1_step* waiting, const axk1_step* step, int64_t count);
+
+/* Experts that are read from files as they are asked for, into a cache of `slots` places of `slot_bytes` each, by `readers`
+ * threads. The expert gives way whose uses, each counted `decay` times as much with every step of its layer since, are fewest. */
+axk1_stream* axk1_stream_new(int64_t slots, int64_t slot_bytes, int64_t readers, double decay);
+void axk1_stream_delete(axk1_stream* stream);
+int axk1_stream_file(axk1_stream* stream, const char* path); /* files count from 0 */
+int axk1_stream_add(axk1_stream* stream, int64_t layer, int64_t expert, const axk1_place* place);
+void axk1_stream_count(axk1_stream* stream, axk1_counters* out);
+/* What was asked for since tracing began: layer, number of experts and these, for each list. Copies at most `room` numbers and
+ * returns how many there are; once they all have been copied they are forgotten. `on`: whether tracing goes on. */
+int64_t axk1_stream_trace(axk1_stream* stream, int64_t on, int64_t* out, int64_t room);
 
 /* out [rows, outputs] = x [rows, columns] times the weight, both of `format`. */
 int axk1_linear(const axk1_matrix* weight, int64_t exact, const void* x, int64_t format, int64_t rows, void* out, int64_t threads);

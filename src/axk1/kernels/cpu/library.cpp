@@ -6,6 +6,9 @@
 struct axk1_layers : axk1::Layers {
     using axk1::Layers::Layers;
 };
+struct axk1_stream : axk1::Stream {
+    using axk1::Stream::Stream;
+};
 
 namespace {
 
@@ -49,8 +52,8 @@ int axk1_set(axk1_layers* layers, int64_t layer, const char* name, const axk1_ma
 int axk1_set_head_ids(axk1_layers* layers, const int64_t* ids, int64_t count) {
     return guarded([&] { layers->set_head_ids(ids, count); });
 }
-int axk1_set_store(axk1_layers* layers, int64_t layer, axk1_fetch fetch, void* context) {
-    return guarded([&] { layers->set_store(layer, fetch, context); });
+int axk1_set_store(axk1_layers* layers, int64_t layer, axk1_stream* stream, int64_t stream_layer) {
+    return guarded([&] { layers->set_store(layer, stream, stream_layer); });
 }
 int axk1_finish(axk1_layers* layers) {
     return guarded([&] { layers->finish(); });
@@ -90,6 +93,21 @@ int axk1_speculate(axk1_layers* trunk, axk1_layers* module, const axk1_step* wai
         trunk->run(*step);
     });
 }
+
+axk1_stream* axk1_stream_new(int64_t slots, int64_t slot_bytes, int64_t readers, double decay) {
+    axk1_stream* made = nullptr;
+    guarded([&] { made = new axk1_stream(slots, slot_bytes, readers, decay); });
+    return made;
+}
+void axk1_stream_delete(axk1_stream* stream) { delete stream; }
+int axk1_stream_file(axk1_stream* stream, const char* path) {
+    return guarded([&] { stream->add_file(path); });
+}
+int axk1_stream_add(axk1_stream* stream, int64_t layer, int64_t expert, const axk1_place* place) {
+    return guarded([&] { stream->add(layer, expert, *place); });
+}
+void axk1_stream_count(axk1_stream* stream, axk1_counters* out) { *out = stream->count(); }
+int64_t axk1_stream_trace(axk1_stream* stream, int64_t on, int64_t* out, int64_t room) { return stream->copy_trace(on, out, room); }
 
 int axk1_linear(const axk1_matrix* weight, int64_t exact, const void* x, int64_t format, int64_t rows, void* out, int64_t threads) {
     return guarded([&] {

@@ -13,6 +13,9 @@
 
 namespace axk1 {
 
+// Bytes from which on weights come from memory, and not from a cache; rows of a weight that are read in one go at least.
+constexpr int64_t kStream = 64 << 10, kTile = 64;
+
 struct Matrix {
     enum Kind { kFloat32, kBFloat16, kInt8, kInt4, kLossless };
     Kind kind = kFloat32;
@@ -29,6 +32,9 @@ struct Matrix {
 
     int64_t bits() const { return kind == kFloat32 ? 32 : kind == kBFloat16 ? 16 : kind == kInt8 ? 8 : kind == kInt4 ? 4 : 12; }  // per value
     int64_t bytes(int64_t rows) const { return rows * stride * bits() / 8; }
+
+    // Rows that a thread takes at a time.
+    int64_t grain() const { return std::max<int64_t>(1, kStream / kTile / std::max<int64_t>(bytes(1), 1)) * kTile; }
 
     template <class Stored>
     const Stored* values() const { return static_cast<const Stored*>(data); }

@@ -51,12 +51,6 @@ public:
     }
 };
 
-// Memory that is read soon, fetched into the second-level cache.
-//
-// Where rows are read one after the other, the processor's own prefetchers do better than instructions (by 40% where each
-// core has a memory link of its own). Several streams at once, or strips of rows, are beyond them.
-constexpr int64_t kAhead = 8192;  // bytes between what is read in one stream and what is fetched
-
 // Pieces of memory at equal distances, fetched in order and little by little.
 class Fetch {
     const char* piece = nullptr;

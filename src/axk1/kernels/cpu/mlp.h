@@ -25,20 +25,27 @@ struct Expert {
 // Where the routed experts of a layer are. It is asked after routing, once per layer and step, by one thread.
 struct ExpertStore {
     virtual ~ExpertStore() = default;
-    // `experts` are ascending, each once. What `out` points to stays until the next call.
-    virtual void fetch(const int64_t* experts, int64_t count, Expert* out) = 0;
+    // `experts` are ascending, each once, and stay until the end. A store may begin to get them.
+    virtual void begin(const int64_t* experts, int64_t count) = 0;
+    // How many from the `first` on are there, at least one where it `waits`; `out` of each, which stays until the next call.
+    virtual int64_t next(int64_t first, bool waits, Expert* out) = 0;
+    // All have been used.
+    virtual void end() {}
 };
 
 // All of them in memory: gate_up [E * 2 width, hidden], gate rows first, and down [E * hidden, width].
 struct ResidentExperts : ExpertStore {
     Matrix gate_up, down;
-    int64_t width = 0, hidden = 0;
+    int64_t width = 0, hidden = 0, count = 0;
+    const int64_t* experts = nullptr;
 
-    void fetch(const int64_t* experts, int64_t count, Expert* out) override {
-        for (int64_t i = 0; i < count; ++i) {
+    void begin(const int64_t* wanted, int64_t number) override { experts = wanted, count = number; }
+    int64_t next(int64_t first, bool, Expert* out) override {
+        for (int64_t i = first; i < count; ++i) {
             const Matrix gate = gate_up.from(experts[i] * 2 * width);
-            out[i] = {gate, gate.from(width), down.from(experts[i] * hidden)};
+            out[i - first] = {gate, gate.from(width), down.from(experts[i] * hidden)};
         }
+        return count - first;
     }
 };
 
@@ -91,7 +98,8 @@ inline void choose(const RouterRule& rule, const float* bias, float* scores, int
     }
 }
 
-// Which experts a step needs, and the tokens of each.
+// Which experts a step needs, the tokens of each, and which of them are computed next: those that are in memory while
+// others are still read, always in the same order.
 class Routing {
 public:
     struct Unit {  // an expert, and its `inputs` tokens from index `first` of `tokens` and `weights` on
@@ -101,6 +109,8 @@ public:
     std::vector<int64_t> chosen, tokens;  // chosen: [rows, K]
     std::vector<float> chosen_weights, weights;
     std::vector<Unit> units;
+    std::vector<size_t> up, down;     // units whose hidden values, and then whose outputs, are computed now
+    bool is_first = true, is_last = true;  // of the waves of this step
 
     void resize(int64_t rows, const RouterRule& rule) {
         chosen.resize(rows * rule.chosen);
@@ -113,12 +123,11 @@ public:
 
     // Lists the experts in ascending order, each with its tokens; the shared one, or a dense MLP, is last.
     void plan(const MLPWeights& w, const RouterRule& rule, int64_t rows) {
-        tokens.clear(), weights.clear(), units.clear();
+        tokens.clear(), weights.clear(), units.clear(), experts.clear();
         if (rule.experts) {
             counts.assign(rule.experts + 1, 0);
             const int64_t slots = rows * rule.chosen;
             for (int64_t slot = 0; slot < slots; ++slot) ++counts[chosen[slot] + 1];
-            experts.clear();
             for (int64_t e = 0; e < rule.experts; ++e) {
                 if (counts[e + 1]) experts.push_back(e), units.push_back({{}, w.expert_width, counts[e + 1], counts[e]});
                 counts[e + 1] += counts[e];
@@ -129,20 +138,40 @@ public:
                 tokens[place] = slot / rule.chosen, weights[place] = chosen_weights[slot];
             }
             found.resize(experts.size());
-            w.store->fetch(experts.data(), int64_t(experts.size()), found.data());
-            for (size_t i = 0; i < units.size(); ++i) units[i].expert = found[i];
+            w.store->begin(experts.data(), int64_t(experts.size()));
         }
-        if (!w.shared.gate) return;
-        units.push_back({w.shared, w.width, rows, int64_t(tokens.size())});
-        for (int64_t row = 0; row < rows; ++row) tokens.push_back(row), weights.push_back(1.0f);
+        if (w.shared.gate) {
+            units.push_back({w.shared, w.width, rows, int64_t(tokens.size())});
+            for (int64_t row = 0; row < rows; ++row) tokens.push_back(row), weights.push_back(1.0f);
+        }
+        ready = 0, is_last = false;
+        take(w, true);
     }
+
+    // Goes on to the units that have come since, or waits for the next one.
+    void advance(const MLPWeights& w) { take(w, false); }
+
+    // Nothing is computed any more.
+    void stop() { up.clear(), down.clear(), is_last = true; }
 
 private:
     std::vector<int64_t> counts, experts;
     std::vector<Expert> found;
+    int64_t ready = 0;
+
+    // The shared expert's hidden values need no waiting; its outputs are added last.
+    void take(const MLPWeights& w, bool at_first) {
+        const int64_t routed = int64_t(experts.size()), more = ready < routed ? w.store->next(ready, !at_first, found.data()) : 0;
+        up.clear(), down.clear();
+        for (int64_t i = 0; i < more; ++i) units[ready + i].expert = found[i], up.push_back(ready + i);
+        ready += more, down = up, is_first = at_first, is_last = ready == routed;
+        if (int64_t(units.size()) == routed) return;
+        if (at_first) up.push_back(routed);
+        if (is_last) down.push_back(routed);
+    }
 };
 
-constexpr int64_t kTile = 64, kResults = 4096;  // rows of a weight that are read in one go at least; results that are near then
+constexpr int64_t kResults = 4096;  // results that are near while a weight is read
 
 class MLPStep {
     const int64_t rows, hidden, tile;
@@ -170,11 +199,16 @@ public:
             w.router.from(outputs.begin).dot(outputs.end - outputs.begin, normed, hidden, rows, logits + outputs.begin, rule.experts);
             team.barrier();
         }
-        team.attempt([&] { plan(w, rule); }, [&] { routing.units.clear(); });
-        project_up(team);
-        team.barrier();
-        project_down(team);
-        team.barrier();
+        team.attempt([&] { plan(w, rule); }, [&] { routing.stop(); });
+        for (bool last = false; !last;) {
+            last = routing.is_last;
+            project_up(team);
+            team.barrier();
+            project_down(team);
+            team.barrier();
+            if (!last) team.attempt([&] { routing.advance(w); }, [&] { routing.stop(); });
+        }
+        if (team.me == 0 && rule.experts) w.store->end();
         team.each(rows, [&](int64_t row) { finish(w, state, row); });
         team.barrier();
     }
@@ -196,15 +230,19 @@ private:
         }
     }
 
-    // silu(gate) * up of all units, their rows shared evenly between the threads.
+    // silu(gate) * up of these units, as if they were one matrix.
     void project_up(Team& team) {
-        int64_t total = 0, passed = 0;
-        for (const Routing::Unit& unit : routing.units) total += unit.width;
-        const Share mine = team.share(total);
+        int64_t total = 0;
+        for (size_t u : routing.up) total += routing.units[u].width;
+        if (total) team.spread(total, routing.units[routing.up[0]].expert.gate.grain(), [&](int64_t first, int64_t last) { project_up(first, last); });
+    }
+
+    void project_up(int64_t first, int64_t last) {
+        int64_t passed = 0;
         float *gate = memory<MLPStep, float>(2 * tile * rows), *up = gate + tile * rows;
-        for (size_t u = 0; u < routing.units.size(); ++u) {
+        for (size_t u : routing.up) {
             const Routing::Unit& unit = routing.units[u];
-            const int64_t begin = std::max<int64_t>(mine.begin - passed, 0), end = std::min(mine.end - passed, unit.width);
+            const int64_t begin = std::max<int64_t>(first - passed, 0), end = std::min(last - passed, unit.width);
             for (int64_t f = begin; f < end; f += tile) {
                 const int64_t count = std::min(tile, end - f);
                 unit.expert.gate.from(f).dot(count, inputs[u], hidden, unit.inputs, gate, tile);
@@ -220,12 +258,16 @@ private:
     }
 
     void project_down(Team& team) {
-        const Share mine = team.share(hidden);
+        const int64_t grain = routing.down.empty() ? hidden : routing.units[routing.down[0]].expert.down.grain();
+        team.spread(hidden, grain, [&](int64_t first, int64_t last) { project_down(first, last); });
+    }
+
+    void project_down(int64_t first, int64_t last) {
         float* part = memory<MLPStep, float>(tile * rows);
-        for (int64_t d = mine.begin; d < mine.end; d += tile) {
-            const int64_t count = std::min(tile, mine.end - d);
-            for (int64_t row = 0; row < rows; ++row) std::fill_n(update + row * hidden + d, count, 0.0f);
-            for (size_t u = 0; u < routing.units.size(); ++u) {
+        for (int64_t d = first; d < last; d += tile) {
+            const int64_t count = std::min(tile, last - d);
+            for (int64_t row = 0; row < rows && routing.is_first; ++row) std::fill_n(update + row * hidden + d, count, 0.0f);
+            for (size_t u : routing.down) {
                 const Routing::Unit& unit = routing.units[u];
                 unit.expert.down.from(d).dot(count, inners[u], unit.width, unit.inputs, part, tile);
                 for (int64_t t = 0; t < unit.inputs; ++t) {

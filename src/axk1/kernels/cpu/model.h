@@ -4,81 +4,20 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <stdexcept>
 #include <string>
 
 #include "axk1.h"
 #include "prompt.h"
+#include "stream.h"
 
 namespace axk1 {
-
-struct Refused : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-inline void expect(bool holds, const std::string& what) {
-    if (!holds) throw Refused("The kernels were given " + what + ".");
-}
-
-inline int64_t padded_bytes(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// A weight from outside, its side information checked.
-inline Matrix matrix(const axk1_matrix& given, bool exact) {
-    expect(given.data && given.rows > 0 && given.columns > 0, "an empty weight");
-    expect(given.format >= AXK1_FLOAT32 && given.format <= AXK1_LOSSLESS, "a weight of an unknown format");
-    Matrix m;
-    m.kind = Matrix::Kind(given.format), m.data = given.data, m.length = m.stride = given.columns, m.exact = exact;
-    if (m.kind == Matrix::kInt8) {
-        expect(given.side && given.side_bytes == given.rows * 4, "int8 weights without one scale per row");
-    } else if (m.kind == Matrix::kInt4) {
-        const int64_t scales = given.side_bytes / 4;
-        expect(given.side && scales > 0 && scales % given.rows == 0 && given.columns % (scales / given.rows) == 0, "int4 weights whose scales do not divide their rows");
-        m.group = given.columns / (scales / given.rows);
-        expect(m.group % 32 == 0, "int4 weights with a scale for " + std::to_string(m.group) + " values; it must be a multiple of 32");
-    } else if (m.kind == Matrix::kLossless) {
-        const int64_t blocks = given.rows * (given.columns / 64), fixed = padded_bytes(blocks) + padded_bytes(given.rows * 4);
-        expect(given.columns % 64 == 0 && given.side && given.side_bytes >= fixed, "weights that are not packed without loss");
-        m.bases = static_cast<const uint8_t*>(given.side);
-        m.starts = reinterpret_cast<const int32_t*>(m.bases + padded_bytes(blocks));
-        m.raw = reinterpret_cast<const uint16_t*>(m.bases + fixed);
-        int64_t raw = 0;
-        for (int64_t row = 0; row < given.rows; ++row) {
-            expect(m.starts[row] == raw, "weights packed without loss whose rows begin elsewhere");
-            raw += std::count(m.bases + row * (given.columns / 64), m.bases + (row + 1) * (given.columns / 64), 0);
-        }
-        expect(given.side_bytes == fixed + raw * 128, "weights packed without loss that lack blocks");
-        return m;
-    }
-    m.scale = m.kind == Matrix::kFloat32 || m.kind == Matrix::kBFloat16 ? nullptr : static_cast<const float*>(given.side);
-    return m;
-}
-
-// Experts that somebody outside looks after.
-struct ForeignExperts : ExpertStore {
-    axk1_fetch function;
-    void* context;
-    int64_t layer, width, hidden;
-    bool exact;
-    std::vector<axk1_expert> found;
-
-    void fetch(const int64_t* experts, int64_t count, Expert* out) override {
-        found.assign(count, {});
-        expect(function(context, layer, experts, count, found.data()) == 0, "no experts by their store");
-        for (int64_t i = 0; i < count; ++i) {
-            const axk1_expert& one = found[i];
-            expect(one.gate_up.rows == 2 * width && one.gate_up.columns == hidden && one.down.rows == hidden && one.down.columns == width,
-                   "an expert of another shape by its store");
-            const Matrix gate = matrix(one.gate_up, exact);
-            out[i] = {gate, gate.from(width), matrix(one.down, exact)};
-        }
-    }
-};
 
 struct Layer {
     AttentionWeights attention;
     MLPWeights mlp;
     bool dense = false;
     ResidentExperts resident;
-    std::unique_ptr<ForeignExperts> foreign;
+    std::unique_ptr<StreamedExperts> streamed;
 };
 
 // A weight that layers need: its name in checkpoints, where it goes, its shape.
@@ -218,12 +157,13 @@ public:
         for (int64_t id : head_ids) expect(id >= 0 && id < given.vocabulary, "draft tokens outside of the vocabulary");
     }
 
-    void set_store(int64_t number, axk1_fetch function, void* context) {
-        expect(number >= 0 && number < given.layers && rule.experts, "a store for a layer without experts");
-        auto store = std::make_unique<ForeignExperts>();
-        store->function = function, store->context = context, store->layer = number;
-        store->width = given.expert_width, store->hidden = shape.hidden, store->exact = given.exact;
-        layers[number]->foreign = std::move(store);
+    // `layer` of a stream, whose experts stand for this layer's.
+    void set_store(int64_t number, Stream* stream, int64_t layer) {
+        expect(number >= 0 && number < given.layers && rule.experts && stream, "a store for a layer without experts");
+        auto store = std::make_unique<StreamedExperts>();
+        store->stream = stream, store->layer = layer, store->exact = given.exact;
+        store->floats = stream->check(layer, rule.experts, given.expert_width, shape.hidden);
+        layers[number]->streamed = std::move(store);
     }
 
     void finish() {
@@ -235,18 +175,19 @@ public:
             expect(layer.attention.kv_b.kind != Matrix::kInt4, "int4 weights for kv_b_proj, which is read in columns too");
             std::vector<Slot> rest = layer.dense ? dense_slots(layer) : moe_slots(layer);
             expect(layer.dense || rule.experts, "neither an MLP nor experts" + where);
-            if (layer.foreign) std::erase_if(rest, [](const Slot& slot) { return std::string(slot.name).starts_with("mlp.experts."); });
+            if (layer.streamed) std::erase_if(rest, [](const Slot& slot) { return std::string(slot.name).starts_with("mlp.experts."); });
             expect_full(rest, where);
             layer.mlp.width = layer.dense ? given.dense_width : given.shared_width;
             if (!layer.dense) {
                 expect(layer.mlp.router.kind <= Matrix::kBFloat16, "a router that is quantised");
                 layer.mlp.expert_width = layer.resident.width = given.expert_width, layer.resident.hidden = shape.hidden;
-                layer.mlp.store = layer.foreign ? static_cast<ExpertStore*>(layer.foreign.get()) : &layer.resident;
+                layer.mlp.store = layer.streamed ? static_cast<ExpertStore*>(layer.streamed.get()) : &layer.resident;
             }
             const AttentionWeights& a = layer.attention;
             const Expert &e = layer.mlp.shared, &r = {layer.resident.gate_up, {}, layer.resident.down};
             for (const Matrix* m : std::initializer_list<const Matrix*>{&a.q_a, &a.q_b, &a.kv_a, &a.kv_b, &a.o, &r.gate, &r.down, &e.gate, &e.up, &e.down})
                 pairs = pairs && !(*m && m->kind == Matrix::kFloat32);
+            pairs = pairs && !(layer.streamed && layer.streamed->floats);
         }
         expect(norm, "no norm after the layers");
         expect(!embedding || embedding.kind <= Matrix::kBFloat16, "an embedding that is quantised");
@@ -383,8 +324,9 @@ private:
         });
         team.barrier();
         if (combines) {  // eh_proj times [enorm(embedding), hnorm(state)]
-            const Share outputs = team.share(width);
-            eh_proj.from(outputs.begin).dot(outputs.end - outputs.begin, both, 2 * width, rows, part.state.data() + outputs.begin, width);
+            team.spread(width, eh_proj.grain(), [&](int64_t begin, int64_t end) {
+                eh_proj.from(begin).dot(end - begin, both, 2 * width, rows, part.state.data() + begin, width);
+            });
         }
         team.each(part.reduced ? part.last.count : 0, [&](int64_t row) {
             std::copy_n(part.all.cos.data() + part.origin[row] * half, half, part.last.cos.data() + row * half);
@@ -450,10 +392,11 @@ private:
         const int64_t rows = int64_t(inputs.size()) / width;
         if (!rows) return;
         float* scores = head_ids.empty() && step.logits ? step.logits : few.data();
-        const Share mine = team.share(outputs);
-        head.from(mine.begin).dot(mine.end - mine.begin, inputs.data(), width, rows, scores + mine.begin, outputs);
-        for (int64_t row = 0; row < rows && halves; ++row)
-            for (int64_t i = mine.begin; i < mine.end; ++i) scores[row * outputs + i] = to_float(to_bfloat16(scores[row * outputs + i]));
+        team.spread(outputs, head.grain(), [&](int64_t begin, int64_t end) {
+            head.from(begin).dot(end - begin, inputs.data(), width, rows, scores + begin, outputs);
+            for (int64_t row = 0; row < rows && halves; ++row)
+                for (int64_t i = begin; i < end; ++i) scores[row * outputs + i] = to_float(to_bfloat16(scores[row * outputs + i]));
+        });
         team.barrier();
         team.each(rows, [&](int64_t row) {
             const int64_t place = place_of_largest(scores + row * outputs, outputs);

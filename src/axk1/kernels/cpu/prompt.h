@@ -260,14 +260,20 @@ public:
             team.dynamic((rows + 63) / 64, [&](int64_t block) { route(w, rule, block * 64, std::min<int64_t>(64, rows - block * 64)); });
             team.barrier();
         }
-        team.attempt([&] { plan(w, rule); }, [&] { routing.units.clear(), tiles.clear(); });
-        team.dynamic(int64_t(tiles.size()), [&](int64_t i) {
-            const size_t later = i + team.count;  // this thread's next tile, if all are as fast
-            project_up(tiles[i].first, tiles[i].second, later < tiles.size() ? pieces(tiles[later].first, tiles[later].second) : Fetch());
-        });
-        team.barrier();
-        team.dynamic((hidden + kWide - 1) / kWide, [&](int64_t block) { project_down(block * kWide, std::min(kWide, hidden - block * kWide)); });
-        team.barrier();
+        team.attempt([&] { plan(w, rule); }, [&] { stop(); });
+        for (bool last = false; !last;) {
+            last = routing.is_last;
+            team.dynamic(int64_t(tiles.size()), [&](int64_t i) {
+                const size_t later = i + team.count;  // this thread's next tile, if all are as fast
+                project_up(tiles[i].first, tiles[i].second, later < tiles.size() ? pieces(tiles[later].first, tiles[later].second) : Fetch());
+            });
+            if (routing.is_first && !last) team.each(rows, [&](int64_t row) { std::fill_n(update + row * hidden, hidden, 0.0f); });
+            team.barrier();
+            team.dynamic((hidden + kWide - 1) / kWide, [&](int64_t block) { project_down(block * kWide, std::min(kWide, hidden - block * kWide)); });
+            team.barrier();
+            if (!last) team.attempt([&] { routing.advance(w), lay_out(); }, [&] { stop(); });
+        }
+        if (team.me == 0 && rule.experts) w.store->end();
         team.each(rows, [&](int64_t row) {
             float* out = update + row * hidden;
             if (w.post_norm) rms_norm(out, w.post_norm, eps, hidden, out);
@@ -284,13 +290,19 @@ private:
 
     void plan(const MLPWeights& w, const RouterRule& rule) {
         routing.plan(w, rule, rows);
-        inners.clear(), tiles.clear();
+        inners.clear();
         Value* h = inner;
-        for (size_t u = 0; u < routing.units.size(); ++u) {
-            inners.push_back(h), h += routing.units[u].inputs * P::padded(routing.units[u].width);
-            for (int64_t first = 0; first < routing.units[u].width; first += kHalf) tiles.emplace_back(u, first);
-        }
+        for (const Routing::Unit& unit : routing.units) inners.push_back(h), h += unit.inputs * P::padded(unit.width);
+        lay_out();
     }
+
+    void lay_out() {
+        tiles.clear();
+        for (size_t u : routing.up)
+            for (int64_t first = 0; first < routing.units[u].width; first += kHalf) tiles.emplace_back(u, first);
+    }
+
+    void stop() { routing.stop(), tiles.clear(); }
 
     // silu(gate) * up of an expert's tokens, 32 columns.
     void project_up(int64_t u, int64_t first, const Fetch& next) {
@@ -316,20 +328,31 @@ private:
         return {gate.data, gate.bytes(std::min(kHalf, unit.width - first)), distance, 2};
     }
 
-    // The weighted sum of all experts' outputs, `count` columns from `first` on.
+    // Adds up the weighted outputs of these experts, `count` columns from `first` on. Where they are all that there are, the
+    // sums stay together until the end; else they go on from where those before ended, to the same bits.
     void project_down(int64_t first, int64_t count) {
-        Sums* total = memory<MLPPrompt, Sums>(rows);
-        std::memset(static_cast<void*>(total), 0, rows * sizeof(Sums));
-        for (size_t u = 0; u < routing.units.size(); ++u) {
+        const bool all = routing.is_first && routing.is_last;
+        Sums* total = memory<MLPPrompt, Sums>(all ? rows : 1);
+        if (all) std::memset(static_cast<void*>(total), 0, rows * sizeof(Sums));
+        for (size_t i = 0; i < routing.down.size(); ++i) {
+            const size_t u = routing.down[i];
             const Routing::Unit& unit = routing.units[u];
             multiply_rows<P>(unit.expert.down.from(first), count, unit.inputs, [&](int64_t t) { return inners[u] + t * P::padded(unit.width); },
                              [&](int64_t t, const Sums& sums) {
                                  const float weight = routing.weights[unit.first + t];
-                                 Sums& mine = total[routing.tokens[unit.first + t]];
-                                 for (int64_t g = 0; g < kVectors; ++g) mine[g] += sums[g] * weight;
-                             }, u + 1 < routing.units.size() ? routing.units[u + 1].expert.down.from(first).pieces(count, 0, 1) : Fetch());
+                                 const int64_t row = routing.tokens[unit.first + t];
+                                 if (!all) return add_weighted(sums, weight, count, update + row * hidden + first);
+                                 for (int64_t g = 0; g < kVectors; ++g) total[row][g] += sums[g] * weight;
+                             }, i + 1 < routing.down.size() ? routing.units[routing.down[i + 1]].expert.down.from(first).pieces(count, 0, 1) : Fetch());
         }
-        for (int64_t row = 0; row < rows; ++row) store_sums(total[row], count, update + row * hidden + first);
+        for (int64_t row = 0; row < rows && all; ++row) store_sums(total[row], count, update + row * hidden + first);
+    }
+
+    static void add_weighted(const Sums& sums, float weight, int64_t count, float* out) {
+        for (int64_t g = 0; g < kVectors && g * kLanes < count; ++g) {
+            float* place = out + g * kLanes;
+            store(lanes(place, count - g * kLanes) + sums[g] * weight, count - g * kLanes, place);
+        }
     }
 };
 

@@ -99,10 +99,12 @@ public:
         barrier(false);
     }
 
-    // The same for what may fail: the others go on, after `otherwise`, and the call throws once all are done.
+    // The same for what may fail: the others go on, after `otherwise`, and the call throws once all are done. After a
+    // failure nothing else is attempted.
     template <class What, class Otherwise>
     void attempt(const What& what, const Otherwise& otherwise) {
         single([&] {
+            if (shared.failure) return otherwise();
             try {
                 what();
             } catch (...) {
@@ -132,6 +134,16 @@ public:
         shared.next[(here + Shared::kLoops / 2) % Shared::kLoops].store(0, std::memory_order_relaxed);
         std::atomic<int64_t>& next = shared.next[here % Shared::kLoops];
         for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) what(i);
+    }
+
+    // what(begin, end) for [0, items), `grain` of them at a time, so that a core which is slower just now, or always, holds up
+    // nobody; in equal shares where there are few.
+    template <class What>
+    void spread(int64_t items, int64_t grain, const What& what) {
+        const int64_t grains = items / grain;
+        if (count > 1 && grains >= 4 * count)
+            return dynamic(grains, [&](int64_t i) { what(i * grain, i + 1 == grains ? items : (i + 1) * grain); });
+        if (const Share mine = share(items); mine.begin < mine.end) what(mine.begin, mine.end);
     }
 };
 

@@ -1,4 +1,7 @@
 // Vectors of kLanes float32 values in the compiler's own vector types, as wide as the instruction set that is compiled for.
+//
+// An instruction set names kLanes, kRegisters (vectors that it holds) and kAhead: the bytes between what is read of a row and
+// what is fetched into the second-level cache meanwhile. Of 256 to 16,384, 1,024 was the best on a Zen 3 and 8,192 on a Zen 4.
 #pragma once
 
 #include <cmath>

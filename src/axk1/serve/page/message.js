@@ -1,5 +1,6 @@
 /** A message of the conversation: a question, or an answer with its reasoning, counts and what can be done with it. */
 
+import { Calls, splitCalls } from "./calls.js";
 import { versions } from "./conversation.js";
 import { copy, h, iconButton } from "./dom.js";
 import { number, t } from "./i18n.js";
@@ -114,6 +115,7 @@ export class Answer extends Message {
   #thought = null;
   #clock = 0;
   #text = h("div", { class: "prose" });
+  #calls = new Calls();
   #status = h("p", { class: "status" });
   #notice = h("div", { class: "notice" });
   #facts = h("p", { class: "facts" });
@@ -122,7 +124,7 @@ export class Answer extends Message {
     super(node, app);
     this.heading.textContent = t("modelSaid", { model: node.model });
     this.#prose = new Prose(this.#text);
-    this.body.append(this.#status, this.#text);
+    this.body.append(this.#status, this.#text, this.#calls.element);
     this.element.append(this.#notice, h("footer", {}, this.#facts, this.tools));
     this.update();
   }
@@ -140,7 +142,9 @@ export class Answer extends Message {
     const { node } = this;
     const running = Boolean(reply);
     if (node.reasoning) this.#showReasoning(reply);
-    this.#prose.set(node.content, !running);
+    const { text, calls } = splitCalls(node.content, running);
+    this.#prose.set(text, !running);
+    this.#calls.set(calls);
     this.#tick(reply);
     this.element.setAttribute("aria-busy", running);
     this.tools.hidden = this.#facts.hidden = running && !node.content && !node.reasoning;
@@ -202,7 +206,7 @@ class Reasoning {
     this.#prose = new Prose(text);
     this.element = h(
       "details",
-      { class: "reasoning", open: get("open") },
+      { class: "fold reasoning", open: get("open") },
       h("summary", {}, this.#label, this.#peek),
       text,
     );

@@ -6,6 +6,7 @@
  * of `axk1 chat` (/save): { "system", "think", "budget", "messages" }.
  */
 
+import { writeCall } from "./calls.js";
 import { create, newId, titleOf } from "./conversation.js";
 import { SETTINGS } from "./preferences.js";
 
@@ -73,13 +74,20 @@ function readSaved(value) {
   const system = string(value.system);
   const conversation = create({ ...SETTINGS, system });
   for (const message of value.messages) {
-    const node = readNode({ ...message, state: "done", reasoning: message?.reasoning_content }, new Map());
+    const content = [string(message?.content), ...readCalls(message?.tool_calls)].filter(Boolean).join("\n");
+    const node = readNode({ ...message, content, state: "done", reasoning: message?.reasoning_content }, new Map());
     Object.assign(node, { id: newId(), parent: conversation.leaf });
     conversation.nodes.push(node);
     conversation.leaf = node.id;
   }
   conversation.title = titleOf(conversation.nodes[0]?.content ?? "");
   return conversation;
+}
+
+/** The calls of a message, as text: the page shows them, and runs none. */
+function readCalls(calls) {
+  const functions = Array.isArray(calls) ? calls.map((call) => call?.function) : [];
+  return functions.filter((each) => string(each?.name)).map((each) => writeCall(each.name, each.arguments ?? {}));
 }
 
 function readSettings(value) {

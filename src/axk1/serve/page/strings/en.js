@@ -40,6 +40,7 @@ export default {
   modelSaid: "{model} wrote",
   waiting: "Reading the conversation… {seconds} s",
   thinking: "Thinking… {seconds} s",
+  call: "Calls {name}",
   thought: { one: "Thought for {seconds} s · {n} token", other: "Thought for {seconds} s · {n} tokens" },
   tokens: { one: "{n} token", other: "{n} tokens" },
   speed: "{speed} tokens/s",

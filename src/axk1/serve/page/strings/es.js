@@ -39,6 +39,7 @@ export default {
   modelSaid: "Respuesta de {model}",
   waiting: "Leyendo la conversación… {seconds} s",
   thinking: "Pensando… {seconds} s",
+  call: "Llama a {name}",
   thought: { one: "Ha pensado {seconds} s · {n} token", other: "Ha pensado {seconds} s · {n} tokens" },
   tokens: { one: "{n} token", other: "{n} tokens" },
   speed: "{speed} tokens/s",

@@ -40,6 +40,7 @@ export default {
   modelSaid: "{model} の回答",
   waiting: "会話を読んでいます… {seconds} 秒",
   thinking: "考えています… {seconds} 秒",
+  call: "{name} の呼び出し",
   thought: "{seconds} 秒考えました · {n} トークン",
   tokens: "{n} トークン",
   speed: "毎秒 {speed} トークン",

@@ -40,6 +40,7 @@ export default {
   modelSaid: "{model}의 답변",
   waiting: "대화를 읽는 중… {seconds}초",
   thinking: "생각하는 중… {seconds}초",
+  call: "{name} 호출",
   thought: "{seconds}초 동안 생각함 · 토큰 {n}개",
   tokens: "토큰 {n}개",
   speed: "초당 {speed}토큰",

@@ -39,6 +39,7 @@ export default {
   modelSaid: "{model} 的回答",
   waiting: "正在阅读对话… {seconds} 秒",
   thinking: "正在思考… {seconds} 秒",
+  call: "调用 {name}",
   thought: "思考了 {seconds} 秒 · {n} 个词元",
   tokens: "{n} 个词元",
   speed: "每秒 {speed} 个词元",

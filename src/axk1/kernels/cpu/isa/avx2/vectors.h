@@ -10,6 +10,7 @@ namespace axk1 {
 
 constexpr int64_t kLanes = 8;
 constexpr int kRegisters = 16;
+constexpr int64_t kAhead = 1024;
 constexpr const char* kInstructions = "avx2";
 typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t LanesI32 __attribute__((vector_size(32), aligned(4), may_alias));

@@ -10,6 +10,7 @@ namespace axk1 {
 
 constexpr int64_t kLanes = 16;
 constexpr int kRegisters = 32;
+constexpr int64_t kAhead = 8192;
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
 constexpr const char* kInstructions = "avx512_bf16";
 #else

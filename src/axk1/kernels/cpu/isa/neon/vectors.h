@@ -10,6 +10,7 @@ namespace axk1 {
 
 constexpr int64_t kLanes = 4;
 constexpr int kRegisters = 32;
+constexpr int64_t kAhead = 8192;
 constexpr const char* kInstructions = "neon";
 typedef float Lanes __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t LanesI32 __attribute__((vector_size(16), aligned(4), may_alias));

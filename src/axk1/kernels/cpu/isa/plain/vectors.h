@@ -8,6 +8,7 @@ namespace axk1 {
 
 constexpr int64_t kLanes = 4;
 constexpr int kRegisters = 16;
+constexpr int64_t kAhead = 8192;
 constexpr const char* kInstructions = "plain";
 typedef float Lanes __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t LanesI32 __attribute__((vector_size(16), aligned(4), may_alias));

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from axk1.checkpoint.compressed import Sizes, check_method, held_specs, read_plan, stored_specs, sum_sizes
-from axk1.checkpoint.files import Stored, load_config, open_checkpoint
+from axk1.checkpoint.compressed import held_specs
+from axk1.checkpoint.held import model_specs, read_held
 from axk1.checkpoint.hub import HubId, hub_folder
-from axk1.checkpoint.names import (
-    HEAD_KEYS,
-    PARTS,
-    Layout,
-    TensorSpec,
-    detect_prefix,
-    expected_tensors,
-)
-from axk1.checkpoint.verify import check_tensors, with_mtp_layers
+from axk1.checkpoint.names import PARTS, Layout, TensorSpec
 from axk1.config import PRESETS, AXK1Config
-from axk1.quantized.plan import Plan
+from axk1.plan.bounds import expanded_bytes, latent_bytes
+from axk1.plan.formats import plain_specs, stored_as
+from axk1.plan.weights import Sizes, active_parameters, sum_sizes
 
-BITS = {"fp32": 32.0, "bf16": 16.0, "fp8": 8.0, "int4": 4.5}
-"""Bits a weight; int4 with one 16-bit scale for 32 weights."""
+FORMATS = ("fp32", "bf16", "fp8", "int8", "int4")
+"""What an unquantised model is also sized in, as ``axk1 quantize`` writes it (fp32: twice bf16)."""
 CONTEXTS = (4_096, 32_768, 131_072)
 
 
@@ -77,7 +72,7 @@ def describe(name: str) -> Info:
     folder = Path(name)
     if name in PRESETS and not (folder / "config.json").is_file():
         config = AXK1Config.preset(name)
-        specs = [spec for spec in expected_tensors(config) if not spec.name.endswith("e_score_correction_bias")]
+        specs = list(plain_specs(config))
         return _info(name, config, specs, "released", ("BF16",), 0, len(specs))
     if not folder.is_dir():
         wanted = HubId.parse(name)
@@ -88,44 +83,9 @@ def describe(name: str) -> Info:
     stored, config, plan = held.stored, held.config, held.plan
     sizes = sum_sizes(config, held.specs)
     dtypes = tuple(sorted({tensor.dtype for tensor in stored.tensors.values()}))
-    specs = held_specs(_specs(stored, config, held.layout), plan, stored.tensors)
+    specs = held_specs(model_specs(stored, config, held.layout), plan, stored.tensors)
     kinds = ", ".join(dict.fromkeys(str(scheme) for _, scheme in plan.groups)) if plan else None
     return _info(name, config, specs, held.layout, dtypes, len(stored.files), len(held.specs), sizes, kinds)
-
-
-@dataclass(frozen=True)
-class Held:
-    """What the files of a checkpoint hold, from their headers."""
-
-    config: AXK1Config
-    """MTP layers counted as stored."""
-    plan: Plan | None
-    layout: Layout
-    stored: Stored
-    specs: tuple[TensorSpec, ...]
-    """The tensors, repeated ones left out, each with the type and shape it is stored in."""
-
-
-def read_held(folder: Path) -> Held:
-    """Reads the headers of the checkpoint in ``folder``.
-
-    Raises:
-        CheckpointError: a faulty checkpoint.
-    """
-    config, stored = load_config(folder), open_checkpoint(folder)
-    check_method(config, folder)
-    found = check_tensors(stored, config)
-    config, plan = with_mtp_layers(config, found.mtp_layers), read_plan(config, folder)
-    specs = stored_specs(held_specs(_specs(stored, config, found.layout), plan, stored.tensors), plan)
-    typed = tuple(replace(spec, dtype=stored.tensors[spec.name].dtype) for spec in specs)
-    return Held(config, plan, found.layout, stored, typed)
-
-
-def _specs(stored: Stored, config: AXK1Config, layout: Layout) -> list[TensorSpec]:
-    """Expected tensors with the part of the model they belong to; heads in the shape they are stored in."""
-    specs = expected_tensors(config, layout, detect_prefix(stored.tensors), head=False)
-    heads = [key for key in HEAD_KEYS if key in stored.tensors]
-    return [*specs, *(TensorSpec(key, stored.tensors[key].shape, "", "head", "") for key in heads)]
 
 
 def _info(
@@ -140,18 +100,14 @@ def _info(
     quantization: str | None = None,
 ) -> Info:
     parts: dict[str, int] = dict.fromkeys(PARTS, 0)
-    unused = 0
+    specs = list(specs)
     for spec in specs:
         parts[spec.part] += spec.parameters
-        if spec.optional and spec.part == "norms":  # the dense layers' post-MLP norm is stored, never applied
-            unused += spec.parameters
     parts = {part: size for part, size in parts.items() if size}
     total = sum(parts.values())
-    routed = parts.get("routed experts", 0)
-    active = (
-        total - unused - parts.get("MTP", 0) - routed + routed * config.num_experts_per_tok // config.n_routed_experts
-    )
-    read = active if config.tie_word_embeddings else active - parts["embedding"]
+    read = active_parameters(config, specs)
+    active = read if config.tie_word_embeddings else read + parts["embedding"]
+    sizes = ({"stored": stored} if stored else {}) | dict(_other_sizes(config))
     longest = config.max_position_embeddings
     contexts = sorted({longest, *(context for context in CONTEXTS if context < longest)})
     return Info(
@@ -164,11 +120,8 @@ def _info(
         total=total,
         active=active,
         active_without_embedding=read,
-        bytes={**({"stored": stored.total} if stored else {}), **{d: int(total * b / 8) for d, b in BITS.items()}},
-        bytes_per_token={
-            **({"stored": stored.per_token} if stored else {}),
-            **{dtype: int(read * bits / 8) for dtype, bits in BITS.items()},
-        },
+        bytes={name: size.total for name, size in sizes.items()},
+        bytes_per_token={name: size.per_token for name, size in sizes.items()},
         cache_bytes_per_token=_cache(config, 1),
         cache=tuple(_cache(config, context) for context in contexts),
         mtp_layers=config.num_nextn_predict_layers,
@@ -176,8 +129,11 @@ def _info(
     )
 
 
+def _other_sizes(config: AXK1Config) -> Iterator[tuple[str, Sizes]]:
+    for name in FORMATS:
+        with contextlib.suppress(ValueError):  # no matrix whose width a group divides
+            yield name, sum_sizes(config, stored_as(config, name).specs)
+
+
 def _cache(config: AXK1Config, context: int) -> Cache:
-    values = 2 * config.num_hidden_layers * context  # two bytes a value
-    latent = config.kv_lora_rank + config.qk_rope_head_dim
-    expanded = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
-    return Cache(context, values * latent, values * expanded)
+    return Cache(context, latent_bytes(config) * context, expanded_bytes(config) * context)

@@ -1,0 +1,179 @@
+"""The trunk's states of packed rows, layer by layer: of a frozen model only one layer is in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from axk1.checkpoint.compressed import check_not_quantized
+from axk1.checkpoint.files import load_config, open_checkpoint
+from axk1.checkpoint.names import PREFIX, ROUTER_BIAS, detect_prefix
+from axk1.checkpoint.streaming import DTYPES, Reader, source_pieces
+from axk1.checkpoint.verify import check_tensors, with_mtp_layers
+from axk1.config import AXK1Config
+from axk1.files import remove_unfinished, replacing
+from axk1.modeling.context import attention_context
+from axk1.modeling.layer import AXK1DecoderLayer
+from axk1.modeling.norm import AXK1RMSNorm
+from axk1.modeling.rope import AXK1RotaryEmbedding
+from axk1.train.packing import PackedRows
+from axk1.train.progress import Paced, Say
+
+
+class Weights:
+    """Parts of a checkpoint in either layout, read when they are asked for; its MTP modules are left out of ``config``.
+
+    Raises:
+        CheckpointError: a faulty or quantised checkpoint.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        stored, config = open_checkpoint(folder), load_config(folder)
+        check_not_quantized(config, folder, "trained")
+        found = check_tensors(stored, config)
+        self.prefix, self.layout, self.mtp_layers = detect_prefix(stored.tensors), found.layout, found.mtp_layers
+        self.dtype = DTYPES[next(iter(stored.tensors.values())).dtype]
+        self.config: AXK1Config = with_mtp_layers(config, 0)
+        # Off CUDA the plain loop wins: it follows autocast to bf16, transformers' grouped_mm stays in fp32.
+        self.config._experts_implementation = "grouped_mm" if torch.cuda.is_available() else "eager"
+        self.config._attn_implementation = "sdpa"
+        self._sources, self._read = source_pieces(stored, with_mtp_layers(config, found.mtp_layers)), Reader(stored)
+
+    def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor of this name in the released layout; experts of a stack are read one after the other."""
+        pieces = self._sources[self._own(name)]
+        if len(pieces) == 1:
+            return self._read(pieces[0]).to(dtype)
+        experts, width = self.config.n_routed_experts, self.config.hidden_size
+        width = self.config.moe_intermediate_size if name.endswith("down_proj") else width
+        stack, done = torch.empty(experts * self._rows(name), width, dtype=dtype), 0
+        for piece in pieces:
+            part = self._read(piece)
+            stack[done : done + len(part)] = part
+            done += len(part)
+        return stack.view(experts, -1, width)
+
+    def fill(self, module: nn.Module, base: str, dtype: torch.dtype, without: tuple[str, ...] = ()) -> None:
+        """Gives ``module`` the tensors below ``base``; optional ones that the file does not hold stay as they are.
+
+        Args:
+            without: how names begin that are passed over.
+        """
+        for name in module.state_dict():
+            bias = name.endswith(ROUTER_BIAS)
+            if name.startswith(without):
+                continue
+            if self._own(f"{base}.{name}") not in self._sources and (bias or "post_mlp_layernorm" in name):
+                continue
+            owner, leaf = module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+            value = self.tensor(f"{base}.{name}", torch.float32 if bias else dtype)
+            setattr(owner, leaf, value if bias else nn.Parameter(value, requires_grad=False))
+
+    def _own(self, name: str) -> str:
+        return name if self.prefix else name.removeprefix(PREFIX)
+
+    def _rows(self, name: str) -> int:
+        config = self.config
+        return config.hidden_size if name.endswith("down_proj") else 2 * config.moe_intermediate_size
+
+
+class States(NamedTuple):
+    """States ``[rows, tokens, hidden]`` in a plain file, read a few rows at a time."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """``[stop - start, tokens, hidden]``."""
+        row = self.shape[1] * self.shape[2] * self.dtype.itemsize
+        held = np.fromfile(self.path, np.uint8, count=(stop - start) * row, offset=start * row)
+        return torch.from_numpy(held).view(self.dtype).view(stop - start, *self.shape[1:])
+
+
+@torch.no_grad()
+def trunk_states(
+    weights: Weights,
+    rows: PackedRows,
+    folder: Path,
+    dtype: torch.dtype,
+    say: Say = lambda line: None,
+    batch_rows: int = 16,
+) -> States:
+    """The trunk's states after the final norm for packed ``rows``, in ``folder/states.bin``.
+
+    Memory holds one layer and ``batch_rows`` rows; the disk two copies of the states. A run that was cut off goes on
+    after the last finished layer.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    config, shape = weights.config, (len(rows), rows.rows.shape[2], weights.config.hidden_size)
+    final = States(folder / "states.bin", shape, dtype)
+    if final.path.is_file():
+        return final
+    remove_unfinished(folder)
+    paced, depth = Paced(say), config.num_hidden_layers
+    reached = max((int(path.suffix[1:]) for path in folder.glob("states.[0-9]*")), default=None)
+    current = States(folder / f"states.{reached or 0}", shape, dtype)
+    if reached is None:
+        current = _embedded(weights, rows, current, batch_rows)
+    rotary = AXK1RotaryEmbedding(config)
+    for index in range(int(current.path.suffix[1:]), depth):
+        layer = _Layer(weights, index, dtype)
+        following = final if index + 1 == depth else current._replace(path=folder / f"states.{index + 1}")
+        with replacing(following.path) as stream:
+            for start in range(0, shape[0], batch_rows):
+                stop = min(start + batch_rows, shape[0])
+                paced(
+                    lambda index=index, stop=stop: f"trunk: layer {index + 1} of {depth}, row {stop:,} of {shape[0]:,}"
+                )
+                states = layer(current.read(start, stop), _positions(rows, start, stop), rotary)
+                stream.write(states.contiguous().view(torch.uint8).numpy().data)
+        current.path.unlink()
+        current = following
+    return final
+
+
+class _Layer:
+    """One decoder layer of the trunk; the last one with the final norm."""
+
+    def __init__(self, weights: Weights, index: int, dtype: torch.dtype) -> None:
+        self.config = weights.config
+        with torch.device("meta"):
+            self.layer = AXK1DecoderLayer(self.config, index).eval()
+            self.norm = AXK1RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
+        if self.layer.is_moe:
+            router = cast(nn.Module, cast(nn.Module, self.layer.mlp).gate)
+            router.register_buffer("e_score_correction_bias", torch.zeros(self.config.n_routed_experts))
+        weights.fill(self.layer, f"model.layers.{index}", dtype)
+        self.last = index + 1 == self.config.num_hidden_layers
+        if self.last:
+            weights.fill(self.norm, "model.norm", dtype)
+
+    def __call__(self, states: torch.Tensor, position_ids: torch.Tensor, rotary: AXK1RotaryEmbedding) -> torch.Tensor:
+        context = attention_context(self.config, rotary, states, None, position_ids, None, training=True)
+        states = self.layer(states, **context)
+        return self.norm(states) if self.last else states
+
+
+def _embedded(weights: Weights, rows: PackedRows, states: States, batch_rows: int) -> States:
+    table = weights.tensor("model.embed_tokens.weight", states.dtype)
+    with replacing(states.path) as stream:
+        for ids in _batches(rows, 0, batch_rows):
+            stream.write(nn.functional.embedding(ids, table).view(torch.uint8).numpy().data)
+    return states
+
+
+def _batches(rows: PackedRows, part: int, batch_rows: int) -> Iterator[torch.Tensor]:
+    for start in range(0, len(rows), batch_rows):
+        yield torch.from_numpy(rows.rows[start : start + batch_rows, part].astype(np.int64))
+
+
+def _positions(rows: PackedRows, start: int, stop: int) -> torch.Tensor:
+    return torch.from_numpy(rows.rows[start:stop, 2].astype(np.int64))
