@@ -135,7 +135,7 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", help="checkpoint folder; the nano by default")
     parser.add_argument("--problems", type=int, default=12)
     parser.add_argument("--trace", type=Path, help="write the trace as JSON")

@@ -7,9 +7,11 @@ import pytest
 import torch
 from checkpoints import tensors_of
 from scripted import make_model, make_tokenizer
+from typer.testing import CliRunner
 
 from axk1 import AXK1ForCausalLM
 from axk1.checkpoint.convert import attach_module, convert_checkpoint
+from axk1.cli.main import app
 from axk1.train.data import reply_example
 from axk1.train.graft import Texts, graft
 from axk1.train.packing import PackedRows, packed_whole, save_rows
@@ -88,7 +90,7 @@ def test_a_grafted_module_drafts_and_the_trunk_stays(source: Path, tmp_path: Pat
     assert new and all(name.startswith("model.layers.3.") for name in new)
     model = AXK1ForCausalLM.from_pretrained(tmp_path / "both")
     assert model.config.num_nextn_predict_layers == 1 and len(model.model.mtp_layers) == 1
-    assert model.model.layers[3].mlp.gate.e_score_correction_bias.any(), "balanced while it learned"
+    assert after["model.layers.3.mlp.gate.e_score_correction_bias"].any(), "balanced while it learned"
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [line["mtp_loss"] for line in log if "mtp_loss" in line]
     assert losses[-1] < losses[0]
@@ -110,7 +112,7 @@ def test_acceptance_is_that_of_the_whole_model(source: Path, tmp_path: Path) -> 
         with torch.no_grad():
             states = model.model(ids, use_cache=False).last_hidden_state
             made = model._run_mtp(states, ids, None, None, None, drafts=2).mtp_states
-            first, second = (model.lm_head(state)[0].argmax(-1).tolist() for state in made)
+            first, second = (model.lm_head(state)[0].argmax(-1).tolist() for state in made or ())
         for i in range(prompt - 1, ids.shape[1] - 2):
             hit = first[i] == example.input_ids[i + 2]
             right[0], counts[0] = right[0] + hit, counts[0] + 1
@@ -138,3 +140,38 @@ def test_a_module_that_was_there_is_replaced(tmp_path: Path) -> None:
 def test_texts_that_fill_no_row_are_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to learn"):
         graft(source, Texts([], {}), tmp_path, SETTINGS, STAGE)
+
+
+def test_the_command_learns_the_models_own_replies(closing_checkpoint: Path, tmp_path: Path) -> None:
+    """A model that always writes the same: a module learns it in a few steps, reported by domain and mode."""
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"{n}?", "domain": "sums" if n % 20 else "rest"} for n in range(40)]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    steps = ["--steps", "30", "--drafts", "2", "--row-tokens", "128", "--batch-rows", "4", "--max-new-tokens", "16"]
+    places = ["--out", str(tmp_path / "run"), "--export", str(tmp_path / "both"), "--prompts", str(prompts)]
+    done = CliRunner().invoke(app, ["train", "mtp", str(closing_checkpoint), *places, *steps, "--threads", "1"])
+    assert done.exit_code == 0, done.output
+    replies = [json.loads(line) for line in (tmp_path / "run" / "replies.jsonl").read_text().splitlines()]
+    assert len(replies) == 80 and {reply["answer"] for reply in replies} == {"Yes"}
+    report = json.loads((tmp_path / "run" / "acceptance.json").read_text())
+    assert report["grafted"].keys() == {"rest/think", "rest/non-think", "sums/think", "sums/non-think", "all"}
+    assert report["grafted"]["all"]["at"][0] > 0.9 and report["own"]["all"]["at"][0] == 1.0
+    assert "sums/think: accepted " in done.output and "the module before: 100.0%" in done.output
+    assert AXK1ForCausalLM.from_pretrained(tmp_path / "both").config.num_nextn_predict_layers == 1
+    neither = CliRunner().invoke(app, ["train", "mtp", str(closing_checkpoint)])
+    assert neither.exit_code == 2 and "either --prompts" in neither.output + str(neither.exception)
+
+
+def test_the_command_takes_texts_that_are_there(closing_checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "talk.jsonl"
+    answers = [
+        {"role": "assistant", "content": "Yes", "reasoning_content": "1+2=3"},
+        {"role": "assistant", "content": "Yes"},
+    ]
+    lines = [{"messages": [{"role": "user", "content": f"{n}?"}, answers[n % 2]]} for n in range(40)]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    places = ["--out", str(tmp_path / "run"), "--export", str(tmp_path / "both"), "--data", str(data)]
+    steps = ["--steps", "2", "--drafts", "1", "--row-tokens", "128", "--batch-rows", "2", "--threads", "1"]
+    done = CliRunner().invoke(app, ["train", "mtp", str(closing_checkpoint), *places, *steps])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "run" / "acceptance.json").read_text())["grafted"].keys() == {"talk", "all"}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_a_loss_in_chunks_is_the_whole_ones(kind: str, monkeypatch: pytest.Monke
     head = (Scaled if kind == "subclass" else torch.nn.Linear)(8, 50, bias=False)
     hidden, targets = torch.randn(2, 7, 8), torch.randint(0, 50, (2, 7)).masked_fill(torch.rand(2, 7) < 0.2, IGNORE)
     if kind == "hooked":
-        head.register_forward_hook(lambda module, args, output: output * 3)
+        head.register_forward_hook(lambda module, args, output: 3 * output)  # pyright: ignore
     if kind == "bf16":
         head, hidden = head.bfloat16(), hidden.bfloat16()
     head.requires_grad_(kind != "frozen")
@@ -109,7 +110,7 @@ def test_a_loss_in_chunks_is_the_whole_ones(kind: str, monkeypatch: pytest.Monke
         loss = token_loss(states, head, targets, 5)
         (2 * loss).backward()
         found.append((loss.detach(), states.grad, None if head.weight.grad is None else head.weight.grad.clone()))
-    tolerance = {"rtol": 1e-2, "atol": 1e-2} if kind == "bf16" else {"rtol": 1e-5, "atol": 1e-6}
+    tolerance: dict[str, Any] = {"rtol": 1e-2, "atol": 1e-2} if kind == "bf16" else {"rtol": 1e-5, "atol": 1e-6}
     for whole, chunked in zip(*found, strict=True):
         assert (whole is None) == (chunked is None)
         if whole is not None:

@@ -13,11 +13,12 @@ from axk1.checkpoint import streaming
 from axk1.checkpoint.convert import convert_checkpoint
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.merge import merge_checkpoints
+from axk1.checkpoint.names import Layout
 from axk1.cli.main import app
 from axk1.modeling.moe import AXK1Router
 
 
-def make(folder: Path, seed: int, layout: str = "released", bias: bool = True, **overrides) -> Path:
+def make(folder: Path, seed: int, layout: Layout = "released", bias: bool = True, **overrides) -> Path:
     model = make_model(**overrides)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

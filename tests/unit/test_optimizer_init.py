@@ -7,6 +7,7 @@ import torch
 from scripted import make_model
 
 from axk1.modeling.layer import AXK1DecoderLayer
+from axk1.train import muon
 from axk1.train.initialize import initialize
 from axk1.train.muon import MuonAdamW, orthogonalize, parameter_groups
 
@@ -22,6 +23,16 @@ def test_orthogonalize_brings_singular_values_near_one(shape) -> None:
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     cosine = torch.nn.functional.cosine_similarity(result.flatten(-2), (left @ right).flatten(-2), dim=-1)
     assert cosine.min() > 0.97
+
+
+def test_its_number_format_is_what_the_processor_is_fast_in(monkeypatch) -> None:
+    torch.manual_seed(0)
+    matrix, found = torch.randn(3, 12, 24), []
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(muon, "multiplies_bfloat16", lambda fast=fast: fast)
+        found.append(orthogonalize(matrix))
+        assert found[-1].dtype == dtype
+    assert torch.allclose(found[0].float(), found[1], atol=0.05)
 
 
 def test_stacked_experts_are_updated_one_by_one() -> None:

@@ -1,7 +1,7 @@
 """`axk1 corpus`: build the nano's real-text corpus, and write problem text beside it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -78,7 +78,7 @@ def overlap(
     from axk1.train.overlap import write_overlap
 
     problems = list(islice(different(generate("train", seed)), count))
-    settings = {"samples": samples, "seed": seed, "max_new_tokens": max_new_tokens}
+    settings: dict[str, Any] = {"samples": samples, "seed": seed, "max_new_tokens": max_new_tokens}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replies", total=None)
         found = write_overlap(

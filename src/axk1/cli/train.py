@@ -118,7 +118,7 @@ def mtp(
     if threads is not None:
         torch.set_num_threads(threads)
     settings = Settings(seed=seed, row_tokens=row_tokens, batch_rows=batch_rows, weight_decay=0.02)
-    rates = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
+    rates: dict[str, Any] = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
     stage = Stage("mtp", steps, schedule="linear", learn="mtp", drafts=drafts, **rates)
     with _going_on() as say:
         if prompts is not None:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -416,7 +417,7 @@ class ModelEngine:
             **self._experts(),
         )
 
-    def _experts(self) -> dict[str, int | float]:
+    def _experts(self) -> dict[str, Any]:
         """What the experts' cache has done, where there is one."""
         store = store_of(self._model)
         if store is None:

@@ -18,7 +18,7 @@ from axk1.kernels import native
 from axk1.kernels.streamed import StreamedExperts
 
 READERS = 2
-"""Threads that read, each one expert at a time: see ``LOG.md``."""
+"""Threads that read, each one expert at a time."""
 DECAY = 0.95
 """What a use counts a step of its layer later: see ``LOG.md``."""
 RESERVE = 512 * 2**20

@@ -25,6 +25,7 @@ from axk1.config import AXK1Config
 from axk1.files import write_text
 from axk1.load import load_tokenizer
 from axk1.modeling.mtp import AXK1MTPLayer
+from axk1.modeling.norm import AXK1RMSNorm
 from axk1.modeling.objectives import IGNORE, label_shares, shifted_labels, token_loss
 from axk1.modeling.outputs import AXK1CausalLMOutput
 from axk1.pretrained import AXK1ForCausalLM
@@ -149,7 +150,7 @@ def module_alone(weights: Weights, settings: Settings) -> ModuleAlone:
     depth = config.num_hidden_layers
     layer = AXK1MTPLayer(config, depth)
     model.model.layers = nn.ModuleList([*(nn.Identity() for _ in range(depth)), layer])
-    model.model.norm = nn.Identity()
+    model.model.norm = AXK1RMSNorm(config.hidden_size).requires_grad_(False)  # the states have been through it
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     weights.fill(model.model.embed_tokens, "model.embed_tokens", torch.float32)
     weights.fill(model.lm_head, "lm_head", torch.float32)

@@ -12,7 +12,7 @@ from torch import nn
 
 from axk1.checkpoint.compressed import check_not_quantized
 from axk1.checkpoint.files import load_config, open_checkpoint
-from axk1.checkpoint.names import PREFIX, ROUTER_BIAS, detect_prefix
+from axk1.checkpoint.names import PREFIX, ROUTER_BIAS, detect_prefix, expected_tensors
 from axk1.checkpoint.streaming import DTYPES, Reader, source_pieces
 from axk1.checkpoint.verify import check_tensors, with_mtp_layers
 from axk1.config import AXK1Config
@@ -37,26 +37,27 @@ class Weights:
         check_not_quantized(config, folder, "trained")
         found = check_tensors(stored, config)
         self.prefix, self.layout, self.mtp_layers = detect_prefix(stored.tensors), found.layout, found.mtp_layers
-        self.dtype = DTYPES[next(iter(stored.tensors.values())).dtype]
+        self.dtype = DTYPES[stored.tensors[self._own("model.embed_tokens.weight")].dtype]
         self.config: AXK1Config = with_mtp_layers(config, 0)
         # Off CUDA the plain loop wins: it follows autocast to bf16, transformers' grouped_mm stays in fp32.
         self.config._experts_implementation = "grouped_mm" if torch.cuda.is_available() else "eager"
         self.config._attn_implementation = "sdpa"
-        self._sources, self._read = source_pieces(stored, with_mtp_layers(config, found.mtp_layers)), Reader(stored)
+        whole = with_mtp_layers(config, found.mtp_layers)
+        self._shapes = {spec.name: spec.shape for spec in expected_tensors(whole, "released", self.prefix)}
+        self._sources, self._read = source_pieces(stored, whole), Reader(stored)
 
     def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The tensor of this name in the released layout; experts of a stack are read one after the other."""
-        pieces = self._sources[self._own(name)]
+        shape, pieces = self._shapes[self._own(name)], self._sources[self._own(name)]
         if len(pieces) == 1:
-            return self._read(pieces[0]).to(dtype)
-        experts, width = self.config.n_routed_experts, self.config.hidden_size
-        width = self.config.moe_intermediate_size if name.endswith("down_proj") else width
-        stack, done = torch.empty(experts * self._rows(name), width, dtype=dtype), 0
+            return self._read(pieces[0]).to(dtype).view(shape)
+        stack, done = torch.empty(shape, dtype=dtype), 0
+        rows = stack.view(-1, shape[-1])
         for piece in pieces:
             part = self._read(piece)
-            stack[done : done + len(part)] = part
+            rows[done : done + len(part)] = part
             done += len(part)
-        return stack.view(experts, -1, width)
+        return stack
 
     def fill(self, module: nn.Module, base: str, dtype: torch.dtype, without: tuple[str, ...] = ()) -> None:
         """Gives ``module`` the tensors below ``base``; optional ones that the file does not hold stay as they are.
@@ -76,10 +77,6 @@ class Weights:
 
     def _own(self, name: str) -> str:
         return name if self.prefix else name.removeprefix(PREFIX)
-
-    def _rows(self, name: str) -> int:
-        config = self.config
-        return config.hidden_size if name.endswith("down_proj") else 2 * config.moe_intermediate_size
 
 
 class States(NamedTuple):
