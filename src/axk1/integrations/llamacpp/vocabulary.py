@@ -80,7 +80,7 @@ def _check(values: dict[str, Any], file: Path) -> None:
 
 def _tokens(values: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     """All ``size`` entries and their types, those that the tokenizer does not name as unused ones."""
-    tokens, types = [f"[PAD{i}]" for i in range(size)], [gguf.TokenType.UNUSED] * size
+    tokens, types = [f"[PAD{i}]" for i in range(size)], [int(gguf.TokenType.UNUSED)] * size
     for token, index in values["model"]["vocab"].items():
         tokens[index], types[index] = token, gguf.TokenType.NORMAL
     for added in values.get("added_tokens", []):
