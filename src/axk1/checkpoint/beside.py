@@ -14,7 +14,7 @@ from axk1.checkpoint.files import PICKLES
 from axk1.checkpoint.reading import read_json
 from axk1.files import replacing, write_text
 
-NEVER = (".safetensors", ".safetensors.index.json", ".py", ".gguf", *PICKLES)
+NEVER = (".safetensors", ".safetensors.index.json", "axk1-manifest.json", ".py", ".gguf", *PICKLES)
 NEEDED = (
     "config.json",
     "generation_config.json",
@@ -55,15 +55,22 @@ def copy_beside(source: Path, target: Path, changes: dict[str, Any], card: str |
         write_text(target / CARD, card)
 
 
-def quantized_card(source: Path, formats: str, command: str = "axk1 quantize", library: str = "transformers") -> str:
+def quantized_card(
+    source: Path,
+    formats: str,
+    command: str = "axk1 quantize",
+    library: str = "transformers",
+    name: str | None = None,
+) -> str:
     """The model card of a quantised copy: what it is of and how it was made; no score, for none was measured.
 
     Args:
         source: the original's folder, whose card says its licence.
         formats: of the matrices, in words.
         command, library: what wrote the copy, and what reads it.
+        name: of the original; that of its folder where left out.
     """
-    name, licence = _name(source), _front_matter(source / CARD).get("license")
+    name, licence = name or _name(source), _front_matter(source / CARD).get("license")
     lines = ["---", f"base_model: {json.dumps(name)}", "base_model_relation: quantized", f"library_name: {library}"]
     lines += [f"license: {json.dumps(licence)}"] if licence else []
     return "\n".join(

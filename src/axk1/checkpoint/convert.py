@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from axk1.checkpoint.compressed import check_not_quantized
-from axk1.checkpoint.files import Stored, load_config, open_checkpoint
+from axk1.checkpoint.files import Stored, load_config
 from axk1.checkpoint.names import HEAD_KEYS, LAYOUTS, Layout, expected_tensors
 from axk1.checkpoint.shards import DTYPES, Output
-from axk1.checkpoint.streaming import STATE, Job, Progress, Reader, source_pieces, write_checkpoint
+from axk1.checkpoint.source import open_source
+from axk1.checkpoint.streaming import STATE, Job, Made, Progress, Reader, source_pieces, write_checkpoint
 from axk1.checkpoint.verify import FLOATS, check_tensors, with_mtp_layers
 from axk1.config import AXK1Config
 
@@ -38,16 +39,16 @@ def convert_checkpoint(
         CheckpointError: the source is faulty or quantised, or the target holds something else.
         ValueError: an unknown layout or dtype.
     """
-    source, target = Path(source), Path(target)
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}.")
     word = None if dtype is None else _dtype_word(dtype)
-    stored, config = open_checkpoint(source), load_config(source)
-    check_not_quantized(config, source, "converted")
-    jobs = _jobs(stored, config, layout, word)
     wish = {"layout": layout, "dtype": dtype}
     values = {} if dtype is None else {"dtype": dtype}
-    return write_checkpoint(source, target, jobs, Reader(stored), wish, max_shard_size, values, progress)
+    with open_source(source) as opened:
+        config = load_config(opened.folder)
+        check_not_quantized(config, opened.folder, "converted")
+        jobs = _jobs(opened.stored, config, layout, word)
+        return write_checkpoint(opened, Path(target), jobs, wish, max_shard_size, values, progress)
 
 
 def _jobs(stored: Stored, config: AXK1Config, layout: Layout, dtype: str | None) -> list[Job]:
@@ -64,7 +65,7 @@ def _jobs(stored: Stored, config: AXK1Config, layout: Layout, dtype: str | None)
         if pieces:
             held = stored.tensors[pieces[0].key].dtype
             wanted = None if name.endswith("e_score_correction_bias") else dtype
-            jobs.append(Job((Output(name, wanted or held, shape),), pieces, lambda piece: (piece,)))
+            jobs.append(Job((Output(name, wanted or held, shape),), pieces, lambda piece: Made((piece,))))
     return jobs
 
 

@@ -15,7 +15,7 @@ class Layout(str, Enum):  # noqa: UP042 - typer shows the values as choices
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Checkpoint folder to read.")],
+    source: Annotated[str, typer.Argument(help="Checkpoint to read: folder, name on the hub, or HTTP address.")],
     target: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an unfinished conversion.")],
     layout: Annotated[Layout, typer.Option(help="Routed experts: fused as released, or one tensor an expert.")],
     max_shard_size: Annotated[str, typer.Option(help="Largest file; a larger tensor gets its own.")] = "5GB",
@@ -26,9 +26,7 @@ def convert(
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     from axk1.checkpoint.convert import convert_checkpoint
-    from axk1.load import resolve_hub_name
 
-    source = resolve_hub_name(source)
     console = Console(stderr=True)
     columns = ("converting", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:

@@ -53,7 +53,7 @@ def verify(
     if report.sums == 0:
         sums = "no sums compared: none are known" if report.finite else "no sums compared"
     else:
-        sums = f"{report.sums} sum(s) as on the hub"
+        sums = f"{report.sums} sum(s) as noted"
     checked = "all values finite" if report.finite else "values not read"
     count = f"{report.parameters:,} " + ("values of this file alone" if path.is_file() else "parameters")
     typer.echo(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ import torch
 from axk1.checkpoint.beside import quantized_card
 from axk1.checkpoint.compressed import check_not_quantized
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.files import Stored, load_config, open_checkpoint
+from axk1.checkpoint.files import Stored, load_config
 from axk1.checkpoint.names import ROUTER_BIAS, expected_tensors
 from axk1.checkpoint.reading import read_json
 from axk1.checkpoint.shards import Output
-from axk1.checkpoint.streaming import Job, Piece, Progress, Reader, source_pieces, write_checkpoint
+from axk1.checkpoint.source import local_source
+from axk1.checkpoint.streaming import Job, Made, Piece, Progress, source_pieces, write_checkpoint
 from axk1.checkpoint.verify import check_tensors
 from axk1.config import AXK1Config
 from axk1.integrations.mlx import register
@@ -68,7 +69,8 @@ def export_mlx(
     if mixed is not None and mixed not in RECIPES:
         raise ValueError(f"mixed={mixed!r} must be one of {', '.join(RECIPES)}.")
     source, target = Path(source), Path(target)
-    stored, config = open_checkpoint(source), load_config(source)
+    opened = local_source(source)
+    stored, config = opened.stored, load_config(source)
     check_not_quantized(config, source, "exported")
     found = check_tensors(stored, config)
     if not found.prefix or "lm_head.weight" not in stored.tensors:
@@ -77,10 +79,9 @@ def export_mlx(
     model, quantization = _quantized(read_json(source / "config.json"), bits, group_size, mixed)
     formats = f"MLX {mixed or f'{bits} bits'}, groups of {group_size}"
     return write_checkpoint(
-        source,
+        opened,
         target,
         _jobs(model, stored, config),
-        Reader(stored),
         {"mlx": quantization},
         max_shard_size,
         {"quantization": quantization, "quantization_config": quantization},
@@ -89,6 +90,7 @@ def export_mlx(
         parameters=sum(
             spec.parameters for spec in expected_tensors(config) if spec.part != "MTP" and not spec.optional
         ),
+        workers=0,  # MLX computes in the thread that loaded it
     )
 
 
@@ -149,10 +151,10 @@ def _matrix(
     dtype = stored.tensors[pieces[0].key].dtype
     outputs = tuple(Output(f"{path}.{key}", "U32" if key == "weight" else dtype, s) for key, s in shapes.items())
 
-    def make(weight: torch.Tensor) -> Sequence[torch.Tensor]:
+    def make(weight: torch.Tensor) -> Made:
         if not weight.isfinite().all():
             raise CheckpointError(f"a tensor of {path!r} is not finite.", stored.tensors[pieces[0].key].file, path)
-        return packed(transform(weight), module.bits, module.group_size)
+        return Made(packed(transform(weight), module.bits, module.group_size))
 
     return Job(outputs, pieces, make)
 
@@ -179,10 +181,10 @@ def _copy(
 ) -> Job:
     name = f"{path}.{key}"
     if key == ROUTER_BIAS and name not in sources:  # zero, as mlx-lm's own conversion writes
-        return Job((Output(name, "F32", shape),), sources[f"{path}.weight"], lambda _: (torch.zeros(shape),))
+        return Job((Output(name, "F32", shape),), (), lambda _: Made((torch.zeros(shape),)))
     pieces, transform = _origin(path, sources, config) if key == "weight" else (sources[name], _unchanged)
     output = Output(name, stored.tensors[pieces[0].key].dtype, shape)
-    return Job((output,), pieces, lambda tensor: (transform(tensor),))
+    return Job((output,), pieces, lambda tensor: Made((transform(tensor),)))
 
 
 def _origin(

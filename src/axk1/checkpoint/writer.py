@@ -1,0 +1,183 @@
+"""Writes shards: one thread reads, as many as there are cores make, and this one writes, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+
+from axk1.checkpoint.errors import CheckpointError
+from axk1.checkpoint.journal import Journal, Shard, file_sum, relative_errors
+from axk1.checkpoint.shards import DTYPES, Output, write_header
+from axk1.checkpoint.source import forget
+from axk1.files import replacing
+
+if TYPE_CHECKING:
+    from axk1.checkpoint.streaming import Job, Made, Piece, Progress, Reader
+
+FLUSHED = 256 << 20
+"""Bytes after which what was written goes to the disk and leaves the page cache."""
+
+
+class Writer:
+    """Writes what is missing of a checkpoint's shards. Arguments as of ``write_checkpoint``."""
+
+    def __init__(
+        self,
+        target: Path,
+        read: Reader,
+        journal: Journal,
+        workers: int | None,
+        progress: Progress | None,
+        finished: Callable[[Path], object] | None,
+    ) -> None:
+        self.target, self.read, self.journal, self.finished = target, read, journal, finished
+        self.workers = _cores() if workers is None else workers
+        self.progress, self.done, self.total = progress, 0, 0
+        self._unproven: list[tuple[str, Shard]] = []
+
+    def write(self, shards: dict[str, list[Job]]) -> None:
+        """All of them, in order."""
+        sizes = {name: sum(self.read.nbytes(p) for job in jobs for p in job.pieces) for name, jobs in shards.items()}
+        self.total = sum(sizes.values())
+        names = [name for name in shards if name not in self.journal.shards]
+        self.done = sum(size for name, size in sizes.items() if name in self.journal.shards)
+        for name in shards.keys() - names:
+            self._give(name)
+        for name, following in zip(names, [*names[1:], None], strict=True):
+            squares = self._write_one(self.target / name, shards[name])
+            file = self.target / name
+            shard = Shard(file.stat().st_size, file_sum(file), relative_errors(squares))
+            self._unproven.append((name, shard))
+            self._prove(shards[following] if following else [])
+
+    def _prove(self, following: list[Job]) -> None:
+        """Notes shards as finished when everything that they were made of has the right sum."""
+        source = self.read.source
+        source.finish({source.stored.tensors[piece.key].file for job in following for piece in job.pieces})
+        if any(file.open for file in source.files.values()):
+            return
+        for name, shard in self._unproven:
+            self.journal.note(name, shard)
+            self._give(name)
+        self._unproven = []
+
+    def _give(self, name: str) -> None:
+        if self.finished is not None and not self.journal.shards[name].given:
+            self.finished(self.target / name)
+            self.journal.note(name, replace(self.journal.shards[name], given=True))
+
+    def _write_one(self, file: Path, jobs: list[Job]) -> dict[str, list[tuple[float, float]]]:
+        """A safetensors file, piece by piece; it gets its name when it is complete.
+
+        safetensors' own writer takes whole tensors only, and one fused tensor of K1 is 11 GB.
+        """
+        squares: dict[str, list[tuple[float, float]]] = {}
+        with replacing(file) as stream, _at_once(self.workers) as at_once:
+            flush = _Flush(stream)
+            places = write_header(stream, [output for job in jobs for output in job.outputs])
+            for job, piece, made in self._made(jobs, at_once):
+                for output, part in zip(job.outputs, made.parts, strict=True):
+                    part = converted(part, output).contiguous().flatten().view(torch.uint8).numpy().data
+                    stream.seek(places[output.name])
+                    places[output.name] += stream.write(part)
+                    flush.written(len(part))
+                if made.squares:
+                    squares.setdefault(job.outputs[0].name.removesuffix("_packed"), []).append(made.squares)
+                self._advance(self.read.nbytes(piece) if piece else 0)
+        return squares
+
+    def _made(self, jobs: list[Job], at_once: Any) -> Iterator[tuple[Job, Piece | None, Made]]:
+        """Pieces of jobs as the source has them in its files, and what was made of each."""
+        first = {id(job): self.read.place(job.pieces[0]) if job.pieces else (-1, 0) for job in jobs}
+        steps = ((job, p) for job in sorted(jobs, key=lambda job: first[id(job)]) for p in job.pieces or (None,))
+        waiting: deque[tuple[Job, Piece | None, Future[Made]]] = deque()
+        for job, piece in steps:
+            waiting.append((job, piece, at_once(lambda p=piece: self._piece(p), job.make)))
+            if len(waiting) > 2 * self.workers:
+                yield self._waited(*waiting.popleft())
+        while waiting:
+            yield self._waited(*waiting.popleft())
+
+    def _waited(self, job: Job, piece: Piece | None, made: Future[Made]) -> tuple[Job, Piece | None, Made]:
+        return job, piece, made.result()
+
+    def _piece(self, piece: Piece | None) -> torch.Tensor:
+        return torch.empty(0) if piece is None else self.read(piece)
+
+    def _advance(self, size: int) -> None:
+        self.done += size
+        if self.progress and size:
+            self.progress(self.done, self.total)
+
+
+class _Flush:
+    """Sends what was written to the disk from time to time, so that it takes no memory."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.size = stream, 0
+
+    def written(self, size: int) -> None:
+        self.size += size
+        if self.size >= FLUSHED:
+            self.now()
+
+    def now(self) -> None:
+        self.size = 0
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        forget(self.stream.fileno())
+
+
+@contextmanager
+def _at_once(workers: int) -> Iterator[Callable[..., Future]]:
+    """A function that reads in one thread, in order, and makes in others; where ``workers`` is 0, both in this one."""
+    if not workers:
+        yield _here
+        return
+    threads = torch.get_num_threads()
+    reading = ThreadPoolExecutor(1, "axk1-read")
+    making = ThreadPoolExecutor(workers, "axk1-make", initializer=lambda: torch.set_num_threads(1))
+
+    def at_once(read: Callable[[], torch.Tensor], make: Callable[[torch.Tensor], Made]) -> Future[Made]:
+        piece = reading.submit(read)
+        return making.submit(lambda: make(piece.result()))
+
+    try:
+        yield at_once
+    finally:
+        reading.shutdown(cancel_futures=True)
+        making.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _here(read: Callable[[], torch.Tensor], make: Callable[[torch.Tensor], Made]) -> Future[Made]:
+    done: Future[Made] = Future()
+    done.set_result(make(read()))
+    return done
+
+
+def converted(part: torch.Tensor, output: Output) -> torch.Tensor:
+    """``part`` in the type that it is written in; what is finite stays finite.
+
+    Raises:
+        CheckpointError: a finite value that the type cannot hold.
+    """
+    done = part.to(DTYPES[output.dtype])
+    if done.dtype != part.dtype and done.is_floating_point() and part.is_floating_point():
+        small = torch.finfo(done.dtype).max < torch.finfo(part.dtype).max
+        if small and not done.isfinite().all() and part.isfinite().all():
+            name = str(done.dtype).removeprefix("torch.")
+            raise CheckpointError(f"tensor {output.name!r} overflows in {name}: choose bfloat16.", key=output.name)
+    return done
