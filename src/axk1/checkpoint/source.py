@@ -240,12 +240,11 @@ def _in_cache(wanted: HubId) -> Path | None:
 def _of_hub(wanted: HubId) -> tuple[dict[str, RemoteFile], str]:
     """The files of a repository at the commit that its revision is now, with the sums that the hub has."""
     from huggingface_hub import HfApi, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import build_hf_headers
 
     try:
         info = HfApi().model_info(wanted.name, revision=wanted.revision, files_metadata=True)
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # those of the hub, of its HTTP library, and of a name that is none
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{wanted} is no folder here and cannot be had from the hub ({reason}).") from error
     headers, files = build_hf_headers(), {}

@@ -51,12 +51,12 @@ class Writer:
         self.done = sum(size for name, size in sizes.items() if name in self.journal.shards)
         for name in shards.keys() - names:
             self._give(name)
-        for name, following in zip(names, [*names[1:], None], strict=True):
+        for i, name in enumerate(names):
             squares = self._write_one(self.target / name, shards[name])
             file = self.target / name
             shard = Shard(file.stat().st_size, file_sum(file), relative_errors(squares))
             self._unproven.append((name, shard))
-            self._prove(shards[following] if following else [])
+            self._prove(shards[names[i + 1]] if i + 1 < len(names) else [])
 
     def _prove(self, following: list[Job]) -> None:
         """Notes shards as finished when everything that they were made of has the right sum."""
