@@ -96,7 +96,7 @@ def test_any_pattern_of_right_and_wrong_drafts(pattern, count, batch, new):
     with pytest.MonkeyPatch.context() as patch:
         plain = replies(model, PROMPTS[:batch], GREEDY, max_new_tokens=new)
         script = Script(model, plain, pattern)
-        patch.setattr(Drafter, "_draft", lambda self, s, logits, best, ahead, asked: script.draw(s, ahead))
+        patch.setattr(Drafter, "_draft", lambda self, s, logits, best, ahead, asked: script.draw(s, ahead) is None)
         patch.setattr(Drafter, "speculate", lambda *_: None)  # compiled steps make their drafts themselves
         stop = {plain[-1][-1]}
         cut = [row[: next((at for at, token in enumerate(row, 1) if token in stop), None)] for row in plain]
@@ -383,7 +383,7 @@ def test_the_module_catches_up_or_gives_up(monkeypatch):
     chosen = iter([2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 2] + [0] * 8 + [2] * 99)
     monkeypatch.setattr(Gate, "choose", lambda self, sequences: next(chosen))
     script, waiting = Script(model, [plain], [True]), []
-    monkeypatch.setattr(Drafter, "_draft", lambda self, s, logits, best, ahead, asked: script.draw(s, ahead))
+    monkeypatch.setattr(Drafter, "_draft", lambda self, s, logits, best, ahead, asked: script.draw(s, ahead) is None)
     monkeypatch.setattr(Drafter, "speculate", lambda *_: None)
     follow = Drafter.follow
 
