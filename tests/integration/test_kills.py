@@ -14,8 +14,8 @@ PROGRAM = Path(__file__).parents[1] / "kills.py"
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="attempts are forks")
 def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
-    """Five kills a run, two of them while saving; AXK1_KILL_RUNS=10 for fifty."""
-    runs = int(os.environ.get("AXK1_KILL_RUNS", "2"))
+    """Five kills, two of them while saving; AXK1_KILL_RUNS=10 for fifty."""
+    runs = int(os.environ.get("AXK1_KILL_RUNS", "1"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     command = [sys.executable, str(PROGRAM), str(tmp_path), str(runs), "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
