@@ -50,6 +50,20 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that a user named, without a byte order mark.
+
+    Raises:
+        ValueError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+
+
 def write_text(path: Path, text: str, mode: int = 0o666) -> None:
     """Writes ``text`` in UTF-8 to ``path``, whole or not at all; arguments and errors as of `replacing`."""
     with replacing(path, mode) as stream:

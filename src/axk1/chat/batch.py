@@ -12,6 +12,7 @@ from axk1.chat.budget import UNLIMITED
 from axk1.chat.messages import Message, check_messages, check_stop, check_tools
 from axk1.chat.reply import Reply
 from axk1.chat.session import Chat
+from axk1.files import read_text
 from axk1.generation.sampling import Sampling, row_seeds
 
 _HEAD = b'{"id": '  # how each line of ours begins
@@ -61,7 +62,7 @@ def read_records(path: Path) -> list[Record]:
         ValueError: naming the line, for anything else, or an id that occurs twice.
     """
     records: list[Record] = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         line = line.removeprefix("\ufeff")  # a byte order mark inside: of files that were joined
         if line.strip():
             try:
@@ -81,15 +82,6 @@ def read_records(path: Path) -> list[Record]:
     if not records:
         raise ValueError(f"{path} holds no requests.")
     return records
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
 
 
 def _record(value: Any, index: int, line: int) -> Record:

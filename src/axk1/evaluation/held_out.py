@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from axk1.files import read_text
 from axk1.generation.sampling import GREEDY, Sampling, row_seeds
 from axk1.generation.speculate import NO_DRAFTS
 from axk1.tasks import LANGUAGES, Problem, answer_language, different, generate, score
@@ -74,7 +75,7 @@ def file_problems(path: Path) -> Iterator[Problem]:
     Raises:
         ValueError: naming the line.
     """
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -92,15 +93,6 @@ def file_problems(path: Path) -> Iterator[Problem]:
         yield Problem(
             domain, language, **told, reasoning="", numbers=(), template="", names=(), multi_step=False, split=""
         )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
 
 
 def answer_problems(

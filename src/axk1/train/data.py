@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from axk1.chat.prompt import plain_ids, prompt_ids
+from axk1.files import read_text
 from axk1.train.examples import Example
 
 TURN_END = "<|im_end|>"
@@ -53,7 +54,7 @@ def file_examples(path: Path, tokenizer: PreTrainedTokenizerFast, length: int) -
     """
     none = True
     if path.suffix != ".jsonl":
-        yield from text_pieces(_text(path), tokenizer, length)
+        yield from text_pieces(read_text(path), tokenizer, length)
         return
     for number, value in read_lines(path):
         try:
@@ -127,12 +128,3 @@ def conversation(value: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -
     if not isinstance(think, bool) or (reasoning and not think):
         raise ValueError("'think' must be true or false, and true where there is reasoning_content.")
     return reply_example(tokenizer, before, think, reasoning, answer)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None

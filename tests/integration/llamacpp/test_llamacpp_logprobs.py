@@ -15,6 +15,7 @@ from llamacpp_binding import Input, LlamaCpp
 from samples import (
     DEFAULT,
     YARN,
+    below_zero,
     layer_types_alone,
     older_name,
     ours,
@@ -32,13 +33,6 @@ from axk1.integrations.llamacpp.export import export_gguf
 REPLY = 12
 CLOSE = 1e-4
 """Of log-probabilities in fp32; llama.cpp's exponential and sines are not the library's."""
-
-
-def below_zero(tensors: dict[str, torch.Tensor]) -> None:
-    """Router biases that leave every score below zero."""
-    for name, tensor in tensors.items():
-        if name.endswith("e_score_correction_bias"):
-            tensor.sub_(2)
 
 
 FORMS: dict[str, dict[str, Any]] = {

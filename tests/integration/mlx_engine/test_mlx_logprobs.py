@@ -19,6 +19,7 @@ from mlx_lm.utils import load, load_model
 from samples import (
     DEFAULT,
     YARN,
+    below_zero,
     layer_types_alone,
     older_name,
     ours,
@@ -29,13 +30,6 @@ from samples import (
 )
 
 REPLY = 12
-
-
-def below_zero(tensors: dict[str, torch.Tensor]) -> None:
-    """Router biases that leave every score below zero."""
-    for name, tensor in tensors.items():
-        if name.endswith("e_score_correction_bias"):
-            tensor.sub_(2)
 
 
 FORMS: dict[str, dict[str, Any]] = {

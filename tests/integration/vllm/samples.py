@@ -108,6 +108,13 @@ def without_optional(tensors: dict[str, torch.Tensor]) -> None:
             del tensors[name]
 
 
+def below_zero(tensors: dict[str, torch.Tensor]) -> None:
+    """Router biases that leave every score below zero."""
+    for name, tensor in tensors.items():
+        if name.endswith("e_score_correction_bias"):
+            tensor.sub_(2)
+
+
 def with_stored_norm(tensors: dict[str, torch.Tensor]) -> None:
     """Stores a norm behind the dense MLP, as the released file does, whose use would be seen."""
     tensors["model.layers.0.post_mlp_layernorm.weight"] = torch.full((SIZES["hidden_size"],), 3.0)
