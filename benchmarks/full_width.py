@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from axk1.bench.workers.protocol import peak_rss
 from axk1.checkpoint.compressed import ITEM_BYTES, make_plan, stored_specs
 from axk1.checkpoint.files import INDEX
 from axk1.checkpoint.names import TensorSpec, expected_tensors
@@ -233,7 +233,7 @@ def measure(folder: Path, cache: str, count: int) -> dict[str, Any]:
         "layers": layers,
         "expert_bytes": store.layout.read_bytes,
         "cache_bytes": store.bytes,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_rss(),
         "read_rate": {str(readers): value for readers, value in rates.items()},
         "steps": found,
         "compute_seconds": compute,
