@@ -288,7 +288,8 @@ private:
             }
         }
         parallel(step.threads, [&](Team& team) {
-            const typename P::Use use;
+            std::optional<typename P::Use> use;
+            if (parts[0].all.count) use.emplace();
             for (Part<P>& part : parts) enter(team, step, part);
             for (int64_t i = 0; i < given.layers; ++i)
                 for (int role = 0; role < 2; ++role)
