@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -37,9 +38,12 @@ Jobs = list[dict[str, Any]]
 
 def run_jobs(jobs: Jobs, folder: Path, **variables: str) -> Jobs:
     """Runs jobs (see worker.py) one after the other in a process of their own and returns their results."""
+    jobs = copy.deepcopy(jobs)
     for job in jobs:
-        if job["engine"].get("dtype") == "float32":
-            job["engine"].setdefault("attention_backend", FLOAT32[3])
+        engine = job["engine"]
+        for holder in (engine, engine.get("speculative_config")) if engine.get("dtype") == "float32" else ():
+            if holder is not None:  # drafts have their own
+                holder.setdefault("attention_backend", FLOAT32[3])
     asked, answered = folder / "jobs.json", folder / "results.json"
     asked.write_text(json.dumps(jobs))
     command = [sys.executable, str(WORKER), str(asked), str(answered)]

@@ -71,7 +71,7 @@ def wait(url: str, server: subprocess.Popen, log: Path) -> None:
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory) -> Iterator[OpenAI]:
     """The nano, in fp32 and with its MTP drafts."""
-    drafts = '{"method": "mtp", "num_speculative_tokens": 1}'
+    drafts = '{"method": "mtp", "num_speculative_tokens": 1, "attention_backend": "CPU_MLA"}'
     log = tmp_path_factory.mktemp("nano") / "server.log"
     yield from serve(NANO, log, *FLOAT32, "--speculative-config", drafts)
 
