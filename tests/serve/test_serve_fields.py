@@ -8,6 +8,7 @@ from serving import user
 
 from axk1.serve import fields
 from axk1.serve.routes import chat, completions, messages, responses
+from axk1.serve.thinking import EFFORTS
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 BODIES = {
@@ -38,6 +39,13 @@ def test_the_documentation_has_the_same_table():
             ("refused", fields.REFUSED_FIELDS[route]),
         ):
             assert set(re.findall(r"`([^`]+)`", told[name])) == set(known), (route, name)
+
+
+def test_the_documentation_has_the_same_efforts():
+    text = " ".join(DOCS.read_text(encoding="utf-8").split())
+    limited = [f"{name} {budget:,}" for name, budget in EFFORTS.items() if budget is not None]
+    free = [name for name, budget in EFFORTS.items() if budget is None]
+    assert f"Efforts are budgets: {', '.join(limited)}, {' and '.join(free)} without limit." in text
 
 
 def test_inert_fields_are_named_in_a_header(client):

@@ -19,6 +19,7 @@ from axk1.chat.tools import extract_tool_calls
 from axk1.engine.interface import Chunk, Generation, Reasoning, Request
 from axk1.generation.sampling import Sampling, TokenLogprobs, row_seeds
 from axk1.serve.calls import CallArguments, CallEnd, CallEvent, CallStart, CallStream, Text
+from axk1.serve.grammar import Grammar
 from axk1.serve.thinking import Thinking
 
 Finish = Literal["stop", "length", "tool_calls"]
@@ -147,11 +148,13 @@ class Choice:
         """Steps as they come. The generation is cancelled when the iteration ends early.
 
         Raises:
-            Failed: the model or a processor failed, or the engine was closed.
+            Failed: the model or a processor failed, the engine was closed, or a grammar left nothing to write.
         """
         try:
             async for chunk in self.generation:
-                yield self._take(chunk)
+                step = self._take(chunk)
+                self._check()
+                yield step
                 if self.finish is not None:
                     break
             if self.finish is None:
@@ -169,6 +172,20 @@ class Choice:
                 events += self._close("stop")
                 break
         return Step(self.index, _joined(events), (chunk.logprobs or [])[: self.tokens - before])
+
+    def _check(self) -> None:
+        """Refuses a reply that was ended before it was complete, as no token fitted its grammar.
+
+        Raises:
+            Failed: it was.
+        """
+        try:
+            for processor in self.generation.request.processors if self.finish is not None else ():
+                if isinstance(processor, Grammar):
+                    processor.check(self.tokens)
+        except ValueError as error:
+            self.finish = None
+            raise Failed("The reply is not complete.") from error
 
     def _of_token(self, token: int, score: TokenLogprobs | None) -> list[Event]:
         """The events of one token; text is told with the scores of its tokens, those that were held back before too."""
