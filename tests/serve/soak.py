@@ -3,8 +3,8 @@
     python tests/serve/soak.py --seconds 600
 
 Each reply is compared with the one that the same request got alone, before, from a server that did nothing else. At the
-end nothing may be left: no running request, no page in use, 2% more memory at most than after the first minute. Then the
-server is killed and started again, and has to give the same replies.
+end nothing may be left: no running request, no page in use, 2% more memory at most than after the first minute. Then
+the server is killed and started again, and has to give the same replies.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """The processor of a grammar: it begins after the reasoning, and goes back where drafts are rejected."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -223,12 +224,17 @@ def test_a_reply_that_comes_to_a_dead_end_is_told_from_one_that_is_whole(grammar
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_dead_end_is_an_error_for_the_client_and_never_a_success(client, stream):
+    def errors():
+        return sum(map(float, re.findall(r'request_success_total{.*"error".*} (\S+)', client.get("/metrics").text)))
+
+    before = errors()
     for path, body in (("completions", {"prompt": "hi"}), ("chat/completions", {"messages": user("hi")})):
         body |= {"structured_outputs": {"grammar": DEAD_END.replace('| "!"', "")}, "stream": stream, "max_tokens": 99}
         reply = client.post(f"/v1/{path}", json=body)
         error = events(reply.text)[-1]["error"] if stream else reply.json()["error"]
         assert reply.status_code == (200 if stream else 400) and "nothing fits its schema" in error["message"]
         assert '"stop"' not in reply.text
+    assert errors() == before + 2
 
 
 def test_a_budget_too_small_for_the_schema_is_told(client):

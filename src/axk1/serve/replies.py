@@ -123,6 +123,8 @@ class Choice:
         self.finish: Finish | None = None
         self.tokens = 0
         """Taken so far: the tokens that usage counts, tags and the end included."""
+        self.incomplete = False
+        """Whether it was ended before its grammar's end, as no token fitted."""
         self.order = order
         self._calls = CallStream() if order.tools else None
         stop_ids = generation.request.stop_ids
@@ -184,7 +186,7 @@ class Choice:
                 if isinstance(processor, Grammar):
                     processor.check(self.tokens)
         except ValueError as error:
-            self.finish = None
+            self.finish, self.incomplete = None, True
             raise Failed("The reply is not complete.") from error
 
     def _of_token(self, token: int, score: TokenLogprobs | None) -> list[Event]:
