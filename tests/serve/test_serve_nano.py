@@ -65,7 +65,7 @@ def test_crowded_cached_streamed_and_alone_are_the_same(nano):
 
 def running(client):
     """Requests that the engine runs now."""
-    return int(float(re.search(r"num_requests_running{.*} (\S+)", client.get("/metrics").text)[1]))
+    return int(float(re.findall(r"num_requests_running{.*} (\S+)", client.get("/metrics").text)[0]))
 
 
 SCHEMA = {
