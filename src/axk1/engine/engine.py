@@ -45,7 +45,6 @@ FIXED_PIECE = 256
 """Tokens that prompts are cut at multiples of where that changes bits."""
 LEAST_REPLY = 2_048
 """Tokens of a reply that a request with no limit may have, unless context or pool hold less."""
-
 REST = 10.0
 """Seconds without a request after which freed memory is given back to the system."""
 

@@ -137,10 +137,12 @@ class Grammars:
             reason = " ".join(matcher.get_error().split())[:500]
             raise Refusal(f"The schema or grammar is not supported: {reason}", param="response_format")
         first = matcher.deep_copy()
-        allowed = {id for id, bias in enumerate(first.compute_logit_bias()) if bias}
+        allowed = bytearray(first.compute_logit_bias())
         if first.is_error():
             raise Refusal("Nothing fits the schema or grammar: no token can begin it.", param="response_format")
-        if allowed <= set(self._stop_ids):
+        for id in self._stop_ids:
+            allowed[id] = 0
+        if not any(allowed):
             raise Refusal("Only an empty text fits the grammar, so there is nothing to write.", param="response_format")
         return matcher
 
