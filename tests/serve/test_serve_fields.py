@@ -72,6 +72,10 @@ def test_header_names_cannot_break_the_header(client):
     odd = {"messages": user("hello"), "a\r\nSet-Cookie: x": 1, "ü,": 1, "y" * 500: 1}
     reply = client.post(chat.ROUTE, json=odd)
     assert reply.status_code == 200 and "set-cookie" not in reply.headers
+    for name in ("", " ", "\t", "a ", " a", "\u3000"):  # a value may neither begin nor end with a space
+        for path, body in ((chat.ROUTE, {**odd, name: 1}), (responses.ROUTE, {"input": "hello", "include": [name]})):
+            reply = client.post(path, json=body)
+            assert reply.status_code == 200 and reply.headers[fields.HEADER]
 
 
 def test_a_number_with_nothing_after_its_point_is_an_integer(client):
