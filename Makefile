@@ -84,7 +84,7 @@ engines-llamacpp: .venv/.dev $(LLAMACPP_BUILD)/.libraries ## GGUF files in the p
 ray: .venv/.dev $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU
 	$(BIN)/python -m pytest tests/integration/ray
 
-server-suites: .venv/.dev $(SCHEMATHESIS)/.ready $(CLIENTS)/.ready $(LM_EVAL)/.ready ## outside suites against `axk1 serve`: half an hour; AXK1_OPENAPI=openapi.json for OpenAI's schemas
+server-suites: .venv/.dev $(SCHEMATHESIS)/.ready $(CLIENTS)/.ready $(LM_EVAL)/.ready ## outside suites against `axk1 serve`: three quarters of an hour; AXK1_OPENAPI=openapi.json for OpenAI's schemas
 	$(BIN)/python tests/serve/suites/run.py $(SCHEMATHESIS) $(CLIENTS) $(LM_EVAL)
 
 clean: ## remove what the other targets made, .venv included

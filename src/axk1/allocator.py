@@ -32,6 +32,13 @@ def keep_freed_memory() -> None:
             ctypes.CDLL(None).mallopt(option, KEPT)
 
 
+def give_back_memory() -> None:
+    """Gives freed memory back to the system, of all threads and whatever its size: for a process that has nothing to do
+    for now. What is allocated next costs faults again. Only glibc has this."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def free_memory(group: Path | None = None) -> int:
     """Bytes that this process may still take without swapping: what the system has, or its control groups allow.
 

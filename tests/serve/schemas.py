@@ -427,6 +427,7 @@ REFUSED: dict[str, str] = {
     "one-of-overlapping": "oneOf",
     "pattern-backreference": "backreferences are not supported",
     "pattern-lookahead": "look-around",
+    "ref-itself": "every value holds another of its kind",
     "ref-missing": "/$defs/nothing",
     "ref-remote": "https://example.org/other.json",
 }

@@ -8,6 +8,7 @@ from serving import user
 
 from axk1.serve import fields
 from axk1.serve.routes import chat, completions, messages, responses
+from axk1.serve.thinking import EFFORTS
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 BODIES = {
@@ -40,6 +41,13 @@ def test_the_documentation_has_the_same_table():
             assert set(re.findall(r"`([^`]+)`", told[name])) == set(known), (route, name)
 
 
+def test_the_documentation_has_the_same_efforts():
+    text = " ".join(DOCS.read_text(encoding="utf-8").split())
+    limited = [f"{name} {budget:,}" for name, budget in EFFORTS.items() if budget is not None]
+    free = [name for name, budget in EFFORTS.items() if budget is None]
+    assert f"Efforts are budgets: {', '.join(limited)}, {' and '.join(free)} without limit." in text
+
+
 def test_inert_fields_are_named_in_a_header(client):
     inert = {name: "x" for name in fields.INERT_FIELDS[chat.ROUTE]}
     plain = {"messages": user("hello"), "seed": 1}
@@ -64,6 +72,10 @@ def test_header_names_cannot_break_the_header(client):
     odd = {"messages": user("hello"), "a\r\nSet-Cookie: x": 1, "ü,": 1, "y" * 500: 1}
     reply = client.post(chat.ROUTE, json=odd)
     assert reply.status_code == 200 and "set-cookie" not in reply.headers
+    for name in ("", " ", "\t", "a ", " a", "\u3000"):  # a value may neither begin nor end with a space
+        for path, body in ((chat.ROUTE, {**odd, name: 1}), (responses.ROUTE, {"input": "hello", "include": [name]})):
+            reply = client.post(path, json=body)
+            assert reply.status_code == 200 and reply.headers[fields.HEADER]
 
 
 def test_a_number_with_nothing_after_its_point_is_an_integer(client):

@@ -1,9 +1,11 @@
 """The processor of a grammar: it begins after the reasoning, and goes back where drafts are rejected."""
 
 import json
+import re
 
 import pytest
 import torch
+from serving import events, user
 
 from axk1.chat.session import TURN_ENDS
 from axk1.serve.errors import Refusal
@@ -130,6 +132,117 @@ def test_other_grammars(grammars, tokenizer):
 def test_what_is_not_supported_is_refused_up_front(grammars, schema):
     with pytest.raises(Refusal, match="not supported"):
         grammars.compile(json_grammar(schema, LIMITS))
+
+
+ROUND = {"x": {"$ref": "#/$defs/x"}}
+
+
+def list_of(least, items="#"):
+    return {"type": "array", "items": {"$ref": items}, "minItems": least}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$ref": "#/$defs/x", "$defs": ROUND},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"$ref": "#/$defs/a"}]}}},
+        {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+        {"type": "object", "properties": {"enum": {"$ref": "#"}}, "required": ["enum"]},
+        {"type": "object", "properties": {"a": list_of(1, "#/$defs/x")}, "required": ["a"], "$defs": ROUND},
+        {"allOf": [{"type": "object"}, {"$ref": "#/$defs/x"}], "$defs": ROUND},
+        list_of(1),
+        {"type": "array", "prefixItems": [{"type": "null"}, {"$ref": "#"}], "minItems": 2},
+    ],
+)
+def test_a_schema_whose_values_never_end_is_refused(schema):
+    with pytest.raises(Refusal, match="Nothing fits the schema: by its references"):
+        json_grammar(schema, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (list_of(0), "[[], [[]]]", "[1"),
+        ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "null", "1"),
+        ({"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}, "required": ["a"]},
+         '{"a": {"a": null}}', '{"a": 1'),
+        ({"properties": {"a": {"$ref": "#/$defs/x"}, "b": {}}, "additionalProperties": False, "$defs": ROUND,
+          "type": "object"}, '{"b": 1}', '{"a'),
+        ({"type": "array", "items": {"$ref": "#/$defs/x"}, "$defs": ROUND}, "[]", "[["),
+        ({"type": "object", "properties": {"const": {"$ref": "#/$defs/수"}}, "$defs": {"수": {"type": "null"}},
+          "required": ["const"]}, '{"const": null}', '{"const": 1'),
+    ],
+)  # fmt: skip
+def test_what_ends_is_followed_and_never_what_does_not(grammars, tokenizer, schema, good, bad):
+    """A reply cannot even begin a part that it could not finish."""
+    matcher = grammars.compile(json_grammar(schema, LIMITS))
+    copy, ids = matcher.deep_copy(), encode(tokenizer, good)
+    assert copy.try_consume_tokens(ids) == len(ids) and copy.is_accepting()
+    ids = [id for character in bad for id in encode(tokenizer, character)]
+    assert matcher.try_consume_tokens(ids) < len(ids)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        lark_grammar("start: start", LIMITS),
+        lark_grammar('start: a "b"\na: a', LIMITS),
+        regex_grammar(r"a[^\x00-\x{10ffff}]", LIMITS),
+        lark_grammar('start: ""', LIMITS),
+        regex_grammar("", LIMITS),
+        choice_grammar([""], LIMITS),
+    ],
+)
+def test_a_grammar_that_leaves_nothing_to_write_is_refused(grammars, grammar):
+    with pytest.raises(Refusal, match=r"Nothing fits|Only an empty text"):
+        grammars.compile(grammar)
+
+
+DEAD_END = 'start: "Hello there" (x | "!" )\nx: " you" y\ny: y'
+"""After "Hello there you" nothing can follow, and llguidance sees it only there."""
+
+
+def test_a_reply_that_comes_to_a_dead_end_is_told_from_one_that_is_whole(grammars, tokenizer, ends):
+    """Drafts may lead there; after them the grammar still follows the other way."""
+    processor = grammars.processor(grammars.compile(lark_grammar(DEAD_END, LIMITS)), len(PROMPT), False)
+    hello, dead, whole = (encode(tokenizer, text) for text in ("Hello there", " you", "!"))
+
+    def allowed(reply):
+        scores = processor(torch.tensor([PROMPT + reply]), torch.zeros(1, len(tokenizer)))
+        return set((scores[0] == 0).nonzero()[:, 0].tolist())
+
+    first = allowed(hello)
+    assert allowed(hello + dead) == ends and len(first) < 20
+    with pytest.raises(ValueError, match="nothing fits its schema or grammar"):
+        processor.check(len(hello + dead) + 1)
+    allowed([*hello, *dead, min(ends), 5])
+    assert allowed(hello) == first
+    assert allowed(hello + whole) == ends
+    processor.check(len(hello + whole) + 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_end_is_an_error_for_the_client_and_never_a_success(client, stream):
+    def errors():
+        return sum(map(float, re.findall(r'request_success_total{.*"error".*} (\S+)', client.get("/metrics").text)))
+
+    before = errors()
+    for path, body in (("completions", {"prompt": "hi"}), ("chat/completions", {"messages": user("hi")})):
+        body |= {"structured_outputs": {"grammar": DEAD_END.replace('| "!"', "")}, "stream": stream, "max_tokens": 99}
+        reply = client.post(f"/v1/{path}", json=body)
+        error = events(reply.text)[-1]["error"] if stream else reply.json()["error"]
+        assert reply.status_code == (200 if stream else 400) and "nothing fits its schema" in error["message"]
+        assert '"stop"' not in reply.text
+    assert errors() == before + 2
+
+
+def test_a_budget_too_small_for_the_schema_is_told(client):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    for more in ({"max_tokens": 1}, {"max_tokens": 4, "thinking_budget": 100}):
+        body = {"messages": user("ponder"), "response_format": form, **more}
+        (choice,) = client.post("/v1/chat/completions", json=body).json()["choices"]
+        assert choice["finish_reason"] == "length"
 
 
 def test_schemas_of_all_kinds_are_followed(grammars, tokenizer):

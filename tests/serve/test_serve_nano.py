@@ -1,9 +1,10 @@
 """The server over the nano: the real engine, with drafts."""
 
 import json
+import re
 
 import pytest
-from serving import NANO, assembled, events, serving, user
+from serving import NANO, assembled, events, serving, user, wait_for
 
 from axk1.chat import Chat
 from axk1.engine.engine import ModelEngine
@@ -51,13 +52,20 @@ def test_the_reply_is_that_of_the_chat_and_so_are_its_log_probabilities(nano, ch
 def test_crowded_cached_streamed_and_alone_are_the_same(nano):
     body = {"temperature": 0.9, "seed": 7, "enable_thinking": True, "logprobs": True, "max_tokens": 60}
     first = ask(nano, **body)["choices"][0]
-    crowd = nano.post("/v1/completions", json={"prompt": ["a b c", "who are you"], "n": 3, "max_tokens": 30})
-    assert crowd.status_code == 200
-    again = ask(nano, **body)["choices"][0]
+    others = {"prompt": ["a b c", "who are you"], "n": 3, "max_tokens": 1_000, "ignore_eos": True, "stream": True}
+    with nano.stream("POST", "/v1/completions", json=others):
+        wait_for(lambda: running(nano) == 6)
+        again = ask(nano, **body)["choices"][0]
+        assert running(nano) == 6  # they were there all the time
     stream = {"messages": SUM, **body, "stream": True}
     streamed = assembled(events(nano.post(PATH, json=stream).text))[0]
     assert first == again and streamed["logprobs"] == first["logprobs"]["content"]
     assert streamed["content"] == first["message"]["content"]
+
+
+def running(client):
+    """Requests that the engine runs now."""
+    return int(float(re.findall(r"num_requests_running{.*} (\S+)", client.get("/metrics").text)[0]))
 
 
 SCHEMA = {

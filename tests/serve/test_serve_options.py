@@ -60,6 +60,33 @@ def test_ends(client, tokenizer):
         assert reply["usage"]["completion_tokens"] == 5 and reply["choices"][0]["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize(
+    ("asked", "pattern"),
+    [
+        ({"regex": "[0-9]{3}-[abc]"}, r"\d{3}-[abc]"),
+        ({"choice": ["yes", "no"]}, "yes|no"),
+        ({"grammar": 'start: "a" x\nx: "b" "c"'}, "abc"),
+        ({"json": {"enum": [7, "seven"]}}, r'\s*(7|"seven")\s*'),
+    ],
+    ids=str,
+)
+def test_structured_outputs_of_all_kinds(client, asked, pattern):
+    """The script writes something else, so that only the grammar can make these."""
+    for path, more in ((PATH, {"messages": user("hello")}), ("/v1/completions", {"prompt": "hello"})):
+        (choice,) = client.post(path, json={**more, "structured_outputs": asked, "max_tokens": 40}).json()["choices"]
+        text = choice["text"] if "text" in choice else choice["message"]["content"]
+        assert re.fullmatch(pattern, text) and choice["finish_reason"] == "stop", text
+
+
+def test_a_strict_function_is_called_as_its_schema_says(client):
+    """The script's calls are others'."""
+    zone = {"type": "object", "properties": {"zone": {"enum": ["KST"]}}, "required": ["zone"]}
+    tool = {"type": "function", "function": {"name": "clock", "strict": True, "parameters": zone}}
+    body = {"messages": user("look twice"), "tools": [tool], "parallel_tool_calls": False, "max_tokens": 80}
+    (call,) = ask(client, **body)["message"]["tool_calls"]
+    assert call["function"] == {"name": "clock", "arguments": '{"zone": "KST"}'}
+
+
 def test_usage_with_every_chunk(client):
     options = {"include_usage": True, "continuous_usage_stats": True}
     told = events(client.post(PATH, json={**LONG, "stream": True, "stream_options": options}).text)

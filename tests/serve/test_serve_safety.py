@@ -96,7 +96,7 @@ def test_every_route_but_health_asks_for_the_key(locked):
             assert client.post(PATH, json=HELLO, headers=headers).status_code == 200
 
 
-def test_keys_share_neither_prefixes_nor_replies(locked):
+def test_keys_share_neither_prefixes_nor_replies(locked, tokenizer):
     body = {"messages": user("secret words " * 60)}
     with locked.client() as client:
 
@@ -105,6 +105,16 @@ def test_keys_share_neither_prefixes_nor_replies(locked):
             return usage["prompt_tokens_details"]["cached_tokens"]
 
         assert cached("sesame") == 0 and cached("sesame") > 0 and cached("other") == 0
+    keys = Settings(api_keys=["sesame", "other"])  # pyright: ignore[reportArgumentType]
+    thought = {"messages": user("ponder"), "enable_thinking": True, "stream": True}
+    with (
+        serving(scripted(tokenizer, token=0.01), tokenizer, keys) as running,
+        running.client() as client,
+        client.stream("POST", PATH, json=thought, headers={"x-api-key": "sesame"}) as reply,
+    ):
+        steered = f"{PATH}/{reply.headers['x-request-id']}/answer"
+        assert client.post(steered, headers={"x-api-key": "other"}).status_code == 404
+        assert client.post(steered, headers={"x-api-key": "sesame"}).status_code == 200
 
 
 BOUNDS = [
@@ -128,6 +138,7 @@ BOUNDS = [
     {**HELLO, "max_tokens": 0},
     {**HELLO, "max_tokens": 5, "max_completion_tokens": 6},
     {**HELLO, "stream_options": {"include_usage": "yes"}, "stream": True},
+    {**HELLO, "thinking_budget": 5, "budget_tokens": 6},
     {**HELLO, "tool_choice": "required"},
     {**HELLO, "tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "none of these"}}},
     {"messages": user([{"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}])},

@@ -1,6 +1,6 @@
 """Every reply that is finished fits its schema; a schema that is not supported is a 400 that says what is not.
 
-CI asks one in six of :mod:`schemas`, `make server-suites` all of them.
+CI asks one in six of :mod:`schemas` and all that are refused, `make server-suites` all of them.
 """
 
 import json
@@ -26,7 +26,7 @@ MODES: list[dict[str, Any]] = [
     {"temperature": 1.0, "seed": 1, "thinking_budget": 12},
     {"temperature": 1.3, "seed": 2, "top_p": 0.9},
 ]
-NAMES = [name for at, name in enumerate(sorted(SCHEMAS)) if at % EVERY == 0]
+NAMES = [name for at, name in enumerate(sorted(SCHEMAS)) if at % EVERY == 0 or name in REFUSED]
 FORMATS = FormatChecker()
 
 
@@ -78,4 +78,4 @@ def test_replies_fit_their_schemas(nano):
 
 
 def test_the_schemas_are_many_and_few_are_refused():
-    assert len(SCHEMAS) > 200 and set(REFUSED) < set(SCHEMAS) and len(REFUSED) <= 20
+    assert len(SCHEMAS) > 200 and set(REFUSED) < set(SCHEMAS) and len(REFUSED) <= 21

@@ -28,6 +28,26 @@ for count in range(50):
     torch.ones(10 * 2**20)  # freed at once; glibc's own threshold never rises above 32 MiB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, os.environ.get("THP_MEM_ALLOC_ENABLE"))
 """
+PEAK = """
+import threading
+from axk1.allocator import give_back_memory, keep_freed_memory
+keep_freed_memory()
+import mmap, torch
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * mmap.PAGESIZE
+held = []
+def work():
+    blocks = [torch.ones(2**18) for _ in range(100)]  # 100 MiB
+    held.append(torch.ones(2**18))  # above them, so that the heap's end cannot just be lowered
+torch.ones(1)
+sizes = [resident()]
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+sizes.append(resident())
+give_back_memory()
+print(*sizes, resident())
+"""
 MAPPED_ANEW = 20 * 10 * 2**22 // mmap.PAGESIZE
 """Page faults of twenty such tensors, if each is new memory."""
 
@@ -54,6 +74,14 @@ def test_freed_memory_is_used_again() -> None:
 def test_the_users_own_settings_stand() -> None:
     faults, huge = page_faults("set", THP_MEM_ALLOC_ENABLE="0", MALLOC_MMAP_THRESHOLD_="131072")
     assert faults > 0.9 * MAPPED_ANEW and huge == "0", "each of twenty tensors mapped anew"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has it")
+def test_freed_memory_can_be_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    before, kept, after = (int(size) >> 20 for size in done.stdout.split())
+    assert kept > before + 90, "as the settings are"
+    assert after < before + 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")

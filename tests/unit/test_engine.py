@@ -572,6 +572,23 @@ def test_closing(drain, timeout, ends) -> None:
     engine.audit()
 
 
+def test_freed_memory_goes_back_once_nothing_has_run_for_a_while(started, monkeypatch) -> None:
+    """Once, whenever that is; the next request is answered as the first one was."""
+    given: list[int] = []
+    monkeypatch.setattr("axk1.engine.engine.give_back_memory", lambda: given.append(1))
+    monkeypatch.setattr("axk1.engine.engine.REST", 0.2)
+    engine, request = started(), Request([1, 2], GREEDY, max_new_tokens=20, processors=[Slow()])
+
+    async def ask() -> tuple[list[int], int]:
+        heard = await listen(engine, request)
+        return heard.tokens, len(given)
+
+    first, before = asyncio.run(ask())
+    time.sleep(0.6)
+    assert len(given) == before + 1
+    assert asyncio.run(ask()) == (first, before + 1)
+
+
 def test_a_reader_gets_all_that_came_meanwhile_at_once(started) -> None:
     """And a reader whose loop is gone disturbs nobody."""
     engine = started()

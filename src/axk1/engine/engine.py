@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from axk1.allocator import give_back_memory
 from axk1.engine.closing import Closing
 from axk1.engine.interface import (
     EngineClosed,
@@ -44,6 +45,8 @@ FIXED_PIECE = 256
 """Tokens that prompts are cut at multiples of where that changes bits."""
 LEAST_REPLY = 2_048
 """Tokens of a reply that a request with no limit may have, unless context or pool hold less."""
+REST = 10.0
+"""Seconds without a request after which freed memory is given back to the system."""
 
 
 @dataclass(slots=True, eq=False)
@@ -247,13 +250,24 @@ class ModelEngine:
         Returns:
             Whether the engine goes on.
         """
-        with self._lock:
-            while self._open and not self._commands and not self._entries:
-                self._lock.wait()
+        self._rest()
         self._carry_out()
         if time.monotonic() >= self._deadline:
             self._end_all(None)
         return self._open or bool(self._entries or self._commands)
+
+    def _rest(self) -> None:
+        """Waits while there is nothing to do. After a while, what a crowd has left of freed memory goes back."""
+
+        def busy() -> bool:
+            return bool(not self._open or self._commands or self._entries)
+
+        with self._lock:
+            if self._lock.wait_for(busy, REST):
+                return
+        give_back_memory()
+        with self._lock:
+            self._lock.wait_for(busy)
 
     def _carry_out(self) -> None:
         while True:

@@ -215,5 +215,5 @@ def ignored(route: str, others: Mapping[str, Any]) -> list[str]:
 def header(names: list[str]) -> dict[str, str]:
     """The header that names ``names``, where there are any."""
     plain = [name.encode("ascii", "backslashreplace").decode()[:100] for name in dict.fromkeys(names)][:64]
-    clean = ["".join(c if c.isprintable() and c != "," else "?" for c in name) for name in plain]
+    clean = ["".join(c if c.isprintable() and c not in ", " else "?" for c in name) or "?" for name in plain]
     return {HEADER: ", ".join(clean)} if clean else {}

@@ -6,10 +6,8 @@ goes back.
 
 import json
 import re
-import string
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import llguidance.hf
 import torch
@@ -20,14 +18,13 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast
 from axk1.chat.parser import THINK_CLOSE, partial_suffix
 from axk1.chat.tools import TOOL_CLOSE, TOOL_OPEN
 from axk1.serve.errors import Refusal
+from axk1.serve.schemas import check_pattern, prepared
 from axk1.serve.settings import Settings
 
 _FORM: dict[str, Any] = {"whitespace_pattern": r"(?: |\n {0,32})?"}
 """White space between the parts of JSON: a space, or a new line and its indent; models may write it without end."""
 _CALL_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As the chat template shows calls."""
-_DATA = {"const", "enum", "default", "examples"}
-"""Words of a schema that hold values, not schemas."""
 _WINDOW = 32
 """Tokens that are decoded to see whether ``</think>`` has been spelled."""
 
@@ -36,37 +33,18 @@ def json_grammar(schema: Any, limits: Settings) -> str:
     """The grammar of JSON that fits ``schema`` (true: any object).
 
     Raises:
-        Refusal: it is larger or deeper than ``limits`` allow.
+        Refusal: it is larger or deeper than ``limits`` allow, or its values never end.
     """
     schema = {"type": "object"} if schema is True else schema
     if not isinstance(schema, Mapping):
         raise Refusal(f"A schema must be an object; got {type(schema).__name__}.", param="response_format")
-    check_schema(schema, limits)
-    plain = {key: value for key, value in schema.items() if key != "x-guidance"}
-    return LLMatcher.grammar_from_json_schema(json.dumps(_plainer(plain)), overrides=_FORM)  # pyright: ignore
-
-
-def _plainer(schema: Any) -> Any:
-    """The same schema in words that llguidance knows: references as URIs are written, and ``oneOf`` of constants that
-    differ, as enumerations with titles are, as ``anyOf``."""
-    if isinstance(schema, list):
-        return [_plainer(each) for each in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    plain = {key: value if key in _DATA else _plainer(value) for key, value in schema.items()}
-    if isinstance(name := plain.get("$ref"), str):
-        plain["$ref"] = quote(name, safe=string.punctuation)
-    cases = plain.get("oneOf")
-    if isinstance(cases, list) and "anyOf" not in plain and all(isinstance(c, Mapping) and "const" in c for c in cases):
-        constants = {json.dumps(case["const"], sort_keys=True) for case in cases}
-        if len(constants) == len(cases) and not any(isinstance(case["const"], float) for case in cases):
-            plain["anyOf"] = plain.pop("oneOf")
-    return plain
+    plain = {key: value for key, value in prepared(schema, limits).items() if key != "x-guidance"}
+    return LLMatcher.grammar_from_json_schema(json.dumps(plain), overrides=_FORM)  # pyright: ignore
 
 
 def regex_grammar(pattern: str, limits: Settings) -> str:
     """The grammar of texts that a regular expression matches whole."""
-    _check_pattern(pattern, limits)
+    check_pattern(pattern, limits)
     return LLMatcher.grammar_from_regex(pattern)
 
 
@@ -82,7 +60,7 @@ def lark_grammar(text: str, limits: Settings) -> str:
     if len(text) > limits.max_schema:
         raise Refusal(f"The grammar has {len(text)} characters; {limits.max_schema} are taken.")
     for pattern in re.findall(r"/((?:[^/\\\n]|\\.)+)/", text):
-        _check_pattern(pattern, limits)
+        check_pattern(pattern, limits)
     return LLMatcher.grammar_from_lark(text)
 
 
@@ -108,20 +86,18 @@ def call_grammar(
     start = f"start: {calls}"
     if text:
         start = "start: TEXT? (call TEXT?)*" if parallel else "start: TEXT? call?"
-    rules = [f"call{i}: %json {json.dumps(_plainer(_call_schema(tool, limits)))}" for i, tool in enumerate(tools)]
+    rules = [f"call{i}: %json {json.dumps(_call_schema(tool, limits))}" for i, tool in enumerate(tools)]
     rules.append(f'call: {opening} "\\n" ( {names} ) "\\n" {closing}')
     rules.append(r"TEXT: /(.|\n)+/")
     if answer is not None:
-        check_schema(answer, limits)
         start += " | answer"
-        rules.append(f"answer: %json {json.dumps({**_plainer(answer), 'x-guidance': _FORM})}")
+        rules.append(f"answer: %json {json.dumps({**prepared(answer, limits), 'x-guidance': _FORM})}")
     return LLMatcher.grammar_from_lark("\n".join([start, *rules]))
 
 
 def _call_schema(tool: Mapping[str, Any], limits: Settings) -> dict[str, Any]:
     function = tool["function"]
-    parameters = function.get("parameters") or {"type": "object"}
-    check_schema(parameters, limits)
+    parameters = prepared(function.get("parameters") or {"type": "object"}, limits)
     arguments = {key: value for key, value in parameters.items() if key not in ("x-guidance", "$defs", "definitions")}
     if "properties" in arguments:
         arguments.setdefault("additionalProperties", False)  # what is declared is what a call is for
@@ -134,44 +110,6 @@ def _call_schema(tool: Mapping[str, Any], limits: Settings) -> dict[str, Any]:
         "x-guidance": _CALL_FORM,
         **shared,
     }
-
-
-def check_schema(schema: Any, limits: Settings) -> None:
-    """Refuses what would take long to compile.
-
-    Raises:
-        Refusal: more text or depth than allowed, or a regular expression that is too long or nested.
-    """
-    _check_depth(schema, limits, limits.max_schema_depth)
-    size = len(json.dumps(schema))
-    if size > limits.max_schema:
-        raise Refusal(f"The schema has {size} characters; {limits.max_schema} are taken.", param="response_format")
-
-
-def _check_depth(value: Any, limits: Settings, left: int) -> None:
-    if left == 0:
-        raise Refusal(f"The schema is more than {limits.max_schema_depth} deep.", param="response_format")
-    if isinstance(value, Mapping):
-        patterns = [value.get("pattern"), *_keys(value.get("patternProperties"))]
-        for pattern in patterns:
-            if isinstance(pattern, str):
-                _check_pattern(pattern, limits)
-    if isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            _check_depth(item, limits, left - 1)
-
-
-def _keys(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, Mapping) else []
-
-
-def _check_pattern(pattern: str, limits: Settings) -> None:
-    if len(pattern) > limits.max_pattern or pattern.count("(") > 64 or pattern.count("{") > 64:
-        raise Refusal(
-            f"A regular expression has {len(pattern)} characters, {pattern.count('(')} groups and {pattern.count('{')} "
-            f"repetitions; {limits.max_pattern}, 64 and 64 are taken.",
-            param="response_format",
-        )
 
 
 class Grammars:
@@ -192,25 +130,37 @@ class Grammars:
         """A matcher at the grammar's start. It takes milliseconds, outside of Python's lock.
 
         Raises:
-            Refusal: llguidance does not take it; the message is its own.
+            Refusal: llguidance does not take it (the message is its own), or no text fits it but the empty one.
         """
         matcher = LLMatcher(self._llguidance, grammar, log_level=0)
         if matcher.is_error():
             reason = " ".join(matcher.get_error().split())[:500]
             raise Refusal(f"The schema or grammar is not supported: {reason}", param="response_format")
+        first = matcher.deep_copy()
+        allowed = bytearray(first.compute_logit_bias())
+        if first.is_error():
+            raise Refusal("Nothing fits the schema or grammar: no token can begin it.", param="response_format")
+        for id in self._stop_ids:
+            allowed[id] = 0
+        if not any(allowed):
+            raise Refusal("Only an empty text fits the grammar, so there is nothing to write.", param="response_format")
         return matcher
 
     def processor(self, matcher: LLMatcher, prompt: int, think: bool) -> "Grammar":
         """A processor for one request with ``prompt`` tokens."""
-        return Grammar(self._tokenizer, matcher.deep_copy(), prompt, think, self._stop_ids)
+        return Grammar(self._tokenizer, matcher, prompt, think, self._stop_ids)
 
 
 class Grammar(LogitsProcessor):
     """Leaves only tokens that the grammar allows, once the reasoning is closed; before, the reply cannot end.
 
+    A grammar can come to where nothing may follow: a rule that only leads to itself, a state that llguidance has no
+    room for. The reply ends there, as nothing else can be written, and ``check`` refuses it. That is not done at once:
+    drafts may lead there that the reply never takes.
+
     Args:
         tokenizer: the checkpoint's tokenizer.
-        matcher: at the start of the grammar; owned by this processor.
+        matcher: at the start of the grammar; it is copied.
         prompt: tokens before the reply.
         think: whether the reply begins with reasoning.
         stop_ids: tokens that end a reply.
@@ -224,26 +174,49 @@ class Grammar(LogitsProcessor):
         think: bool,
         stop_ids: Sequence[int],
     ) -> None:
-        self._tokenizer, self._matcher, self._stop_ids = tokenizer, matcher, list(stop_ids)
+        self._tokenizer, self._stop_ids = tokenizer, list(stop_ids)
+        self._start, self._matcher = matcher, matcher.deep_copy()
         self._first = prompt  # where the answer begins, if it has
         self._prompt, self._think, self._closed = prompt, think, not think
         self._seen = torch.empty(0, dtype=torch.int64)
         self._looked = prompt  # tokens in which the closing tag was looked for
         self._taken = 0  # tokens of the answer that the matcher has consumed
+        self._stuck: dict[int, str] = {}  # what llguidance said, by numbers of tokens after which nothing can follow
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``input_ids`` [1, L] int64, ``scores`` [1, V] float; returns new scores."""
         ids = input_ids[0].cpu()
+        self._stuck.pop(len(ids), None)  # the last to ask has the tokens of the reply
         self._follow(ids)
         scores = scores.clone()
         if not self._closed:
             scores[0, [*self._stop_ids, *self._overshooting(ids)]] = float("-inf")
-        elif self._first + self._taken == len(ids) and not (self._taken and int(ids[-1]) in self._stop_ids):
-            # else a draft does not fit, or ends the reply, and what follows it does not matter
+        elif self._matters(ids):
             allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) > 0
+            self._note(len(ids))
             scores[0, : len(allowed)].masked_fill_(~allowed.to(scores.device), float("-inf"))
             scores[0, len(allowed) :] = float("-inf")
         return scores
+
+    def _matters(self, ids: Tensor) -> bool:
+        """Whether the grammar says what follows ``ids``: not where a draft does not fit, or ends the reply."""
+        fits = self._first + self._taken == len(ids) and not (self._taken and int(ids[-1]) in self._stop_ids)
+        return fits or self._matcher.is_error()
+
+    def check(self, reply: int) -> None:
+        """Looks whether a reply of so many tokens, the last of which ended it, was complete.
+
+        Raises:
+            ValueError: the grammar allowed nothing to follow, so it had to end.
+        """
+        if reason := self._stuck.get(self._prompt + reply - 1):
+            raise ValueError(f"The reply came to where nothing fits its schema or grammar (llguidance: {reason}).")
+
+    def _note(self, length: int) -> None:
+        """Remembers whether nothing can follow ``length`` tokens."""
+        if self._matcher.is_error():
+            self._stuck[length] = self._matcher.get_error().split(maxsplit=1)[0]
+            self._matcher, self._taken = self._start.deep_copy(), 0  # it cannot go back any more
 
     def _follow(self, ids: Tensor) -> None:
         """Brings the matcher to the end of ``ids``, or to the first draft that does not fit."""

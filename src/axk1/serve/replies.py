@@ -19,6 +19,7 @@ from axk1.chat.tools import extract_tool_calls
 from axk1.engine.interface import Chunk, Generation, Reasoning, Request
 from axk1.generation.sampling import Sampling, TokenLogprobs, row_seeds
 from axk1.serve.calls import CallArguments, CallEnd, CallEvent, CallStart, CallStream, Text
+from axk1.serve.grammar import Grammar
 from axk1.serve.thinking import Thinking
 
 Finish = Literal["stop", "length", "tool_calls"]
@@ -122,6 +123,8 @@ class Choice:
         self.finish: Finish | None = None
         self.tokens = 0
         """Taken so far: the tokens that usage counts, tags and the end included."""
+        self.incomplete = False
+        """Whether it was ended before its grammar's end, as no token fitted."""
         self.order = order
         self._calls = CallStream() if order.tools else None
         stop_ids = generation.request.stop_ids
@@ -147,11 +150,13 @@ class Choice:
         """Steps as they come. The generation is cancelled when the iteration ends early.
 
         Raises:
-            Failed: the model or a processor failed, or the engine was closed.
+            Failed: the model or a processor failed, the engine was closed, or a grammar left nothing to write.
         """
         try:
             async for chunk in self.generation:
-                yield self._take(chunk)
+                step = self._take(chunk)
+                self._check()
+                yield step
                 if self.finish is not None:
                     break
             if self.finish is None:
@@ -169,6 +174,20 @@ class Choice:
                 events += self._close("stop")
                 break
         return Step(self.index, _joined(events), (chunk.logprobs or [])[: self.tokens - before])
+
+    def _check(self) -> None:
+        """Refuses a reply that was ended before it was complete, as no token fitted its grammar.
+
+        Raises:
+            Failed: it was.
+        """
+        try:
+            for processor in self.generation.request.processors if self.finish is not None else ():
+                if isinstance(processor, Grammar):
+                    processor.check(self.tokens)
+        except ValueError as error:
+            self.finish, self.incomplete = None, True
+            raise Failed("The reply is not complete.") from error
 
     def _of_token(self, token: int, score: TokenLogprobs | None) -> list[Event]:
         """The events of one token; text is told with the scores of its tokens, those that were held back before too."""

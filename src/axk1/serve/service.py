@@ -197,7 +197,8 @@ class Service:
         if self._running.pop(running.id, None) is None:
             return
         for choice in running.choices:
-            reason = choice.finish or ("error" if choice.generation.finish_reason == "error" else "abort")
+            failed = choice.incomplete or choice.generation.finish_reason == "error"
+            reason = choice.finish or ("error" if failed else "abort")
             self.metrics.ended(reason, choice.generation.times, len(choice.order.prompt), choice.tokens)
 
     def _failure(self, error: Failed) -> Refusal:

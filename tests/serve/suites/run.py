@@ -58,19 +58,20 @@ def suites(clients: Path) -> dict[str, list[str]]:
 
 
 def explore(schemathesis: Path, clients: Path, told: dict[str, str]) -> list[str]:
-    """Runs schemathesis in all of its phases, seed after seed; the names of those that failed."""
+    """Runs schemathesis in all of its phases, then again in those that a seed changes; the names of those that
+    failed."""
     ask = [str(schemathesis / "bin" / "schemathesis"), "--config-file", str(HERE / "schemathesis.toml"), "run"]
-    ask += [f"{told['AXK1_URL']}/openapi.json", "-n", "60", "--continue-on-failure"]
-    failed, cases, seed = [], 0, 0
+    ask += [f"{told['AXK1_URL']}/openapi.json", "--continue-on-failure"]
+    failed, cases, seed, phases = [], 0, 1, ["-n", "60"]
     while cases < CASES:
-        seed += 1
-        passed, text = run(f"schemathesis {seed}", [*ask, "--seed", str(seed)], clients, told)
+        passed, text = run(f"schemathesis {seed}", [*ask, *phases, "--seed", str(seed)], clients, told)
         failed += [] if passed else [f"schemathesis {seed}"]
         made = sum(int(count) for count in re.findall(r"([0-9]+) generated", text))
         if not made:
             return [*failed, "schemathesis, which told no number of cases"]
-        cases += made
+        cases, seed, phases = cases + made, seed + 1, ["-n", "300", "--phases", "fuzzing,stateful"]
         sys.stdout.write(f"{cases} cases of schemathesis so far\n")
+        sys.stdout.flush()
     return failed
 
 
