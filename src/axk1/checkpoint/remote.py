@@ -1,4 +1,8 @@
-"""Byte ranges of files at HTTP addresses: goes on where a connection broke, and is never silently wrong."""
+"""Byte ranges of files at HTTP addresses: goes on where a connection broke, and is never silently wrong.
+
+huggingface_hub says which files a repository has, where they are, and their sums. Its ``HfFileSystem`` is not used to
+read: a body that ends early or belongs to another version is handed on there as it comes (huggingface_hub 2.4).
+"""
 
 from __future__ import annotations
 
