@@ -83,8 +83,8 @@ differ.
 
 `axk1 info PATH` counts a checkpoint by part, `axk1 verify PATH` checks it, `axk1 convert SRC DST --layout per-expert`
 (or `released`) rewrites it, also one that is [on the hub](quantization.md#from-a-checkpoint-that-is-elsewhere). In
-Python `AXK1ForCausalLM.from_pretrained(path)` reads both layouts, and `model.save_pretrained(path, layout="per_expert")`
-writes the one asked for (default `released`).
+Python `AXK1ForCausalLM.from_pretrained(path)` reads both layouts, and
+`model.save_pretrained(path, layout="per_expert")` writes the one asked for (default `released`).
 """
 
 _RELATION = """

@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from axk1 import __version__
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.reading import read_bytes, read_json
 from axk1.checkpoint.source import Pending, Source, forget
@@ -51,7 +51,7 @@ class Journal:
     @classmethod
     def begin(cls, folder: Path, begun: dict[str, Any]) -> Journal:
         """A new one."""
-        write_text(folder / STATE, json.dumps({"version": version(TOOL), "begun": begun}) + "\n")
+        write_text(folder / STATE, json.dumps({"version": __version__, "begun": begun}) + "\n")
         return cls(folder, begun)
 
     @classmethod
@@ -61,7 +61,7 @@ class Journal:
         if not file.is_file():
             return None
         lines = read_bytes(file).decode(errors="replace").splitlines()
-        if not lines or _values(lines[0]) != {"version": version(TOOL), "begun": begun}:
+        if not lines or _values(lines[0]) != {"version": __version__, "begun": begun}:
             return None
         journal = cls(folder, begun)
         for line in lines[1:]:
@@ -108,7 +108,7 @@ class Journal:
     def write_manifest(self, source: Source, wish: Mapping[str, Any]) -> None:
         """Writes ``axk1-manifest.json``."""
         values = {
-            "tool": f"{TOOL} {version(TOOL)}",
+            "tool": f"{TOOL} {__version__}",
             "source": {
                 "name": source.name,
                 "revision": source.revision,
@@ -161,7 +161,7 @@ def check_manifest(folder: Path) -> int:
 def made_by_this_version(folder: Path) -> bool:
     """Whether the manifest in ``folder``, if there is one, says so."""
     file = folder / MANIFEST
-    return file.is_file() and read_json(file).get("tool") == f"{TOOL} {version(TOOL)}"
+    return file.is_file() and read_json(file).get("tool") == f"{TOOL} {__version__}"
 
 
 def file_sum(file: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from axk1.checkpoint.beside import name_of
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import INDEX, SINGLE, Stored, StoredTensor, match_index, open_checkpoint, read_headers
-from axk1.checkpoint.hub import PATTERNS, HubId, hub_folder
+from axk1.checkpoint.hub import PATTERNS, HubId, how_to_download, hub_folder
 from axk1.checkpoint.reading import LARGEST, read_json
 from axk1.checkpoint.remote import RemoteFile
 from axk1.checkpoint.shards import HEADER_BYTES, Place, parse_header, read_places
@@ -278,18 +278,18 @@ def open_source(text: str | Path) -> Iterator[Source]:
         ValueError: nothing of that name.
     """
     name = str(text)
-    wanted = None if Path(text).exists() else HubId.parse(name)
     if name.startswith(("http://", "https://")):
         with _remote(_of_address(name), name.rstrip("/").rpartition("/")[2], Path(name.partition("://")[2])) as source:
             yield source
         return
-    if wanted and (cached := _in_cache(wanted)) is None:
+    wanted = None if Path(text).exists() else HubId.parse(name)
+    folder = Path(text) if wanted is None else _in_cache(wanted)
+    if wanted is not None and folder is None:
         found, revision = _of_hub(wanted)
         with _remote(found, wanted.name, Path(wanted.name), revision) as source:
             yield source
         return
-    source = local_source(cached if wanted else Path(text))  # pyright: ignore[reportPossiblyUnbound]
-    with closing(source):
+    with closing(local_source(folder or Path(text))) as source:
         yield source
 
 
@@ -312,7 +312,7 @@ def _of_hub(wanted: HubId) -> tuple[dict[str, RemoteFile], str]:
         info = HfApi().model_info(wanted.name, revision=wanted.revision, files_metadata=True)
     except Exception as error:  # those of the hub, of its HTTP library, and of a name that is none
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{wanted} is no folder here and cannot be had from the hub ({reason}).") from error
+        raise ValueError(how_to_download(wanted, f"cannot be had from the hub ({reason.rstrip('.')})")) from error
     headers, files = build_hf_headers(), {}
     for each in info.siblings or []:
         if "/" not in each.rfilename and any(fnmatch(each.rfilename, pattern) for pattern in PATTERNS):
