@@ -55,13 +55,13 @@ def small(**changes: Any) -> AXK1Config:
 
 
 def eighth() -> AXK1Config:
-    """A.X K1 at an eighth of its width, all experts in eight of its layers: 2 GB."""
+    """A.X K1 at an eighth of its width, all experts in six of its layers: 1.5 GB."""
     return AXK1Config.preset(
         "k1",
         hidden_size=896,
         intermediate_size=2304,
         moe_intermediate_size=256,
-        num_hidden_layers=8,
+        num_hidden_layers=6,
         num_attention_heads=8,
         q_lora_rank=192,
         kv_lora_rank=64,
@@ -359,7 +359,10 @@ def _work(arguments: argparse.Namespace) -> None:
 
     size = arguments.group_size
     target, address = arguments.folder, arguments.worker
-    quantize_checkpoint(address, target, "int4", size, progress=progress, finished=drop, rounder=rounded)
+    shard = "100MB" if arguments.eighth else "5GB"
+    quantize_checkpoint(
+        address, target, "int4", size, max_shard_size=shard, progress=progress, finished=drop, rounder=rounded
+    )
     print(json.dumps({"complete": True, "seconds": time.monotonic() - begun}))  # noqa: T201
 
 
@@ -403,6 +406,7 @@ def _watch(arguments: argparse.Namespace) -> None:
         code = subprocess.run(command, preexec_fn=join, check=False).returncode
         note = "no cgroup" if group is None else f"peak {peak(group) / 1e9:.2f} GB of {arguments.limit} allowed"
         print(f"exit {code}, {note}, {checkpoint.total:,} bytes in all", flush=True)  # noqa: T201
+    sys.exit(code)
 
 
 if __name__ == "__main__":
