@@ -1,4 +1,5 @@
-"""Builds the CPU kernels into a wheel, one library per instruction set of this machine's kind: AXK1_BUILD_KERNELS=1.
+"""Builds the CPU kernels into a wheel, one library per instruction set of this machine's kind: AXK1_BUILD_KERNELS=1,
+or those that it names: AXK1_BUILD_KERNELS=avx2,plain.
 
 Without the variable the wheel is pure Python, and the kernels are compiled on first use.
 """
@@ -33,11 +34,15 @@ class CustomBuildHook(BuildHookInterface):
         """Compiles the libraries, two at a time.
 
         Raises:
-            RuntimeError: the compiler fails.
+            RuntimeError: the compiler fails, or AXK1_BUILD_KERNELS names another kind of machine's instructions.
         """
-        if self.target_name != "wheel" or version == "editable" or os.environ.get("AXK1_BUILD_KERNELS") != "1":
+        if self.target_name != "wheel" or version == "editable" or not (wanted := os.environ.get("AXK1_BUILD_KERNELS")):
             return
         module = _instructions()
+        sets = {each.name: each for each in module.of_this_machine()}
+        names = list(sets) if wanted == "1" else wanted.split(",")
+        if unknown := [name for name in names if name not in sets]:
+            raise RuntimeError(f"AXK1_BUILD_KERNELS={wanted}: {unknown[0]!r} is none of 1, {', '.join(sets)}.")
         compiler, folder = os.environ.get("CXX", "g++"), Path(self.directory) / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -50,7 +55,7 @@ class CustomBuildHook(BuildHookInterface):
             build_data["force_include"][str(out)] = f"axk1/kernels/built/{out.name}"
 
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(compile_one, module.of_this_machine()))
+            list(pool.map(compile_one, [sets[name] for name in names]))
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{self._platform()}"
 

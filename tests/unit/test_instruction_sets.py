@@ -26,6 +26,7 @@ ZEN4 = instructions.AVX512 | set(instructions.NARROW)
         ("x86_64", instructions.AVX2, ["avx2", "plain"]),
         ("x86_64", instructions.AVX512, ["avx512", "avx2", "plain"]),
         ("AMD64", ZEN4, ["avx512_bf16", "avx512", "avx2", "plain"]),
+        ("x86_64", ZEN4 | {"amx_tile", "amx_bf16"}, ["amx", "avx512_bf16", "avx512", "avx2", "plain"]),
         ("aarch64", {"asimd", "bf16"}, ["neon", "plain"]),
         ("arm64", set(), ["neon", "plain"]),
         ("riscv64", set(), ["plain"]),
@@ -34,6 +35,7 @@ ZEN4 = instructions.AVX512 | set(instructions.NARROW)
 def test_what_runs_where(monkeypatch, machine, has, expected):
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(instructions, "features", lambda: frozenset(has))
+    monkeypatch.setattr(instructions, "permits_tiles", lambda: True)
     assert [each.name for each in instructions.usable()] == expected
     monkeypatch.setenv("AXK1_KERNELS", "1")
     chosen = instructions.chosen()

@@ -16,8 +16,8 @@ from torch import nn
 import axk1.kernels
 from axk1 import AXK1Config, AXK1ForCausalLM
 from axk1.checkpoint.quantize import quantize_checkpoint
-from axk1.kernels import dispatch, instructions, native
-from axk1.kernels.dispatch import STEP_ROWS, STEP_TOKENS, is_prompt, may_pay
+from axk1.kernels import dispatch, native
+from axk1.kernels.dispatch import STEP_ROWS, STEP_TOKENS, is_prompt
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.moe import AXK1Router
 
@@ -256,17 +256,13 @@ def test_a_long_prompt_runs_in_pieces(monkeypatch):
     assert torch.equal(pieces.layers[2].joint, whole.layers[2].joint)
 
 
-def test_where_prompts_are_the_kernels(monkeypatch):
-    """By the number of tokens, by the cost of either attention, and not beside AMX."""
-    config, half = AXK1Config(), torch.bfloat16
+def test_what_is_read_as_a_prompt():
+    """By the number of tokens, and by the cost of either attention."""
+    config = AXK1Config()
     assert not any(is_prompt(config, *given) for given in [(1, 1, 5000), (4, STEP_TOKENS, 5000), (128, 1, 1)])
     assert is_prompt(config, 129, 1, 1) and is_prompt(config, 5, STEP_TOKENS, STEP_TOKENS)
     assert is_prompt(config, 1, STEP_TOKENS + 1, STEP_TOKENS + 1) and is_prompt(config, 9, 500, 500)
     assert not is_prompt(config, 1, STEP_TOKENS + 1, 100_000), "absorbed attention is cheaper after a long context"
-    monkeypatch.setattr(instructions, "has_amx", lambda: False)
-    assert may_pay(1, 10_000, half)
-    monkeypatch.setattr(instructions, "has_amx", lambda: True)
-    assert may_pay(1, 128, half) and may_pay(1, 10_000, torch.float32) and not may_pay(1, 129, half)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -124,8 +124,8 @@ from axk1.bench.workers.protocol import peak_rss
 from axk1.modeling import objectives
 objectives.WHOLE_LOGITS = int(sys.argv[1])
 torch.manual_seed(0)
-head, states = torch.nn.Linear(16, 163_840, bias=False), torch.randn(1, 1_024, 16, requires_grad=True)
-targets = torch.randint(0, 163_840, (1, 1_024))
+head, states = torch.nn.Linear(16, 163_840, bias=False), torch.randn(1, 512, 16, requires_grad=True)
+targets = torch.randint(0, 163_840, (1, 512))
 objectives.token_loss(states[:, :1], head, targets[:, :1]).backward()
 before = peak_rss()
 objectives.token_loss(states, head, targets).backward()
@@ -141,5 +141,5 @@ def test_logits_of_the_released_vocabulary_are_never_whole() -> None:
         return int(done.stdout)
 
     whole = peak(2**40)
-    assert whole > 0.5e9
+    assert whole > 0.25e9
     assert peak(objectives.WHOLE_LOGITS) < whole / 2

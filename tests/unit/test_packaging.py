@@ -93,17 +93,21 @@ def test_a_recipe_that_does_not_exist(name):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 def test_a_wheel_can_bring_the_kernels_built(tmp_path):
-    """For machines without a compiler: one library per instruction set, each of which loads and says its name."""
+    """For machines without a compiler: a library for each instruction set that is named, which loads and says its
+    name; here the quickest two to compile. What this machine takes, all other tests compile."""
+    names = [each.name for each in of_this_machine()][-2:]
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(command, check=True, env=os.environ | {"AXK1_BUILD_KERNELS": "1"})
+    subprocess.run(command, check=True, env=os.environ | {"AXK1_BUILD_KERNELS": ",".join(names)})
     (wheel,) = tmp_path.glob("*.whl")
     assert not wheel.name.endswith("-any.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path)
     page = ROOT / "src/axk1/serve/page"
     files = [path.relative_to(page) for path in page.rglob("*") if path.is_file()]
     assert len(files) > 40 and all((tmp_path / "axk1/serve/page" / name).is_file() for name in files)
-    for instructions in of_this_machine():
-        library = ctypes.CDLL(str(tmp_path / "axk1/kernels/built" / f"axk1_{instructions.name}.so"))
+    built = tmp_path / "axk1/kernels/built"
+    assert sorted(path.name for path in built.iterdir()) == sorted(f"axk1_{name}.so" for name in names)
+    for name in names:
+        library = ctypes.CDLL(str(built / f"axk1_{name}.so"))
         library.axk1_instructions.restype = ctypes.c_char_p
-        if instructions in usable():
-            assert library.axk1_instructions().decode() == instructions.name
+        if name in [each.name for each in usable()]:
+            assert library.axk1_instructions().decode() == name

@@ -53,12 +53,6 @@ def install() -> None:
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS, run_experts)
 
 
-def may_pay(batch: int, tokens: int, dtype: torch.dtype) -> bool:
-    """Whether kernels are asked for T tokens of each of B sequences: not for prompts where PyTorch has AMX's products,
-    which are four times as fast."""
-    return batch * tokens <= STEP_ROWS or dtype == torch.float32 or not instructions.has_amx()
-
-
 def is_prompt(config: AXK1Config, batch: int, tokens: int, cached: int) -> bool:
     """Whether T tokens of each sequence, S cached with these, are read as a prompt where nobody says what they are."""
     if batch * tokens > STEP_ROWS:
@@ -91,8 +85,6 @@ def whole_step(
     seen = cache.get_seq_length(layers[0].self_attn.layer_idx) + tokens
     if attention_mask is not None and attention_mask.shape != (batch, seen):
         return None
-    if not may_pay(batch, tokens, hidden_states.dtype):
-        return None
     how = {"prompt": is_prompt(model.config, batch, tokens, seen), "piece": max(PROMPT_TOKENS // batch, 1)}
     return run_layers(model, layers, norm, hidden_states, position_ids, attention_mask, cache, **how)
 
@@ -112,9 +104,9 @@ def logits(head: nn.Linear, states: Tensor, cache: Cache | None) -> Tensor:
     plain = type(head) is nn.Linear and head.bias is None and not is_hooked(head)
     if not plain or not isinstance(cache, LatentCache) or not is_inference() or not states.numel():
         return head(states)
-    weight, rows = head.weight, states.numel() // states.shape[-1]
+    weight = head.weight
     usable = states.is_cpu and weight.is_cpu and weight.is_contiguous() and states.dtype == weight.dtype
-    if not (usable and weight.dtype in FORMATS and may_pay(1, rows, weight.dtype) and native.available()):
+    if not (usable and weight.dtype in FORMATS and native.available()):
         return head(states)
     return native.linear(states, weight.detach(), exact=weight.dtype == torch.float32)
 
@@ -159,11 +151,10 @@ def describe() -> dict[str, str]:
     best = [each.name for each in instructions.usable()]
     asked = instructions.wanted()
     why = f"AXK1_KERNELS={asked}" if asked not in ("0", "1") else f"the first of {', '.join(best)}"
-    amx = "; in transformers' generate PyTorch's operators (AMX)" if instructions.has_amx() else ""
-    narrow = "bfloat16 products" if chosen == "avx512_bf16" else "bfloat16 widened to float32"
+    narrow = "bfloat16 products" if chosen in ("amx", "avx512_bf16") else "bfloat16 widened to float32"
     return {
         "instruction set": f"{chosen} ({why})",
         "replies": f"kernels, {chosen}: {narrow}; up to {STEP_ROWS} tokens at once, each with bits of its own",
-        "prompts in bfloat16": f"kernels, {chosen}{amx}",
+        "prompts in bfloat16": f"kernels, {chosen}",
         "prompts in float32": f"kernels, {chosen}",
     }

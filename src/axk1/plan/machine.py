@@ -26,7 +26,7 @@ INSTRUCTION_SETS = {
     "NEON": ("asimd",),
 }
 """By which results are filed, the first that fits; each with the features that it needs."""
-KERNELS = {"avx512_bf16": "AVX-512+bf16", "avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON"}
+KERNELS = {"amx": "AMX", "avx512_bf16": "AVX-512+bf16", "avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON"}
 """What ``AXK1_KERNELS`` calls them."""
 _SYSCTL = {
     "hw.optional.avx2_0": "avx2",

@@ -203,7 +203,7 @@ public:
         check(step);
         const std::lock_guard<std::mutex> lock(running);
 #ifdef AXK1_NARROW_SUMS
-        if (pairs && step.cache_format == AXK1_BFLOAT16) return run_with<Pairs>(step);
+        if (pairs && step.cache_format == AXK1_BFLOAT16) return run_with<Narrowest>(step);
 #endif
         run_with<Singles>(step);
     }
@@ -268,7 +268,7 @@ private:
         }
         parts[1].first = parts[0].all.count;
         const int64_t width = shape.hidden, half = shape.rope / 2;
-        thread_local Workspace attention[2], mlp[2];  // per role; the last layer's fewer tokens need no more than all
+        thread_local Workspace attention[2], mlp[2], arranged;  // per role; the last layer's fewer tokens need no more than all
         const int64_t widths = std::max(given.chosen * P::padded(given.expert_width) + P::padded(given.shared_width), P::padded(given.dense_width));
         for (int role = 0; role < 2; ++role) {
             Part<P>& part = parts[role];
@@ -280,7 +280,7 @@ private:
                 if (!tokens.count || (k && !part.reduced)) continue;
                 if (role == 0) {
                     part.attend_prompt[k].emplace(shape, tokens, attention[role]);
-                    part.feed_prompt[k].emplace(tokens.count, width, shape.eps, rule.experts, widths, mlp[role]);
+                    part.feed_prompt[k].emplace(tokens.count, width, shape.eps, rule.experts, widths, mlp[role], arranged);
                 } else {
                     part.attend_step[k].emplace(shape, tokens, step.threads, attention[role]);
                     part.feed_step[k].emplace(tokens.count, width, shape.eps, rule.experts, rule.chosen, widths, mlp[role]);
@@ -288,6 +288,8 @@ private:
             }
         }
         parallel(step.threads, [&](Team& team) {
+            std::optional<typename P::Use> use;
+            if (parts[0].all.count) use.emplace();
             for (Part<P>& part : parts) enter(team, step, part);
             for (int64_t i = 0; i < given.layers; ++i)
                 for (int role = 0; role < 2; ++role)
@@ -296,6 +298,7 @@ private:
         });
         for (Workspace& space : attention) space.trim();
         for (Workspace& space : mlp) space.trim();
+        arranged.trim();
     }
 
     // Angles, and the states that go into the first layer.

@@ -4,7 +4,8 @@
 // inputs; six inputs at a time then pass it, with their sums in registers. A panel stays in the second-level cache. Every sum
 // adds its columns in order, whatever the number of inputs or threads.
 //
-// `Singles` multiplies in float32, on every instruction set; an instruction set with products of bfloat16 pairs has `Pairs`.
+// `Singles` multiplies in float32, on every instruction set; an instruction set with products of bfloat16 pairs has `Pairs`,
+// and one with products of tiles `Tiles`, which takes weights as they lie and arranges the inputs instead.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "formats/formats.h"
+#include "threads.h"
 
 namespace axk1 {
 
@@ -19,6 +21,24 @@ constexpr int64_t kWide = 64;                  // rows of a weight in a panel, a
 constexpr int64_t kVectors = kWide / kLanes;   // of results
 constexpr int kTogether = 6;                   // inputs
 typedef Lanes Sums[kVectors];
+
+// Inputs of a product: rows of values, or those that `order` names.
+template <class Value>
+struct Rows {
+    const Value* values;
+    int64_t stride;
+    const int64_t* order = nullptr;
+
+    const Value* operator()(int64_t t) const { return values + (order ? order[t] : t) * stride; }
+};
+
+// Some inputs of a weight, and room for them arranged.
+template <class P>
+struct Wanted {
+    Rows<typename P::Value> rows;
+    int64_t count;
+    typename P::Value* place;
+};
 
 // Calls `some<inputs>()` for one to six inputs.
 template <class Some>
@@ -60,6 +80,9 @@ inline Matrix readable(const Matrix& m, int64_t rows) { return m.kind == Matrix:
 
 struct Singles {
     typedef float Value;                            // of inputs
+    typedef Rows<float> Inputs;                     // as products take them: as they lie
+    struct Use {};                                  // of a thread, while it multiplies
+    static constexpr bool kArranges = false;
     static constexpr int64_t kDeepest = 512;        // columns of a panel
     static constexpr Matrix::Kind kKind = Matrix::kFloat32;
     static constexpr int64_t padded(int64_t count) { return count; }
@@ -183,13 +206,24 @@ struct Singles {
 
 #ifdef AXK1_NARROW_SUMS
 #include "isa/avx512/panel.h"
+#ifdef __AMX_BF16__
+#include "isa/amx/tiles.h"
+namespace axk1 {
+typedef Tiles Narrowest;
+}
+#else
+namespace axk1 {
+typedef Pairs Narrowest;
+}
+#endif
 #endif
 
 namespace axk1 {
 
-// The same for any number of inputs x(m), of `columns` values; the next ones are fetched meanwhile.
-template <class P, bool fresh, class Input>
-inline void add_all(const typename P::Panel& panel, int64_t inputs, int64_t columns, const Input& x, Sums* sums) {
+// The same for any number of inputs, of `columns` values; the next ones are fetched meanwhile.
+template <class P, bool fresh>
+inline void add_all(const typename P::Panel& panel, int64_t inputs, int64_t columns, const Rows<typename P::Value>& x, Sums* sums) {
+    if constexpr (P::kArranges) return P::template add_all<fresh>(panel, inputs, columns, x, sums);
     for (int64_t m = 0; m < inputs; m += kTogether) {
         const int64_t some = std::min<int64_t>(kTogether, inputs - m);
         const typename P::Value* rows[kTogether];
@@ -202,35 +236,59 @@ inline void add_all(const typename P::Panel& panel, int64_t inputs, int64_t colu
     }
 }
 
-// Calls done(t, sums) for each of the inputs x(t), of `columns` values, with its 64 results; pack(panel, first column)
-// fills a panel that has room for what is left, or as many columns as it may have; `two`: all of it from bfloat16. `next` is
-// fetched meanwhile: what this thread multiplies by after this.
-template <class P, class Pack, class Input, class Done>
-inline void multiply_panel(int64_t columns, bool two, int64_t inputs, const Pack& pack, const Input& x, const Done& done, const Fetch& next) {
-    thread_local typename P::Panel panel;
-    const bool carries = columns > P::kDeepest;
-    Sums* carried = memory<P, Sums>(carries ? inputs : 1);  // sums of the panels before
-    for (int64_t first = 0; first < columns; first += P::kDeepest) {
-        panel.resize(std::min(P::kDeepest, columns - first), two, first ? Fetch() : next);
-        pack(panel, first);
-        for (int64_t t = 0; t < inputs; t += kTogether) {
-            const int64_t count = std::min<int64_t>(kTogether, inputs - t);
-            const typename P::Value* rows[kTogether];
-            Sums own[kTogether];
-            Sums* sums = carries ? carried + t : own;
-            for (int64_t m = 0; m < count; ++m) rows[m] = x(t + m) + first;
-            if (first) panel.template add<false>(count, rows, sums);
-            else panel.template add<true>(count, rows, sums);
-            if (first + P::kDeepest >= columns)
-                for (int64_t m = 0; m < count; ++m) done(t + m, sums[m]);
-        }
-    }
+// Values that `count` inputs of `columns` values take arranged: none, where products take them as they lie.
+template <class P>
+constexpr int64_t arranged(int64_t count, int64_t columns) {
+    if constexpr (P::kArranges) return P::arranged(count, columns);
+    return 0;
 }
 
-// The same with up to 64 rows of a matrix.
-template <class P, class Input, class Done>
-inline void multiply_rows(const Matrix& w, int64_t rows, int64_t inputs, const Input& x, const Done& done, const Fetch& next = {}) {
-    multiply_panel<P>(w.length, is_bfloat16(w), inputs, [&](typename P::Panel& panel, int64_t first) { panel.pack(w, rows, first); }, x, done, next);
+// Arranges the inputs of a weight, of `columns` values each: they are there after the next barrier.
+template <class P>
+inline void arrange(Team& team, const Wanted<P>& some, int64_t columns) {
+    if constexpr (P::kArranges)
+        team.each((some.count + kLanes - 1) / kLanes, [&](int64_t block) { P::arrange(some, columns, block); });
+}
+
+template <class P>
+inline typename P::Inputs inputs_of(const Wanted<P>& some) {
+    if constexpr (P::kArranges) return {some.place};
+    else return some.rows;
+}
+
+// The same of all threads, which go on when they are there.
+template <class P>
+inline typename P::Inputs arranged_inputs(Team& team, const Wanted<P>& some, int64_t columns) {
+    if constexpr (P::kArranges) arrange<P>(team, some, columns), team.barrier();
+    return inputs_of<P>(some);
+}
+
+// Calls done(t, sums) for each input with its 64 results: those of `each` rows from the first of one part on, or of two
+// parts, half of the results each. `next` is fetched meanwhile: what this thread multiplies by after this.
+template <class P, int parts, class Done>
+inline void multiply(const Matrix (&w)[parts], int64_t each, int64_t inputs, const typename P::Inputs& x, const Done& done, const Fetch& next = {}) {
+    if constexpr (P::kArranges) return P::template multiply<parts>(w, each, inputs, x, done, next);
+    else {
+        thread_local typename P::Panel panel;
+        const int64_t columns = w[0].length;
+        const bool two = is_bfloat16(w[0]) && is_bfloat16(w[parts - 1]), carries = columns > P::kDeepest;  // two: all from bfloat16
+        Sums* carried = memory<P, Sums>(carries ? inputs : 1);  // sums of the panels before
+        for (int64_t first = 0; first < columns; first += P::kDeepest) {
+            panel.resize(std::min(P::kDeepest, columns - first), two, first ? Fetch() : next);
+            for (int p = 0; p < parts; ++p) panel.pack(w[p], each, first, p * kVectors / parts, (p + 1) * kVectors / parts);
+            for (int64_t t = 0; t < inputs; t += kTogether) {
+                const int64_t count = std::min<int64_t>(kTogether, inputs - t);
+                const typename P::Value* rows[kTogether];
+                Sums own[kTogether];
+                Sums* sums = carries ? carried + t : own;
+                for (int64_t m = 0; m < count; ++m) rows[m] = x(t + m) + first;
+                if (first) panel.template add<false>(count, rows, sums);
+                else panel.template add<true>(count, rows, sums);
+                if (first + P::kDeepest >= columns)
+                    for (int64_t m = 0; m < count; ++m) done(t + m, sums[m]);
+            }
+        }
+    }
 }
 
 inline void store_sums(const Sums& sums, int64_t count, float* out) {

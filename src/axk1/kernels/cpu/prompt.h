@@ -13,13 +13,12 @@ namespace axk1 {
 // done(token, first output, how many, sums) for all inputs and all outputs, shared between the threads of a team, which
 // do not wait for each other after it.
 template <class P, class Done>
-inline void project(Team& team, const Matrix& w, int64_t outputs, const typename P::Value* x, int64_t x_stride, int64_t rows, const Done& done) {
+inline void project(Team& team, const Matrix& w, int64_t outputs, const typename P::Inputs& x, int64_t rows, const Done& done) {
     team.dynamic((outputs + kWide - 1) / kWide, [&](int64_t block) {
         const int64_t first = block * kWide, count = std::min(kWide, outputs - first);
         const int64_t later = first + team.count * kWide;  // this thread's next block, if all are as fast
-        multiply_rows<P>(w.from(first), count, rows, [&](int64_t row) { return x + row * x_stride; },
-                         [&](int64_t row, const Sums& sums) { done(row, first, count, sums); },
-                         later < outputs ? w.from(later).pieces(std::min(kWide, outputs - later), 0, 1) : Fetch());
+        multiply<P>({w.from(first)}, count, rows, x, [&](int64_t row, const Sums& sums) { done(row, first, count, sums); },
+                    later < outputs ? w.from(later).pieces(std::min(kWide, outputs - later), 0, 1) : Fetch());
     });
 }
 
@@ -34,6 +33,7 @@ class AttentionPrompt {
     const int64_t rows, width, joint, down_width;
     int64_t positions = 0, group = 1;  // of the longest sequence, a multiple of kWide; heads that are expanded at a time
     Value *normed, *latents, *queries, *attended, *keys, *values, *value_rows, *cached;
+    Value *inputs, *value_inputs, *cached_inputs;  // arranged
     float* down;
 
 public:
@@ -46,6 +46,8 @@ public:
             space.take(queries, rows * s.heads * width), space.take(attended, rows * P::padded(s.heads * s.value));
             space.take(keys, group * positions * P::padded(width)), space.take(values, group * s.value * positions);
             space.take(value_rows, group * s.value * P::padded(s.latent)), space.take(cached, positions * P::padded(joint));
+            space.take(inputs, arranged<P>(rows, std::max({s.hidden, s.query_rank, s.heads * s.value})));
+            space.take(value_inputs, arranged<P>(group * s.value, s.latent)), space.take(cached_inputs, arranged<P>(positions, s.latent));
         });
     }
 
@@ -59,8 +61,9 @@ public:
         const auto store_down = [&](int64_t offset) {
             return [=, this](int64_t row, int64_t first, int64_t count, const Sums& sums) { store_sums(sums, count, down + row * down_width + offset + first); };
         };
-        if (!cache_only) project<P>(team, w.q_a, s.query_rank, normed, P::padded(s.hidden), rows, store_down(0));
-        project<P>(team, w.kv_a, joint, normed, P::padded(s.hidden), rows, store_down(s.query_rank));
+        const auto states = arranged_inputs<P>(team, {{normed, P::padded(s.hidden)}, rows, inputs}, s.hidden);
+        if (!cache_only) project<P>(team, w.q_a, s.query_rank, states, rows, store_down(0));
+        project<P>(team, w.kv_a, joint, states, rows, store_down(s.query_rank));
         team.barrier();
         team.each(rows, [&](int64_t row) {
             if (!cache_only) norm_row(down + row * down_width, w.query_norm, kLatentEps, s.query_rank, latents + row * P::padded(s.query_rank));
@@ -68,16 +71,18 @@ public:
         });
         team.barrier();
         if (cache_only) return;
-        project<P>(team, w.q_b, s.heads * width, latents, P::padded(s.query_rank), rows, [&](int64_t row, int64_t first, int64_t count, const Sums& sums) {
+        const auto query_latents = arranged_inputs<P>(team, {{latents, P::padded(s.query_rank)}, rows, inputs}, s.query_rank);
+        project<P>(team, w.q_b, s.heads * width, query_latents, rows, [&](int64_t row, int64_t first, int64_t count, const Sums& sums) {
             store_values<P>(sums, count, queries + row * s.heads * width + first);
         });
         team.barrier();
         team.each(rows, [&](int64_t row) { rotate_queries(row); });
         for (const Sequence& sequence : tokens.sequences) {
             read_cached(team, cache, sequence);
+            const auto latents_seen = arranged_inputs<P>(team, {{cached, P::padded(joint)}, sequence.cached, cached_inputs}, s.latent);
             for (int64_t head = 0; head < s.heads; head += group) {
                 const int64_t count = std::min(group, s.heads - head), blocks = (sequence.tokens + kWide - 1) / kWide;
-                expand(team, w, cache, sequence, head, count);
+                expand(team, w, cache, sequence, latents_seen, head, count);
                 team.barrier();
                 team.dynamic(count * blocks, [&](int64_t item) {  // the last queries, which see most, first
                     attend(sequence, head, item % count, (blocks - 1 - item / count) * kWide);
@@ -85,7 +90,8 @@ public:
                 team.barrier();
             }
         }
-        project<P>(team, w.o, s.hidden, attended, P::padded(s.heads * s.value), rows, [&](int64_t row, int64_t first, int64_t count, const Sums& sums) {
+        const auto outputs = arranged_inputs<P>(team, {{attended, P::padded(s.heads * s.value)}, rows, inputs}, s.heads * s.value);
+        project<P>(team, w.o, s.hidden, outputs, rows, [&](int64_t row, int64_t first, int64_t count, const Sums& sums) {
             add_sums(sums, count, hidden + row * s.hidden + first);
         });
         team.barrier();
@@ -129,26 +135,28 @@ private:
 
     // keys [count, positions, N + R] and, transposed, values [count, V, positions] of `count` heads from `head` on, of the
     // latents of one sequence.
-    void expand(Team& team, const AttentionWeights& w, const Cache& cache, const Sequence& sequence, int64_t head, int64_t count) {
+    void expand(Team& team, const AttentionWeights& w, const Cache& cache, const Sequence& sequence, const typename P::Inputs& latents_seen,
+                int64_t head, int64_t count) {
         const int64_t key_parts = (s.nope + kWide - 1) / kWide, each = s.nope + s.value, stride = P::padded(s.latent), key_width = P::padded(width);
         team.each(count * s.value, [&](int64_t row) {
             const Matrix weight = readable(w.kv_b.from((head + row / s.value) * each + s.nope + row % s.value), 1);
             for (int64_t i = 0; i < stride; i += kLanes) P::store(widened(weight, i), stride - i, value_rows + row * stride + i);
         });
         team.barrier();
+        const auto value_weights = arranged_inputs<P>(team, {{value_rows, stride}, count * s.value, value_inputs}, s.latent);
         team.dynamic(count * key_parts + (sequence.cached + kPage - 1) / kPage, [&](int64_t item) {
             if (item >= count * key_parts) {
                 const int64_t number = item - count * key_parts, first = number * kPage;
                 Matrix page = cache.page(sequence, number);
                 page.length = s.latent;  // the rotated key is not expanded
-                multiply_rows<P>(page, std::min(kPage, sequence.cached - first), count * s.value, [&](int64_t row) { return value_rows + row * stride; },
-                                 [&](int64_t row, const Sums& sums) { store_values<P>(sums, kWide, values + row * positions + first); });
+                multiply<P>({page}, std::min(kPage, sequence.cached - first), count * s.value, value_weights,
+                            [&](int64_t row, const Sums& sums) { store_values<P>(sums, kWide, values + row * positions + first); });
                 return;
             }
             const int64_t mine = item / key_parts, first = item % key_parts * kWide, wide = std::min(kWide, s.nope - first);
             Value* out = keys + mine * positions * key_width;
-            multiply_rows<P>(w.kv_b.from((head + mine) * each + first), wide, sequence.cached, [&](int64_t position) { return cached + position * P::padded(joint); },
-                             [&](int64_t position, const Sums& sums) { store_values<P>(sums, wide, out + position * key_width + first); });
+            multiply<P>({w.kv_b.from((head + mine) * each + first)}, wide, sequence.cached, latents_seen,
+                        [&](int64_t position, const Sums& sums) { store_values<P>(sums, wide, out + position * key_width + first); });
             if (first) return;
             for (int64_t position = 0; position < sequence.cached; ++position) {
                 Value* key = out + position * key_width + s.nope;
@@ -164,7 +172,7 @@ private:
         thread_local typename P::Panel query, weights;
         const int64_t past = sequence.cached - sequence.tokens, key_width = P::padded(width);
         const int64_t count = std::min(kWide, sequence.tokens - first), last = past + first + count;  // columns that are seen
-        Sums *scores = memory<AttentionPrompt, Sums>(kKeys + s.value), *sums = scores + kKeys;
+        Sums *scores = memory<AttentionPrompt, Sums>(kKeys + (s.value + kLanes - 1) / kLanes * kLanes), *sums = scores + kKeys;
         for (int64_t v = 0; v < s.value; ++v)
             for (Lanes& each : sums[v]) each = Lanes{};
         Matrix block;
@@ -176,11 +184,11 @@ private:
         for (int64_t start = 0; start < last; start += kKeys) {
             const int64_t seen = std::min(kKeys, last - start);
             const Value *key = keys + (mine * positions + start) * key_width, *value = values + mine * s.value * positions + start;
-            add_all<P, true>(query, seen, width, [&](int64_t k) { return key + k * key_width; }, scores);
+            add_all<P, true>(query, seen, width, {key, key_width}, scores);
             if (sequence.keep || start + seen > past + first) hide(scores, seen, past + first - start, sequence.keep ? sequence.keep + start : nullptr);
             weights.resize(seen);
             take(scores, seen, largest, totals, weights, sums);
-            add_all<P, false>(weights, s.value, seen, [&](int64_t v) { return value + v * positions; }, sums);
+            add_all<P, false>(weights, s.value, seen, {value, positions}, sums);
         }
         store_attended(sums, totals, sequence.first + first, count, head + mine);
     }
@@ -235,13 +243,15 @@ class MLPPrompt {
     const float eps;
     Value *rounded, *inner;
     float *normed, *logits, *update;
-    std::vector<Value*> inners;                      // per unit: its hidden values [inputs, width]
+    Workspace& arrangement;
+    std::vector<Wanted<P>> ups, downs;               // per unit: what gate and up take, and what down takes, [inputs, width]
     std::vector<std::pair<int64_t, int64_t>> tiles;  // unit, first column
     Routing routing;
 
 public:
     // `experts`: the most of any layer; `widths`: of all experts of a token together.
-    MLPPrompt(int64_t rows_, int64_t hidden_, float eps_, int64_t experts, int64_t widths, Workspace& space) : rows(rows_), hidden(hidden_), eps(eps_) {
+    MLPPrompt(int64_t rows_, int64_t hidden_, float eps_, int64_t experts, int64_t widths, Workspace& space, Workspace& arranged)
+        : rows(rows_), hidden(hidden_), eps(eps_), arrangement(arranged) {
         space.divide([&] {
             space.take(rounded, rows * P::padded(hidden)), space.take(normed, rows * hidden), space.take(logits, rows * experts);
             space.take(update, rows * hidden), space.take(inner, rows * widths);
@@ -261,6 +271,10 @@ public:
             team.barrier();
         }
         team.attempt([&] { plan(w, rule); }, [&] { stop(); });
+        if constexpr (P::kArranges) {
+            for (const Wanted<P>& unit : ups) arrange<P>(team, unit, hidden);
+            team.barrier();
+        }
         for (bool last = false; !last;) {
             last = routing.is_last;
             team.dynamic(int64_t(tiles.size()), [&](int64_t i) {
@@ -269,6 +283,10 @@ public:
             });
             if (routing.is_first && !last) team.each(rows, [&](int64_t row) { std::fill_n(update + row * hidden, hidden, 0.0f); });
             team.barrier();
+            if constexpr (P::kArranges) {
+                for (size_t u : routing.up) arrange<P>(team, downs[u], routing.units[u].width);
+                team.barrier();
+            }
             team.dynamic((hidden + kWide - 1) / kWide, [&](int64_t block) { project_down(block * kWide, std::min(kWide, hidden - block * kWide)); });
             team.barrier();
             if (!last) team.attempt([&] { routing.advance(w), lay_out(); }, [&] { stop(); });
@@ -290,9 +308,19 @@ private:
 
     void plan(const MLPWeights& w, const RouterRule& rule) {
         routing.plan(w, rule, rows);
-        inners.clear();
+        ups.clear(), downs.clear();
         Value* h = inner;
-        for (const Routing::Unit& unit : routing.units) inners.push_back(h), h += unit.inputs * P::padded(unit.width);
+        for (const Routing::Unit& unit : routing.units) {
+            ups.push_back({{rounded, P::padded(hidden), routing.tokens.data() + unit.first}, unit.inputs, nullptr});
+            downs.push_back({{h, P::padded(unit.width)}, unit.inputs, nullptr});
+            h += unit.inputs * P::padded(unit.width);
+        }
+        arrangement.divide([&] {
+            for (size_t u = 0; u < ups.size(); ++u) {
+                arrangement.take(ups[u].place, arranged<P>(ups[u].count, hidden));
+                arrangement.take(downs[u].place, arranged<P>(downs[u].count, routing.units[u].width));
+            }
+        });
         lay_out();
     }
 
@@ -308,16 +336,12 @@ private:
     void project_up(int64_t u, int64_t first, const Fetch& next) {
         const Routing::Unit& unit = routing.units[u];
         const int64_t count = std::min(kHalf, unit.width - first), stored = std::min(kHalf, P::padded(unit.width) - first);
-        const auto pack = [&](typename P::Panel& panel, int64_t column) {
-            panel.pack(unit.expert.gate.from(first), count, column, 0, kVectors / 2);
-            panel.pack(unit.expert.up.from(first), count, column, kVectors / 2);
-        };
-        multiply_panel<P>(hidden, is_bfloat16(unit.expert.gate) && is_bfloat16(unit.expert.up), unit.inputs, pack, [&](int64_t t) { return rounded + routing.tokens[unit.first + t] * P::padded(hidden); },
-                          [&](int64_t t, const Sums& sums) {
-                              Value* out = inners[u] + t * P::padded(unit.width) + first;
-                              for (int64_t g = 0; g < kVectors / 2 && g * kLanes < stored; ++g)
-                                  P::store(silu(sums[g]) * sums[kVectors / 2 + g], stored - g * kLanes, out + g * kLanes);
-                          }, next);
+        Value* inner = const_cast<Value*>(downs[u].rows.values);
+        multiply<P>({unit.expert.gate.from(first), unit.expert.up.from(first)}, count, unit.inputs, inputs_of<P>(ups[u]), [&](int64_t t, const Sums& sums) {
+            Value* out = inner + t * P::padded(unit.width) + first;
+            for (int64_t g = 0; g < kVectors / 2 && g * kLanes < stored; ++g)
+                P::store(silu(sums[g]) * sums[kVectors / 2 + g], stored - g * kLanes, out + g * kLanes);
+        }, next);
     }
 
     // The rows of a tile.
@@ -337,13 +361,12 @@ private:
         for (size_t i = 0; i < routing.down.size(); ++i) {
             const size_t u = routing.down[i];
             const Routing::Unit& unit = routing.units[u];
-            multiply_rows<P>(unit.expert.down.from(first), count, unit.inputs, [&](int64_t t) { return inners[u] + t * P::padded(unit.width); },
-                             [&](int64_t t, const Sums& sums) {
-                                 const float weight = routing.weights[unit.first + t];
-                                 const int64_t row = routing.tokens[unit.first + t];
-                                 if (!all) return add_weighted(sums, weight, count, update + row * hidden + first);
-                                 for (int64_t g = 0; g < kVectors; ++g) total[row][g] += sums[g] * weight;
-                             }, i + 1 < routing.down.size() ? routing.units[routing.down[i + 1]].expert.down.from(first).pieces(count, 0, 1) : Fetch());
+            multiply<P>({unit.expert.down.from(first)}, count, unit.inputs, inputs_of<P>(downs[u]), [&](int64_t t, const Sums& sums) {
+                const float weight = routing.weights[unit.first + t];
+                const int64_t row = routing.tokens[unit.first + t];
+                if (!all) return add_weighted(sums, weight, count, update + row * hidden + first);
+                for (int64_t g = 0; g < kVectors; ++g) total[row][g] += sums[g] * weight;
+            }, i + 1 < routing.down.size() ? routing.units[routing.down[i + 1]].expert.down.from(first).pieces(count, 0, 1) : Fetch());
         }
         for (int64_t row = 0; row < rows && all; ++row) store_sums(total[row], count, update + row * hidden + first);
     }

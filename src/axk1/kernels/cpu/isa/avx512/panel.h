@@ -7,6 +7,9 @@ namespace axk1 {
 
 struct Pairs {
     typedef uint16_t Value;
+    typedef Rows<uint16_t> Inputs;
+    struct Use {};
+    static constexpr bool kArranges = false;
     static constexpr int64_t kDeepest = 4096;
     static constexpr Matrix::Kind kKind = Matrix::kBFloat16;
     static constexpr int64_t padded(int64_t count) { return (count + 1) / 2 * 2; }
@@ -35,12 +38,16 @@ struct Pairs {
     class Panel {
         typedef uint32_t Pair __attribute__((aligned(2), may_alias));  // two neighbouring columns of an input
         std::vector<Line> held;
-        int64_t pairs = 0;
         mutable Fetch ahead;
+
+    protected:
+        int64_t pairs = 0;
 
         // [pairs][64], a pair per word.
         __m512i* start() { return reinterpret_cast<__m512i*>(held.data()); }
         const __m512i* start() const { return reinterpret_cast<const __m512i*>(held.data()); }
+
+    private:
 
         template <int M, bool fresh>
         __attribute__((noinline)) void add_to(const uint16_t* const* given, Sums* sums) const {
@@ -84,6 +91,7 @@ struct Pairs {
             for (int64_t i = 0; i < 16; ++i) start()[(k + i) * kVectors + group] = words[i];
         }
 
+    public:
         // Thirty-two values from column `first` of a row, zero after the last; quantised ones times their scale.
         static __m512i rounded_columns(const Matrix& row, int64_t first) {
             if (row.kind == Matrix::kBFloat16)
@@ -91,7 +99,6 @@ struct Pairs {
             return __m512i(_mm512_cvtne2ps_pbh(__m512(widened(row, first + kLanes)), __m512(widened(row, first))));
         }
 
-    public:
         void resize(int64_t columns, bool = false, Fetch next = {}) {
             ahead = next;
             pairs = padded(columns) / 2;

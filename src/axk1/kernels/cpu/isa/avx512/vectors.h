@@ -11,7 +11,9 @@ namespace axk1 {
 constexpr int64_t kLanes = 16;
 constexpr int kRegisters = 32;
 constexpr int64_t kAhead = 8192;
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
+#if defined(__AMX_BF16__)
+constexpr const char* kInstructions = "amx";
+#elif defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
 constexpr const char* kInstructions = "avx512_bf16";
 #else
 constexpr const char* kInstructions = "avx512";
