@@ -82,7 +82,6 @@ class Writer:
                 if made.squares:
                     squares.setdefault(job.outputs[0].name.removesuffix("_packed"), []).append(made.squares)
                 self._advance(self.read.nbytes(piece) if piece else 0)
-            flush.now()
         return squares
 
     def _advance(self, size: int) -> None:
