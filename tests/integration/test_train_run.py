@@ -60,6 +60,7 @@ def test_losses_fall_and_are_logged_apart(finished) -> None:
     losses = [line for line in log if "lm_loss" in line]
     assert losses[-1]["lm_loss"] < losses[0]["lm_loss"]
     assert all(abs(line["loss"] - line["lm_loss"] - 0.3 * line["mtp_loss"]) < 0.02 for line in losses)
+    assert all(1 <= line["expert_load"] <= SIZES["n_routed_experts"] for line in losses)
 
 
 def test_a_finished_run_is_left_alone(recipe: Recipe, finished) -> None:
@@ -336,6 +337,36 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path, text, message) -> None:
     (tmp_path / "recipe.toml").write_text(text)
     with pytest.raises(ValueError, match=message):
         Recipe.load(tmp_path / "recipe.toml")
+
+
+def test_values_beside_the_recipe(tmp_path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text("preset = 'nano'\ntokenizer = 'x'\nseed = 1\n" + STAGE)
+    changes = ["seed=7", "tokenizer=my/tokenizer", "model.num_hidden_layers=2", "a.steps = 30", "a.tasks.chat=0.5"]
+    recipe = Recipe.load(file, changes)
+    assert (recipe.seed, recipe.tokenizer, recipe.model) == (7, "my/tokenizer", {"num_hidden_layers": 2})
+    assert (recipe.stage[0].steps, recipe.stage[0].tasks) == (30, {"chat": 0.5})
+    for change, words in {
+        "seeds=7": "with seeds=7 is not a valid recipe: the recipe: seeds is no field; the nearest is seed",
+        "seed": "seed must be FIELD=VALUE",
+        "seed=x": "seed = 'x' must be a whole number",
+        "b.steps=3": "there is no stage b; ",
+        "a.steps.x=3": "a.steps.x: steps is no table",
+        "a.step=3": 'stage "a": step is no field; the nearest is steps',
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(words)):
+            Recipe.load(file, [change])
+
+
+def test_a_stage_goes_on_with_what_it_was_begun_with(recipe: Recipe, finished) -> None:
+    """Its data, its steps and its rates; how often it saves is free."""
+    out, final = finished
+    assert run(replace(recipe, save_steps=50), out) == final
+    other = replace(recipe, stage=[STAGES[0], replace(STAGES[1], steps=STAGES[1].steps + 1)])
+    with pytest.raises(ValueError, match=f"sft was begun with steps = {STAGES[1].steps}, .* give another --out"):
+        run(other, out)
+    with pytest.raises(ValueError, match="pretrain was begun with batch_rows = 2"):
+        run(replace(recipe, batch_rows=3), out)
 
 
 def test_a_missing_recipe_is_named(tmp_path) -> None:

@@ -45,6 +45,12 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; goes on where it stopped.")] = Path("runs/nano"),
     threads: options.Threads = None,
     export: Annotated[Path | None, typer.Option(help="Write the finished model here, bf16, with tokenizer.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="In place of what the recipe says: seed=7, pretrain.steps=100."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take, and start nothing.")] = False,
 ) -> None:
     """Run every stage of a recipe that is not finished yet, resuming the one that was cut off (`axk1 train RECIPE`)."""
@@ -60,7 +66,7 @@ def train(
     from axk1.train.recipe import Recipe
     from axk1.train.stages import export_model, run
 
-    plan = Recipe.load(file)
+    plan = Recipe.load(file, changes or ())
     plan = replace(plan, tokenizer=str(_shipped(Path(plan.tokenizer), Path(plan.tokenizer))))
     if threads is not None:
         torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,12 @@ class Recipe(Settings):
         super().__post_init__()
 
     @classmethod
-    def load(cls, path: Path) -> Recipe:
+    def load(cls, path: Path, changes: Sequence[str] = ()) -> Recipe:
         """Reads a TOML recipe.
+
+        Args:
+            changes: ``FIELD=VALUE`` each, in place of what the file says: ``seed=7``, ``model.num_hidden_layers=4``, or
+                of the stage of that name ``pretrain.steps=100``. Values are TOML's; text needs no quotes.
 
         Raises:
             ValueError: no such file, no ordinary one, not TOML, an unknown or a missing field, a wrong type, a value
@@ -166,12 +170,15 @@ class Recipe(Settings):
             stages = values.pop("stage", [])
             if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
                 raise ValueError("stage must be written as [[stage]], once for each")
+            for change in changes:
+                _change(values, stages, change)
             made = [_built(Stage, values, f"stage {number}") for number, values in enumerate(stages, 1)]
             return _built(cls, {**values, "stage": made}, "the recipe")
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
         except ValueError as error:  # TOML's and UTF-8's errors are ValueErrors
-            raise ValueError(f"{path} is not a valid recipe: {str(error).rstrip('.')}.") from None
+            named = f"{path} with {', '.join(changes)}" if changes else str(path)
+            raise ValueError(f"{named} is not a valid recipe: {str(error).rstrip('.')}.") from None
 
     def config(self) -> AXK1Config:
         """The model's configuration while it is trained.
@@ -222,6 +229,29 @@ def check_recipe(recipe: Recipe, tokenizer: Any) -> None:
                 f'stage "{stage.name}" takes text from {Path(recipe.corpus) / missing[0]}.jsonl, which is missing: run '
                 f"axk1 corpus build {recipe.corpus}."
             )
+
+
+def _change(values: dict[str, Any], stages: list[dict[str, Any]], change: str) -> None:
+    """Puts the value of ``FIELD=VALUE`` where the field is, among ``values`` or those of a stage."""
+    field_name, equals, text = change.partition("=")
+    *tables, name = field_name.strip().split(".")
+    if not equals or not name:
+        raise ValueError(f"{change} must be FIELD=VALUE, such as seed=7, or STAGE.FIELD=VALUE")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    place = values
+    if tables and (stage := next((each for each in stages if each.get("name") == tables[0]), None)) is not None:
+        place, tables = stage, tables[1:]
+    elif tables and tables[0] not in values and tables[0] != "model":
+        known = (*(str(each.get("name")) for each in stages), "model")
+        raise ValueError(f"{field_name}: there is no stage {tables[0]}{_closest(tables[0], known)}")
+    for table in tables:
+        place = place.setdefault(table, {})
+        if not isinstance(place, dict):
+            raise ValueError(f"{field_name}: {table} is no table")
+    place[name] = value
 
 
 def _built(cls: type, values: Mapping[str, Any], where: str) -> Any:

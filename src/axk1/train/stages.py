@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from axk1.checkpoint.streaming import STATE
 from axk1.files import write_text
 from axk1.kernels.instructions import multiplies_bfloat16
 from axk1.load import load_tokenizer
+from axk1.modeling.moe import AXK1Router
 from axk1.pretrained import AXK1ForCausalLM
 from axk1.train.checkpoints import newest_whole, write_whole, written_or_said
 from axk1.train.corpus import PARTS
@@ -42,7 +43,7 @@ class _LossParts(Trainer):
 
     def __init__(self, *args: Any, drafts: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._parts: dict[str, list[float]] = {}
+        self.parts: dict[str, list[float]] = {}
         self._extra = {"skip_logits": True, "use_cache": False, "mtp_drafts": drafts}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -54,12 +55,14 @@ class _LossParts(Trainer):
             )
         for name in ("lm_loss", "mtp_loss", "aux_loss"):
             if getattr(outputs, name) is not None:
-                self._parts.setdefault(name, []).append(getattr(outputs, name).detach().item())
+                self.parts.setdefault(name, []).append(getattr(outputs, name).detach().item())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        logs |= {name: round(sum(values) / len(values), 4) for name, values in self._parts.items()}
-        self._parts.clear()
+        for name, values in self.parts.items():
+            if values:
+                logs[name] = round(sum(values) / len(values), 4)
+            values.clear()
         super().log(logs, *args, **kwargs)
 
 
@@ -68,6 +71,23 @@ class RouterBalance(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         cast(AXK1ForCausalLM, model).update_router_biases()
+
+
+class ExpertLoad(TrainerCallback):
+    """Tokens of a layer's busiest expert over an equal share, the mean over layers: 1 where all are as busy.
+
+    Args:
+        loads: is given one such number for every step.
+    """
+
+    def __init__(self, loads: list[float]) -> None:
+        self.loads = loads
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        routers = [each for each in cast(AXK1ForCausalLM, model).modules() if isinstance(each, AXK1Router)]
+        counts = [router.tokens_per_expert.float() for router in routers if router.tokens_per_expert.any()]
+        if counts:
+            self.loads.append(sum((count.max() / count.mean()).item() for count in counts) / len(counts))
 
 
 def run(recipe: Recipe, out: Path, say: Say = lambda line: None) -> Path:
@@ -89,6 +109,7 @@ def run(recipe: Recipe, out: Path, say: Say = lambda line: None) -> Path:
     for number, stage in enumerate(recipe.stage, 1):
         folder = out / stage.name
         before = out / stage.start / "final" if stage.start else before
+        _check_begun(recipe, stage, folder)
         if (folder / "final" / "config.json").is_file():
             say(f"{stage.name} ({number} of {len(recipe.stage)}): finished before")
         else:
@@ -97,6 +118,29 @@ def run(recipe: Recipe, out: Path, say: Say = lambda line: None) -> Path:
             _run_stage(recipe, stage, tokenizer, begin, folder, say)
         before = folder / "final"
     return cast(Path, before)
+
+
+def _check_begun(recipe: Recipe, stage: Stage, folder: Path) -> None:
+    """Writes down what ``stage`` is run with, or finds that it was begun with something else.
+
+    Raises:
+        ValueError: it was.
+    """
+    shared = {each.name: getattr(recipe, each.name) for each in fields(recipe)}
+    del shared["stage"], shared["save_steps"]
+    given = json.loads(json.dumps({**asdict(stage), **shared}))
+    record = folder / "stage.json"
+    if not record.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(record, json.dumps(given, indent=1) + "\n")
+        return
+    begun = json.loads(record.read_text(encoding="utf-8"))
+    for name, value in given.items():
+        if begun.get(name, value) != value:
+            raise ValueError(
+                f'{folder} was begun with {name} = {json.dumps(begun[name])}, and stage "{stage.name}" has '
+                f"{json.dumps(value)} now: give another --out, or remove that folder and those of later stages."
+            )
 
 
 def _merged(stage: Stage, out: Path, folder: Path) -> Path:
@@ -162,6 +206,7 @@ def fit(
         processing_class=tokenizer,
         callbacks=[RouterBalance(), StepLines(say, stage.name, settings.batch_rows * settings.row_tokens)],
     )
+    trainer.add_callback(ExpertLoad(trainer.parts.setdefault("expert_load", [])))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(stop := StopAtStep(say))
     with stop.on_interrupt(), written_or_said(folder):

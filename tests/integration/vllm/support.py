@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[3]
 NANO = ROOT / "models" / "nano"
 LM_EVAL = ROOT / ".venv-lm-eval" / "bin" / "lm_eval"
 WORKER = Path(__file__).with_name("worker.py")
+FLOAT32 = ("--dtype", "float32", "--attention-backend", "CPU_MLA")
+"""With AMX, vLLM would take an attention that has no float32."""
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -35,6 +37,9 @@ Jobs = list[dict[str, Any]]
 
 def run_jobs(jobs: Jobs, folder: Path, **variables: str) -> Jobs:
     """Runs jobs (see worker.py) one after the other in a process of their own and returns their results."""
+    for job in jobs:
+        if job["engine"].get("dtype") == "float32":
+            job["engine"].setdefault("attention_backend", FLOAT32[3])
     asked, answered = folder / "jobs.json", folder / "results.json"
     asked.write_text(json.dumps(jobs))
     command = [sys.executable, str(WORKER), str(asked), str(answered)]

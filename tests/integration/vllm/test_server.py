@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 from samples import script_tool_call
-from support import LM_EVAL, NANO, environment
+from support import FLOAT32, LM_EVAL, NANO, environment
 
 from axk1.chat import load
 from axk1.evaluation.held_out import answer_problems, held_out_problems
@@ -73,7 +73,7 @@ def nano(tmp_path_factory) -> Iterator[OpenAI]:
     """The nano, in fp32 and with its MTP drafts."""
     drafts = '{"method": "mtp", "num_speculative_tokens": 1}'
     log = tmp_path_factory.mktemp("nano") / "server.log"
-    yield from serve(NANO, log, "--dtype", "float32", "--speculative-config", drafts)
+    yield from serve(NANO, log, *FLOAT32, "--speculative-config", drafts)
 
 
 def ask(client: OpenAI, messages: list[Any], **options: Any) -> Any:
@@ -163,7 +163,7 @@ def test_lm_eval(nano: OpenAI, tmp_path: Path, think: bool) -> None:
 def caller(tmp_path_factory) -> Iterator[OpenAI]:
     """A model that answers every prompt with a tool call."""
     folder = tmp_path_factory.mktemp("caller")
-    yield from serve(script_tool_call(folder / "model"), folder / "server.log", "--dtype", "float32")
+    yield from serve(script_tool_call(folder / "model"), folder / "server.log", *FLOAT32)
 
 
 def test_tool_calls(caller: OpenAI) -> None:
