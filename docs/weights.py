@@ -82,7 +82,8 @@ differ.
 * Files are safetensors, single (`model.safetensors`) or in shards (`model.safetensors.index.json`).
 
 `axk1 info PATH` counts a checkpoint by part, `axk1 verify PATH` checks it, `axk1 convert SRC DST --layout per-expert`
-(or `released`) rewrites it. In Python `AXK1ForCausalLM.from_pretrained(path)` reads both layouts, and
+(or `released`) rewrites it, also one that is [on the hub](quantization.md#from-a-checkpoint-that-is-elsewhere). In
+Python `AXK1ForCausalLM.from_pretrained(path)` reads both layouts, and
 `model.save_pretrained(path, layout="per_expert")` writes the one asked for (default `released`).
 """
 

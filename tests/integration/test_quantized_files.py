@@ -119,6 +119,7 @@ def test_every_tensor_of_the_file(source, quantized, kind):
         "generation_config.json",
         "tokenizer.json",
         "README.md",
+        "axk1-manifest.json",
         "model.safetensors",
     }
 

@@ -134,3 +134,10 @@ def test_control_groups_limit_what_is_free(tmp_path: Path) -> None:
     assert free_memory(own) == 300_000
     limit(own, "100000", 700_000, 200_000)
     assert free_memory(own) == 0
+
+
+def test_control_groups_of_version_1_too(tmp_path: Path) -> None:
+    (tmp_path / "memory.limit_in_bytes").write_text("1000000\n")
+    (tmp_path / "memory.usage_in_bytes").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("cache 1\nrss 400000\ntotal_cache 300000\ntotal_rss 400000\n")
+    assert free_memory(tmp_path) == 600_000

@@ -14,7 +14,7 @@ from axk1.checkpoint.files import PICKLES
 from axk1.checkpoint.reading import read_json
 from axk1.files import replacing, write_text
 
-NEVER = (".safetensors", ".safetensors.index.json", ".py", ".gguf", *PICKLES)
+NEVER = (".safetensors", ".safetensors.index.json", "axk1-manifest.json", ".py", ".gguf", *PICKLES)
 NEEDED = (
     "config.json",
     "generation_config.json",
@@ -55,15 +55,22 @@ def copy_beside(source: Path, target: Path, changes: dict[str, Any], card: str |
         write_text(target / CARD, card)
 
 
-def quantized_card(source: Path, formats: str, command: str = "axk1 quantize", library: str = "transformers") -> str:
+def quantized_card(
+    source: Path,
+    formats: str,
+    command: str = "axk1 quantize",
+    library: str = "transformers",
+    name: str | None = None,
+) -> str:
     """The model card of a quantised copy: what it is of and how it was made; no score, for none was measured.
 
     Args:
         source: the original's folder, whose card says its licence.
         formats: of the matrices, in words.
         command, library: what wrote the copy, and what reads it.
+        name: of the original; that of its folder where left out.
     """
-    name, licence = _name(source), _front_matter(source / CARD).get("license")
+    name, licence = name or name_of(source), _front_matter(source / CARD).get("license")
     lines = ["---", f"base_model: {json.dumps(name)}", "base_model_relation: quantized", f"library_name: {library}"]
     lines += [f"license: {json.dumps(licence)}"] if licence else []
     return "\n".join(
@@ -81,22 +88,22 @@ def quantized_card(source: Path, formats: str, command: str = "axk1 quantize", l
     )
 
 
-def merged_card(sources: Sequence[tuple[Path, float]]) -> str:
+def merged_card(sources: Sequence[tuple[str, float]], folder: Path) -> str:
     """The model card of a weighted sum; no score, for none was measured.
 
     Args:
-        sources: folders and factors; the first one's card says the licence.
+        sources: names and factors.
+        folder: of the first one, whose card says the licence.
     """
-    licence = _front_matter(sources[0][0] / CARD).get("license")
-    names = [(_name(folder), weight) for folder, weight in sources]
-    lines = ["---", f"base_model: {json.dumps([name for name, _ in names])}", "base_model_relation: merge"]
+    licence = _front_matter(folder / CARD).get("license")
+    lines = ["---", f"base_model: {json.dumps([name for name, _ in sources])}", "base_model_relation: merge"]
     lines += ["library_name: transformers", *([f"license: {json.dumps(licence)}"] if licence else []), "---", ""]
-    lines += [f"# {' + '.join(f'{weight:g} x {name}' for name, weight in names)}", ""]
+    lines += [f"# {' + '.join(f'{weight:g} x {name}' for name, weight in sources)}", ""]
     lines += ["A weighted sum of these models' weights, written by `axk1 merge`. Tokenizer, templates and settings are"]
     return "\n".join([*lines, "the first one's. Nothing was measured with these weights.", ""])
 
 
-def _name(source: Path) -> str:
+def name_of(source: Path) -> str:
     """The name of a checkpoint: on the hub, where it lies in the hub's cache, else that of its folder."""
     home = source.resolve()
     cache = home.parent.parent.name

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from axk1.checkpoint.compressed import check_not_quantized
-from axk1.checkpoint.files import Stored, load_config, open_checkpoint, read_headers
+from axk1.checkpoint.files import Stored, load_config
 from axk1.checkpoint.names import HEAD_KEYS, LAYOUTS, Layout, expected_tensors, layer_index
 from axk1.checkpoint.shards import DTYPES, Output
-from axk1.checkpoint.streaming import STATE, Job, Progress, Reader, source_pieces, write_checkpoint
+from axk1.checkpoint.source import open_source
+from axk1.checkpoint.streaming import STATE, Job, Made, Progress, Reader, source_pieces, write_checkpoint
 from axk1.checkpoint.verify import FLOATS, check_tensors, with_mtp_layers
 from axk1.config import AXK1Config
 
@@ -25,9 +26,9 @@ def convert_checkpoint(
 ) -> list[Path]:
     """Writes ``source`` to the folder ``target`` and returns its weight files.
 
-    Memory stays at one piece (one expert's matrix, or the embedding). A run that was cut off goes on with the same
-    arguments: finished shards stay. Without ``dtype`` every value keeps its bits. Configuration and tokenizer files are
-    copied, code and pickles are not.
+    The source is a folder, a name on the hub or an HTTP address. Memory stays at some pieces (an expert's matrix, or
+    rows). A run that was cut off goes on with the same arguments: finished shards stay. Without ``dtype`` every value
+    keeps its bits. Configuration and tokenizer files are copied, code and pickles are not.
 
     Args:
         layout: ``released`` or ``per_expert``.
@@ -38,16 +39,16 @@ def convert_checkpoint(
         CheckpointError: the source is faulty or quantised, or the target holds something else.
         ValueError: an unknown layout or dtype.
     """
-    source, target = Path(source), Path(target)
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}.")
     word = None if dtype is None else dtype_word(dtype)
-    stored, config = open_checkpoint(source), load_config(source)
-    check_not_quantized(config, source, "converted")
-    jobs = _jobs(stored, config, layout, word)
     wish = {"layout": layout, "dtype": dtype}
     values = {} if dtype is None else {"dtype": dtype}
-    return write_checkpoint(source, target, jobs, Reader(stored), wish, max_shard_size, values, progress)
+    with open_source(source) as opened:
+        config = load_config(opened.folder)
+        check_not_quantized(config, opened.folder, "converted")
+        jobs = _jobs(opened.stored, config, layout, word)
+        return write_checkpoint(Reader(opened), Path(target), jobs, wish, max_shard_size, values, progress)
 
 
 def attach_module(
@@ -67,15 +68,14 @@ def attach_module(
     Raises:
         CheckpointError: the files do not fit together, or the target holds something else.
     """
-    source, target = Path(source), Path(target)
-    stored, config = open_checkpoint(source), load_config(source)
-    check_not_quantized(config, source, "given a module")
-    depth = config.num_hidden_layers
-    trunk = {name: held for name, held in stored.tensors.items() if (layer_index(name) or 0) < depth}
-    joined = Stored([*stored.files, module], {**trunk, **read_headers([module]).tensors})
-    jobs = _jobs(joined, with_mtp_layers(config, 1), check_tensors(stored, config).layout, None)
     values = {"num_nextn_predict_layers": 1}
-    return write_checkpoint(source, target, jobs, Reader(joined), {"module": 1}, max_shard_size, values, progress)
+    with open_source(source) as opened:
+        config = load_config(opened.folder)
+        check_not_quantized(config, opened.folder, "given a module")
+        layout, depth = check_tensors(opened.stored, config).layout, config.num_hidden_layers
+        joined = opened.with_file(module, kept=lambda name: (layer_index(name) or 0) < depth)
+        jobs = _jobs(joined.stored, with_mtp_layers(config, 1), layout, None)
+        return write_checkpoint(Reader(joined), Path(target), jobs, {"module": 1}, max_shard_size, values, progress)
 
 
 def _jobs(stored: Stored, config: AXK1Config, layout: Layout, dtype: str | None) -> list[Job]:
@@ -92,7 +92,7 @@ def _jobs(stored: Stored, config: AXK1Config, layout: Layout, dtype: str | None)
         if pieces:
             held = stored.tensors[pieces[0].key].dtype
             wanted = None if name.endswith("e_score_correction_bias") else dtype
-            jobs.append(Job((Output(name, wanted or held, shape),), pieces, lambda piece: (piece,)))
+            jobs.append(Job((Output(name, wanted or held, shape),), pieces, lambda piece: Made((piece,))))
     return jobs
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,14 +134,22 @@ def _open_sharded(folder: Path, index: Path) -> Stored:
         if not name.endswith(".safetensors"):
             raise CheckpointError(f"names {name!r}, which is no safetensors file. Only safetensors are read.", index)
     stored = read_headers(files.values())
-    for key, name in weight_map.items():
-        file = files[name]
+    match_index(stored, {key: files[name] for key, name in weight_map.items()}, index)
+    return stored
+
+
+def match_index(stored: Stored, promised: Mapping[str, Path], index: Path) -> None:
+    """Compares what files hold with what their ``index`` promises, file by tensor.
+
+    Raises:
+        CheckpointError: one of them lacks a tensor, or holds one that is not listed.
+    """
+    for key, file in promised.items():
         if key not in stored.tensors or stored.tensors[key].file != file:
             raise CheckpointError(f"lacks tensor {key!r}, which {index.name} promises. Download it again.", file, key)
     for key, tensor in stored.tensors.items():
-        if key not in weight_map:
+        if key not in promised:
             raise CheckpointError(f"holds tensor {key!r}, which {index.name} does not list.", tensor.file, key)
-    return stored
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

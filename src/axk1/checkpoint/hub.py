@@ -55,7 +55,7 @@ def hub_folder(wanted: HubId, download: bool = True, say: Callable[[str], object
         return _cached(wanted, "is not in the hub's cache on this machine, and the hub cannot be reached")
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(_how_to_download(wanted, f"cannot be had from the hub ({reason})")) from error
+        raise ValueError(how_to_download(wanted, f"cannot be had from the hub ({reason})")) from error
 
 
 def hub_config(wanted: HubId) -> Path:
@@ -92,7 +92,7 @@ def _cached(wanted: HubId, otherwise: str) -> Path:
     try:
         return Path(_snapshot(wanted, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
-        raise ValueError(_how_to_download(wanted, otherwise)) from None
+        raise ValueError(how_to_download(wanted, otherwise)) from None
 
 
 def _check_room(wanted: HubId, files: list, cache: Path, say: Callable[[str], object]) -> None:
@@ -114,7 +114,8 @@ def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _how_to_download(wanted: HubId, what: str) -> str:
+def how_to_download(wanted: HubId, what: str) -> str:
+    """A sentence: ``what`` there is about ``wanted``, and how to get it."""
     revision = f" --revision {wanted.revision}" if wanted.revision else ""
     return (
         f"{wanted} is no folder here and {what}. Where there is a network, run `hf download {wanted.name}{revision}`, "

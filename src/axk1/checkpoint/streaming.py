@@ -3,38 +3,61 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import convert_file_size_to_int
-from safetensors import safe_open
 
+from axk1.allocator import free_memory
 from axk1.checkpoint.beside import copy_beside
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.files import INDEX, SINGLE, Stored, read_headers
+from axk1.checkpoint.files import INDEX, SINGLE, Stored
+from axk1.checkpoint.journal import STATE, Journal
 from axk1.checkpoint.names import detect_prefix, expected_tensors, expert_slices
-from axk1.checkpoint.reading import read_json
-from axk1.checkpoint.shards import DTYPES, Output, split_shards, write_header
+from axk1.checkpoint.shards import DTYPES, Output, split_shards
+from axk1.checkpoint.source import Source
+from axk1.checkpoint.writer import AT_ONCE, FLUSHED, Writer, cores, pieces_at_once
 from axk1.config import AXK1Config
-from axk1.files import only_writer, remove_unfinished, replacing, write_text
+from axk1.files import only_writer, remove_unfinished, write_text
 
-STATE = ".axk1-convert.json"
+PIECE_BYTES = 64 << 20
+"""Bytes of the source that are worked on at once, where a matrix can be taken in rows."""
+SCRATCH = 192 << 20
+"""Bytes that making something of a piece takes beside it: rounding copies 4 million values to float32 at a time."""
+ROWS = 128
+"""Rows of a piece are a multiple of this many, so that none of a format's blocks is split."""
 Progress = Callable[[int, int], None]
-"""Called with (bytes written, all bytes)."""
+"""Called with (bytes of the source that are done, all bytes)."""
 
 
 class Piece(NamedTuple):
-    """A part of a source tensor that is read at once: all of it, or rows of one expert."""
+    """A part of a source tensor that is read at once: all of it, some of its rows, or rows of one expert."""
 
     key: str
     expert: int | None = None
     start: int = 0
-    stop: int = 0
+    stop: int | None = None
+
+
+def rows_of(pieces: Sequence[Piece], start: int, stop: int | None) -> Piece:
+    """Some rows of the matrix (or all of the tensor) that is made of ``pieces``, which follow each other in one tensor
+    of the source."""
+    first, last = pieces[0], pieces[-1]
+    return first._replace(start=first.start + start, stop=last.stop if stop is None else first.start + stop)
+
+
+class Made(NamedTuple):
+    """What becomes of a piece."""
+
+    parts: Sequence[torch.Tensor]
+    """A part of each output."""
+    squares: tuple[float, float] | None = None
+    """Of rounding: the sums of the squared errors and of the squared weights."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +65,12 @@ class Job:
     """Tensors that are made of the same pieces, and how.
 
     ``make`` turns one piece into a part of each output; the parts of all pieces in this order are the outputs' bytes.
+    Without pieces, ``make`` is given an empty tensor, once.
     """
 
     outputs: tuple[Output, ...]
     pieces: tuple[Piece, ...]
-    make: Callable[[torch.Tensor], Sequence[torch.Tensor]]
+    make: Callable[[torch.Tensor], Made]
 
     @property
     def nbytes(self) -> int:
@@ -55,28 +79,53 @@ class Job:
 
 
 class Reader:
-    """Reads pieces; keeps one file open, so that memory maps do not add up."""
+    """Reads pieces of a source."""
 
-    def __init__(self, stored: Stored) -> None:
-        self.stored, self.file = stored, Path()
-        self.stack = ExitStack()
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._numbers = {file: i for i, file in enumerate(source.files)}
+
+    @property
+    def sources(self) -> list[Source]:
+        """Everything that is read from."""
+        return [self.source]
 
     def __call__(self, piece: Piece) -> torch.Tensor:
-        file = self.stored.tensors[piece.key].file
-        if file != self.file:
-            self.stack.close()
-            self.opened = self.stack.enter_context(safe_open(file, framework="pt"))
-            self.file = file
-        if piece.expert is None:
-            return self.opened.get_tensor(piece.key)
-        return self.opened.get_slice(piece.key)[piece.expert, piece.start : piece.stop]
+        held = self.source.stored.tensors[piece.key]
+        dtype, (start, shape) = DTYPES[held.dtype], self._part(piece)
+        values = torch.empty(shape, dtype=dtype)
+        if values.numel():
+            raw = values.flatten().view(torch.uint8).numpy().data
+            self.source.read_into(piece.key, start * dtype.itemsize, raw)
+        return values
+
+    def nbytes(self, piece: Piece) -> int:
+        """Bytes that are read for ``piece``."""
+        return math.prod(self._part(piece)[1]) * DTYPES[self.source.stored.tensors[piece.key].dtype].itemsize
+
+    def place(self, piece: Piece) -> tuple[int, int]:
+        """The file of ``piece``, by its number, and where in it the piece begins."""
+        held, place = self.source.stored.tensors[piece.key], self.source.places[piece.key]
+        return self._numbers[held.file], place.start + self._part(piece)[0] * DTYPES[held.dtype].itemsize
+
+    def files(self, piece: Piece) -> set[Path]:
+        """The files that ``piece`` is read from."""
+        return {self.source.stored.tensors[piece.key].file}
+
+    def _part(self, piece: Piece) -> tuple[int, tuple[int, ...]]:
+        """The first value of ``piece`` in its tensor, and the shape of what it is."""
+        shape = self.source.stored.tensors[piece.key].shape
+        if piece.expert is None and not piece.start and piece.stop is None:
+            return 0, shape
+        rows = shape[1:] if piece.expert is not None else shape
+        stop = rows[0] if piece.stop is None else piece.stop
+        return ((piece.expert or 0) * rows[0] + piece.start) * math.prod(rows[1:]), (stop - piece.start, *rows[1:])
 
 
 def write_checkpoint(
-    source: Path,
+    read: Reader,
     target: Path,
     jobs: list[Job],
-    read: Reader,
     wish: dict[str, Any],
     max_shard_size: int | str,
     config: dict[str, Any],
@@ -84,49 +133,51 @@ def write_checkpoint(
     *,
     card: str | None = None,
     parameters: int | None = None,
+    workers: int | None = None,
+    finished: Callable[[Path], object] | None = None,
+    manifest: bool = False,
 ) -> list[Path]:
     """Writes the outputs of ``jobs`` to the folder ``target`` and returns its weight files.
 
-    A run that was cut off goes on with the same arguments: finished shards stay. Configuration and tokenizer files are
-    copied, code and pickles are not.
+    A run that was cut off goes on with the same arguments: shards whose sum is the noted one stay. Configuration and
+    tokenizer files are copied from the first of the sources, code and pickles are not.
 
     Args:
         wish: what was asked for, in JSON's types; another wish does not go on with this one's files.
         config: values that ``config.json`` gets in place of the source's.
         card: a model card in place of the source's, where the weights are not the source's.
         parameters: of the model, for the index; the values written where left out.
+        workers: threads that make pieces; as many as there are cores where left out, 0: this thread does.
+        finished: called with each shard once it is whole and what it was made of verified. It may take the file away:
+            the sum that was noted stands for it.
+        manifest: write ``axk1-manifest.json`` as well.
 
     Raises:
         CheckpointError: the target holds something else, is being written by another run, or has no room.
+        ValueError: there is not enough free memory.
     """
     shards = _shards(jobs, byte_count(max_shard_size))
-    _check_room(target, shards)
+    begun = begun_with(read.sources, {**wish, "max_shard_size": max_shard_size})
+    _check_room(target, shards, Journal.found(target, begun), taken_away=finished is not None)
+    workers = cores() if workers is None else workers
+    check_memory(read, jobs, workers)
     target.mkdir(parents=True, exist_ok=True)
     with only_writer(target):
-        begin(target, state_of(read.stored, {**wish, "max_shard_size": max_shard_size}))
-        copy_beside(source, target, config, card)
-        _write_shards(target, shards, read, progress)
+        journal = begin(target, begun)
+        copy_beside(read.sources[0].folder, target, config, card)
+        Writer(target, read, journal, workers, progress, finished).write(shards)
         if list(shards) != [SINGLE]:
             write_text(target / INDEX, _index(shards, parameters))
+        if manifest:
+            journal.write_manifest(read.sources[0], wish)
         (target / STATE).unlink()
     return [target / name for name in shards]
 
 
-def _write_shards(target: Path, shards: dict[str, list[Job]], read: Reader, progress: Progress | None) -> None:
-    done, total = 0, sum(job.nbytes for shard in shards.values() for job in shard)
-    for name, shard in shards.items():
-        if _is_finished(target / name, shard):
-            done += sum(job.nbytes for job in shard)
-        else:
-            for written in _write_shard(target / name, shard, read):
-                done += written
-                if progress:
-                    progress(done, total)
-
-
-def _check_room(target: Path, shards: dict[str, list[Job]]) -> None:
-    sizes = {name: sum(job.nbytes for job in shard) for name, shard in shards.items()}
-    check_room(target, sum(size for name, size in sizes.items() if not _is_finished(target / name, shards[name])))
+def _check_room(target: Path, shards: dict[str, list[Job]], journal: Journal | None, taken_away: bool) -> None:
+    done = journal.shards if journal else {}
+    sizes = [sum(job.nbytes for job in shard) for name, shard in shards.items() if name not in done]
+    check_room(target, sum(sorted(sizes)[-AT_ONCE:] if taken_away else sizes))
 
 
 def check_room(target: Path, needed: int) -> None:
@@ -144,9 +195,24 @@ def check_room(target: Path, needed: int) -> None:
         )
 
 
+def check_memory(read: Reader, jobs: Sequence[Job], workers: int) -> None:
+    """Before hours of work, whether there is memory for the pieces that are held at once, and what is made of them.
+
+    Raises:
+        ValueError: there is not.
+    """
+    largest = max((read.nbytes(piece) for job in jobs for piece in job.pieces), default=0)
+    needed = 2 * pieces_at_once(workers) * largest + max(1, workers) * SCRATCH + FLUSHED
+    if needed > (free := free_memory()):
+        raise ValueError(
+            f"This needs {needed / 1e9:.1f} GB of memory for parts of the weights of up to {largest / 1e6:,.0f} MB, "
+            f"and {free / 1e9:.1f} GB are free: end other programs, or raise the limit of this one."
+        )
+
+
 def source_pieces(stored: Stored, config: AXK1Config) -> dict[str, tuple[Piece, ...]]:
     """Where the bytes of every tensor come from that can be made of the stored ones, in either layout."""
-    sources: dict[str, tuple[Piece, ...]] = {name: (Piece(name),) for name in stored.tensors}
+    sources: dict[str, tuple[Piece, ...]] = {name: _in_rows(name, stored) for name in stored.tensors}
     for spec in expected_tensors(config, "released", detect_prefix(stored.tensors)):
         parts = expert_slices(config, spec.name)
         if parts and spec.name in stored.tensors:
@@ -155,6 +221,15 @@ def source_pieces(stored: Stored, config: AXK1Config) -> dict[str, tuple[Piece, 
         elif parts:
             sources[spec.name] = tuple(Piece(part.name) for part in parts)
     return sources
+
+
+def _in_rows(name: str, stored: Stored) -> tuple[Piece, ...]:
+    """A tensor as one piece, or a large one by its rows."""
+    shape, itemsize = stored.tensors[name].shape, DTYPES[stored.tensors[name].dtype].itemsize
+    if len(shape) < 2 or math.prod(shape) * itemsize <= PIECE_BYTES:
+        return (Piece(name),)
+    rows = max(1, PIECE_BYTES // (math.prod(shape[1:]) * itemsize) // ROWS) * ROWS
+    return tuple(Piece(name, None, start, min(shape[0], start + rows)) for start in range(0, shape[0], rows))
 
 
 def byte_count(size: int | str) -> int:
@@ -180,64 +255,25 @@ def _shards(jobs: list[Job], max_bytes: int) -> dict[str, list[Job]]:
     return dict(zip(names, shards, strict=True))
 
 
-def _write_shard(file: Path, jobs: list[Job], read: Reader) -> Iterator[int]:
-    """Writes a safetensors file piece by piece, yielding bytes written; it gets its name when it is complete.
-
-    safetensors' own writer takes whole tensors only, and one fused tensor of K1 is 11 GB.
-    """
-    with replacing(file) as stream:
-        places = write_header(stream, [output for job in jobs for output in job.outputs])
-        for job in jobs:
-            for piece in job.pieces:
-                for output, part in zip(job.outputs, job.make(read(piece)), strict=True):
-                    stream.seek(places[output.name])
-                    part = _converted(part, output).contiguous().flatten()
-                    written = stream.write(part.view(torch.uint8).numpy().data)
-                    places[output.name] += written
-                    yield written
+def begun_with(sources: Sequence[Source], wish: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a run to go on, in JSON's types."""
+    return json.loads(json.dumps({"sources": [[source.identity(), source.revision] for source in sources], **wish}))
 
 
-def _converted(part: torch.Tensor, output: Output) -> torch.Tensor:
-    """``part`` in the type that it is written in; what is finite stays finite."""
-    converted = part.to(DTYPES[output.dtype])
-    if converted.dtype != part.dtype and converted.is_floating_point() and part.is_floating_point():
-        small = torch.finfo(converted.dtype).max < torch.finfo(part.dtype).max
-        if small and not converted.isfinite().all() and part.isfinite().all():
-            name = str(converted.dtype).removeprefix("torch.")
-            raise CheckpointError(f"tensor {output.name!r} overflows in {name}: choose bfloat16.", key=output.name)
-    return converted
-
-
-def _is_finished(file: Path, jobs: list[Job]) -> bool:
-    if not file.is_file():
-        return False
-    try:
-        tensors = read_headers([file]).tensors
-    except CheckpointError:
-        return False
-    held = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    return held == {output.name: (output.dtype, output.shape) for job in jobs for output in job.outputs}
-
-
-def begin(target: Path, state: dict[str, Any]) -> None:
-    """Finds the unfinished work of the same ``state`` in the target folder, or begins it.
+def begin(target: Path, begun: dict[str, Any]) -> Journal:
+    """The journal of unfinished work in the folder ``target`` that began the same, or a new one.
 
     Raises:
         CheckpointError: the folder holds something else.
     """
-    if (target / STATE).is_file() and read_json(target / STATE) == state:
-        remove_unfinished(target)
-        return
-    remove_unfinished(target)  # of a run that was killed while it wrote its first file
+    found = Journal.found(target, begun)
+    remove_unfinished(target)  # of a run that was killed while it wrote
+    if found is not None:
+        found.check()
+        return found
     if any(target.iterdir()):
         raise CheckpointError("is not empty and holds no unfinished conversion of this source. Choose another.", target)
-    write_text(target / STATE, json.dumps(state, indent=2))
-
-
-def state_of(stored: Stored, wish: dict[str, Any]) -> dict[str, Any]:
-    """What must be unchanged for finished shards to be worth keeping."""
-    stats = {str(file.resolve()): file.stat() for file in stored.files}
-    return {"files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}, **wish}
+    return Journal.begin(target, begun)
 
 
 def _index(shards: dict[str, list[Job]], parameters: int | None) -> str:

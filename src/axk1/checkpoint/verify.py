@@ -15,6 +15,7 @@ from safetensors import safe_open
 from axk1.checkpoint.compressed import check_method, held_specs, read_plan, stored_specs
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, StoredTensor, load_config, open_checkpoint, read_headers
+from axk1.checkpoint.journal import check_manifest
 from axk1.checkpoint.names import (
     HEAD_KEYS,
     Layout,
@@ -65,7 +66,7 @@ class Report:
     finite: bool | None
     """``None`` where values were not read."""
     sums: int
-    """Files whose SHA-256 the hub had noted here, and which have it; 0 where none is known or values were not read."""
+    """Files that have the SHA-256 that the hub or a manifest has noted; 0 where none is or values were not read."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -139,7 +140,7 @@ def _report(
     sizes = {name: tensor.size for name, tensor in stored.tensors.items()}
     if finite:
         _check_values(stored, sizes, progress)
-    sums = check_sums(stored.files) if finite else 0
+    sums = check_sums(stored.files) + check_manifest(path) if finite else 0
     dtypes: dict[str, int] = {}
     for name, tensor in stored.tensors.items():
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + sizes[name]

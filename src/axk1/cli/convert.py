@@ -15,30 +15,16 @@ class Layout(str, Enum):  # noqa: UP042 - typer shows the values as choices
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Checkpoint folder to read.")],
+    source: Annotated[str, typer.Argument(help="Checkpoint to read: folder, name on the hub, or HTTP address.")],
     target: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an unfinished conversion.")],
     layout: Annotated[Layout, typer.Option(help="Routed experts: fused as released, or one tensor an expert.")],
     max_shard_size: Annotated[str, typer.Option(help="Largest file; a larger tensor gets its own.")] = "5GB",
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. Default: bit-exact.")] = None,
 ) -> None:
     """Rewrite a checkpoint piece by piece in little memory; the same command continues after an interruption."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
     from axk1.checkpoint.convert import convert_checkpoint
-    from axk1.load import resolve_hub_name
+    from axk1.cli.progress import byte_progress
 
-    source = resolve_hub_name(source)
-    console = Console(stderr=True)
-    columns = ("converting", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        files = convert_checkpoint(
-            source,
-            target,
-            layout.name,
-            max_shard_size,
-            dtype,
-            lambda written, total: bar.update(task, completed=written, total=total),
-        )
+    with byte_progress("converting") as progress:
+        files = convert_checkpoint(source, target, layout.name, max_shard_size, dtype, progress)
     typer.echo(f"{target}: {len(files)} weight file(s) in the {layout.value} layout")

@@ -1,8 +1,6 @@
 """`axk1 export`: a checkpoint in the form that another engine reads."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -40,22 +38,9 @@ class FileType(str, Enum):  # noqa: UP042
     mxfp4_moe = "mxfp4_moe"
 
 
-@contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Shows (bytes written, all bytes) on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = ("exporting", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda written, total: bar.update(task, completed=written, total=total)
-
-
 @app.command("gguf")
 def gguf(
-    source: Annotated[Path, typer.Argument(help="Checkpoint folder to read, in either layout or quantised.")],
+    source: Annotated[str, typer.Argument(help="Checkpoint to read: folder, name on the hub, or HTTP address.")],
     target: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an unfinished run.")],
     file_type: Annotated[FileType, typer.Option("--type", help="Format of the matrices.")] = FileType.q4_k_m,
     split_size: Annotated[str, typer.Option(help="Largest file; a larger tensor gets its own.")] = "20GB",
@@ -63,14 +48,13 @@ def gguf(
 ) -> None:
     """Write a checkpoint for llama.cpp in little memory; the same command continues after an interruption."""
     from axk1.cli.info import size_text
+    from axk1.cli.progress import byte_progress
     from axk1.integrations.llamacpp import check_gguf
 
     check_gguf()
     from axk1.integrations.llamacpp.export import export_gguf
-    from axk1.load import resolve_hub_name
 
-    source = resolve_hub_name(source)
-    with progress_bar() as progress:
+    with byte_progress("exporting") as progress:
         files = export_gguf(source, target, file_type.value, split_size, progress)
     sizes = {str(file): file.stat().st_size for file in files}
     if as_json:
@@ -81,7 +65,7 @@ def gguf(
 
 @app.command("mlx")
 def mlx(
-    source: Annotated[Path, typer.Argument(help="Checkpoint folder to read, in either layout.")],
+    source: Annotated[str, typer.Argument(help="Checkpoint to read: folder, name on the hub, or HTTP address.")],
     target: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an unfinished run.")],
     bits: Annotated[int, typer.Option(help="Bits of a weight: 4, 5, 6, 8, 3 or 2.")] = 4,
     group_size: Annotated[int, typer.Option(help="Weights that share a scale and a bias: 64, 32 or 128.")] = 64,
@@ -90,11 +74,10 @@ def mlx(
 ) -> None:
     """Quantise a checkpoint for mlx-lm in little memory; the same command continues after an interruption."""
     from axk1.cli.info import size_text
+    from axk1.cli.progress import byte_progress
     from axk1.integrations.mlx.export import export_mlx
-    from axk1.load import resolve_hub_name
 
-    source = resolve_hub_name(source)
-    with progress_bar() as progress:
+    with byte_progress("exporting") as progress:
         files = export_mlx(source, target, bits, group_size, mixed and mixed.value, max_shard_size, progress)
     size = sum(file.stat().st_size for file in files)
     typer.echo(f"{target}: {len(files)} weight file(s), {size_text(size)}, {mixed.value if mixed else f'{bits} bits'}")

@@ -7,7 +7,9 @@ import typer
 
 
 def merge(
-    sources: Annotated[list[Path], typer.Argument(help="Checkpoint folders of one shape, in either layout.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Checkpoints of one shape: folders, names on the hub, or HTTP addresses.")
+    ],
     weights: Annotated[str, typer.Option(metavar="W,W,...", help="A factor for each, which sum to 1: 0.8,0.2.")],
     out: Annotated[Path, typer.Option(help="Folder to write: new, empty, or an unfinished merge.")],
     layout: Annotated[str | None, typer.Option(help="released or per-expert. Default: as the first one's.")] = None,
@@ -18,30 +20,23 @@ def merge(
 
     The result is read again and checked as `axk1 verify` does.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
     from axk1.checkpoint.merge import merge_checkpoints
     from axk1.checkpoint.verify import verify_checkpoint
-    from axk1.load import resolve_hub_name
+    from axk1.cli.progress import byte_progress
 
     try:
         factors = [float(part) for part in weights.split(",")]
     except ValueError:
         raise ValueError(f"--weights is {weights!r}; it must be numbers and commas, such as 0.8,0.2.") from None
-    folders = [resolve_hub_name(source) for source in sources]
-    console = Console(stderr=True)
-    columns = ("merging", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
+    with byte_progress("merging") as progress:
         merge_checkpoints(
-            folders,
+            sources,
             factors,
             out,
             None if layout is None else layout.replace("-", "_"),  # pyright: ignore[reportArgumentType]
             max_shard_size,
             dtype,
-            lambda written, total: bar.update(task, completed=written, total=total),
+            progress,
         )
     report = verify_checkpoint(out)
     typer.echo(f"{out}: {report.files} weight file(s), {report.parameters:,} parameters, all values finite")

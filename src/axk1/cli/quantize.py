@@ -24,7 +24,7 @@ class Activations(str, Enum):  # noqa: UP042
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(help="Checkpoint folder to read, in either layout.")],
+    source: Annotated[str, typer.Argument(help="Checkpoint to read: folder, name on the hub, or HTTP address.")],
     target: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an unfinished run.")],
     scheme: Annotated[Kind, typer.Option(help="Format of the weights of attention, MLPs and experts.")],
     group_size: Annotated[int, typer.Option(help="int4: weights that share a scale: 128, 64 or 32.")] = 128,
@@ -32,20 +32,22 @@ def quantize(
         Activations, typer.Option(help="Round activations too; vLLM reads int8 and fp8 experts only with it.")
     ] = Activations.none,
     max_shard_size: Annotated[str, typer.Option(help="Largest file; a larger tensor gets its own.")] = "5GB",
+    each: Annotated[
+        str | None, typer.Option(help="Command that gets each finished file as its last argument, and may remove it.")
+    ] = None,
 ) -> None:
-    """Quantise a checkpoint matrix by matrix in little memory; the same command continues after an interruption."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    """Quantise a checkpoint matrix by matrix in little memory; the same command continues after an interruption.
 
+    What is not on this machine is read in ranges, and nothing of it is kept.
+    """
+    from axk1.checkpoint.journal import MANIFEST
     from axk1.checkpoint.quantize import quantize_checkpoint
+    from axk1.checkpoint.reading import read_json
     from axk1.cli.info import size_text
-    from axk1.load import resolve_hub_name
+    from axk1.cli.progress import byte_progress
+    from axk1.kernels.rounding import rounded
 
-    source = resolve_hub_name(source)
-    console = Console(stderr=True)
-    columns = ("quantising", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
+    with byte_progress("quantising") as progress:
         files = quantize_checkpoint(
             source,
             target,
@@ -53,7 +55,27 @@ def quantize(
             group_size,
             None if activations is Activations.none else activations.name,
             max_shard_size,
-            lambda written, total: bar.update(task, completed=written, total=total),
+            progress,
+            None if each is None else lambda file: _hand_on(each, file),
+            rounded,
         )
-    size = sum(file.stat().st_size for file in files)
+    size = sum(noted["bytes"] for noted in read_json(target / MANIFEST)["files"].values())
     typer.echo(f"{target}: {len(files)} weight file(s), {size_text(size)}, {scheme.value}")
+
+
+def _hand_on(command: str, file: Path) -> None:
+    """Runs ``command`` with ``file``.
+
+    Raises:
+        ValueError: it fails: the run stops, and the same command goes on with this file.
+    """
+    import shlex
+    import subprocess
+
+    words = shlex.split(command)
+    try:
+        code = subprocess.run([*words, str(file)], check=False).returncode
+    except (OSError, IndexError) as error:
+        raise ValueError(f"--each {command!r} cannot be run ({error}).") from error
+    if code:
+        raise ValueError(f"--each {command!r} failed with {code} for {file}: the same command goes on with this file.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -139,6 +139,10 @@ def _functions() -> ctypes.CDLL | None:
         "axk1_run": (c_int, [c_void_p, POINTER(StepFields)]),
         "axk1_speculate": (c_int, [c_void_p, c_void_p, POINTER(StepFields), POINTER(StepFields), c_int64]),
         "axk1_linear": (c_int, [POINTER(Matrix), c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64]),
+        "axk1_round_int4": (
+            c_int,
+            [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_float, c_float, c_void_p, c_void_p, c_void_p],
+        ),
         "axk1_lossless_side": (c_int64, [c_void_p, c_int64, c_int64, c_int64]),
         "axk1_pack_lossless": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int64]),
     }
@@ -352,3 +356,25 @@ def pack_lossless(weight: Tensor) -> tuple[Tensor, Tensor]:
     arguments = (weight.data_ptr(), rows, columns, packed.data_ptr(), side.data_ptr(), size, threads)
     _check(_loaded().axk1_pack_lossless(*arguments))
     return packed, side
+
+
+def round_int4(
+    weight: Tensor, group: int, clips: Sequence[float], largest: float
+) -> tuple[Tensor, Tensor, tuple[float, float]]:
+    """A contiguous ``[O, I]`` weight in float32 or bfloat16 to int4, in this thread.
+
+    Returns:
+        Words ``[O, I / 8]`` int32, scales ``[O, I / group]`` float32, and the sums of the squared errors and weights.
+
+    Raises:
+        ValueError: a weight that is not finite, or another ``group`` than 32, 64 or 128.
+    """
+    outputs, inputs = weight.shape
+    packed = torch.empty(outputs, inputs // 8, dtype=torch.int32)
+    scales = torch.empty(outputs, inputs // group)
+    shares, squares = (ctypes.c_float * len(clips))(*clips), (c_double * 2)()
+    tiny = torch.finfo(torch.bfloat16).tiny
+    places = (packed.data_ptr(), scales.data_ptr(), squares)
+    arguments = (DTYPES[weight.dtype], scales.numel(), group, shares, len(clips), largest, tiny, *places)
+    _check(_loaded().axk1_round_int4(weight.data_ptr(), *arguments))
+    return packed, scales, (squares[0], squares[1])

@@ -46,6 +46,23 @@ def dequantize(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = t
     return (grouped * scale.float().unsqueeze(-1)).flatten(-2).to(dtype)
 
 
+def squares(weight: torch.Tensor, quantized: Quantized) -> tuple[float, float]:
+    """The sums of the squared errors of ``quantized`` and of the squared values of ``weight`` ``[O, I]``."""
+    rows = max(1, _BLOCK // weight.shape[-1])
+    error = size = 0.0
+    for block, values, scale in zip(*(each.split(rows) for each in (weight, *quantized)), strict=True):
+        exact = block.float()
+        error += (dequantize(values, scale) - exact).square().sum(dtype=torch.float64).item()
+        size += exact.square().sum(dtype=torch.float64).item()
+    return error, size
+
+
+def rounded(weight: torch.Tensor, scheme: Scheme) -> tuple[Quantized, tuple[float, float]]:
+    """:func:`quantize` and :func:`squares`: what :mod:`axk1.kernels.rounding` does in less time."""
+    quantized = quantize(weight, scheme)
+    return quantized, squares(weight, quantized)
+
+
 def pack_int4(values: torch.Tensor) -> torch.Tensor:
     """Whole numbers from -8 to 7 ``[..., I]`` to int32 ``[..., I / 8]``: value + 8 in four bits, the first lowest."""
     nibbles = (values.to(torch.int16) + 8).to(torch.uint8)
@@ -72,7 +89,8 @@ def _quantize(weight: torch.Tensor, scheme: Scheme) -> Quantized:
     scale = _scale(largest, scheme)
     if scheme.kind == "int4":
         scale = _best_scale(grouped, largest, scheme)
-    rounded = _round(grouped / scale, scheme).flatten(-2)
+    numbers = grouped * (1 / scale) if scheme.kind == "int4" else grouped / scale
+    rounded = _round(numbers, scheme).flatten(-2)
     scale = scale.squeeze(-1)
     if scheme.kind == "int4":
         return Quantized(pack_int4(rounded), scale)
@@ -93,11 +111,14 @@ def _round(numbers: torch.Tensor, scheme: Scheme) -> torch.Tensor:
 
 
 def _best_scale(grouped: torch.Tensor, largest: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    best, least = torch.ones_like(largest), torch.full_like(largest, torch.inf)
+    """Of least squared error. Errors are compared as whole numbers: in whatever order they are summed, and by whatever
+    processor, the same scale is found."""
+    best, least = torch.ones_like(largest), torch.full_like(largest, 2**62, dtype=torch.int64)
     for clip in CLIPS:
         scale = _scale(largest * clip, scheme)
-        numbers = grouped / scale
-        share = (_round(numbers, scheme) - numbers) * (scale / largest)  # of the largest: its square is in range
-        error = share.square().sum(-1, keepdim=True)
+        numbers = grouped * (1 / scale)
+        factor = torch.where(largest > 0, scale / largest * 2**13, 0.0)  # errors in shares of the largest weight
+        steps = ((_round(numbers, scheme) - numbers) * factor).clamp(-(2**12), 2**12)
+        error = steps.round().to(torch.int32).square().sum(-1, keepdim=True)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best

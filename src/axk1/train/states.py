@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from axk1.checkpoint.compressed import check_not_quantized
-from axk1.checkpoint.files import load_config, open_checkpoint
+from axk1.checkpoint.files import load_config
 from axk1.checkpoint.names import PREFIX, ROUTER_BIAS, detect_prefix, expected_tensors
+from axk1.checkpoint.source import local_source
 from axk1.checkpoint.streaming import DTYPES, Reader, source_pieces
 from axk1.checkpoint.verify import check_tensors, with_mtp_layers
 from axk1.config import AXK1Config
@@ -33,7 +34,8 @@ class Weights:
     """
 
     def __init__(self, folder: Path) -> None:
-        stored, config = open_checkpoint(folder), load_config(folder)
+        source, config = local_source(folder), load_config(folder)
+        stored = source.stored
         check_not_quantized(config, folder, "trained")
         found = check_tensors(stored, config)
         self.prefix, self.layout, self.mtp_layers = detect_prefix(stored.tensors), found.layout, found.mtp_layers
@@ -44,7 +46,7 @@ class Weights:
         self.config._attn_implementation = "sdpa"
         whole = with_mtp_layers(config, found.mtp_layers)
         self._shapes = {spec.name: spec.shape for spec in expected_tensors(whole, "released", self.prefix)}
-        self._sources, self._read = source_pieces(stored, whole), Reader(stored)
+        self._sources, self._read = source_pieces(stored, whole), Reader(source)
 
     def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The tensor of this name in the released layout; experts of a stack are read one after the other."""

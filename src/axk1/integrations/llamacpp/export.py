@@ -15,16 +15,18 @@ from gguf import GGMLQuantizationType as Kind  # pyright: ignore[reportMissingIm
 
 from axk1.checkpoint.compressed import check_method
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.files import load_config, open_checkpoint
+from axk1.checkpoint.files import load_config
+from axk1.checkpoint.journal import STATE, Journal
 from axk1.checkpoint.names import TensorSpec, expected_tensors
-from axk1.checkpoint.streaming import STATE, Progress, begin, byte_count, check_room, state_of
+from axk1.checkpoint.source import Source, open_source
+from axk1.checkpoint.streaming import Progress, begin, begun_with, byte_count, check_room
 from axk1.checkpoint.verify import check_tensors, with_mtp_layers
 from axk1.config import AXK1Config
 from axk1.files import only_writer, replacing
 from axk1.integrations.llamacpp import check_gguf
 from axk1.integrations.llamacpp.architecture import ARCHITECTURE, add_architecture, check_architecture
 from axk1.integrations.llamacpp.library import Library
-from axk1.integrations.llamacpp.tensors import Source, Tensor, blocks, held_tensors, tensors_of
+from axk1.integrations.llamacpp.tensors import Matrices, Tensor, blocks, held_tensors, tensors_of
 from axk1.integrations.llamacpp.vocabulary import add_vocabulary
 from axk1.quantized.gguf import FILE_TYPES, PLAIN
 
@@ -63,6 +65,7 @@ def export_gguf(
     Memory stays at some rows of a matrix. A run that was cut off goes on with the same arguments: finished files stay.
 
     Args:
+        source: a folder, a name on the hub or an HTTP address.
         target: folder for ``model-TYPE.gguf``, or for ``model-TYPE-00001-of-000NN.gguf`` and so on.
         file_type: one of ``FILE_TYPES``; those beside ``PLAIN`` need llama.cpp as `make llamacpp` builds it, whose
             quantiser gives types to tensors and makes their bytes.
@@ -76,43 +79,57 @@ def export_gguf(
     if file_type not in FILE_TYPES:
         raise ValueError(f"file_type={file_type!r} must be one of {', '.join(FILE_TYPES)}.")
     check_gguf()
-    source, target, largest = Path(source), Path(target), byte_count(split_size)
-    model = _open(source)
-    library = None if file_type in PLAIN else Library()
-    tensors = list(tensors_of(model.config, model.held))
-    shards = _shards(choose_types(model.config, tensors, file_type, library), file_type, largest)
-    state = state_of(model.source.stored, {"gguf": file_type, "split_size": split_size})
-    check_room(target, sum(shard.nbytes for shard in shards if not (target / shard.name).is_file()))
-    target.mkdir(parents=True, exist_ok=True)
-    with only_writer(target):
-        begin(target, state)
-        quantize = library.quantize if library else gguf.quants.quantize
-        _write_shards(model, target, shards, file_type, quantize, progress)
-        (target / STATE).unlink()
-    return [target / shard.name for shard in shards]
+    largest = byte_count(split_size)
+    with open_source(source) as opened:
+        model = _open(opened)
+        library = None if file_type in PLAIN else Library()
+        tensors = list(tensors_of(model.config, model.held))
+        shards = _shards(choose_types(model.config, tensors, file_type, library), file_type, largest)
+        return _write(model, Path(target), shards, file_type, library, split_size, progress)
 
 
 @dataclass(frozen=True)
 class Model:
     """A checkpoint that is to be written."""
 
-    folder: Path
+    source: Source
     config: AXK1Config
     """Its MTP layers are those that are written."""
-    source: Source
+    matrices: Matrices
     held: dict[str, TensorSpec]
 
 
-def _open(folder: Path) -> Model:
-    stored, config = open_checkpoint(folder), load_config(folder)
+def _open(source: Source) -> Model:
+    folder, config = source.folder, load_config(source.folder)
     check_method(config, folder)
     check_architecture(config, folder)
-    found = check_tensors(stored, config)
-    if not found.prefix or "lm_head.weight" not in stored.tensors:
-        raise CheckpointError("holds no language model with a head, which llama.cpp needs.", folder)
-    source = Source(stored, with_mtp_layers(config, found.mtp_layers))
+    found = check_tensors(source.stored, config)
+    if not found.prefix or "lm_head.weight" not in source.stored.tensors:
+        raise CheckpointError("holds no language model with a head, which llama.cpp needs.", source.given)
+    matrices = Matrices(source, with_mtp_layers(config, found.mtp_layers))
     config = with_mtp_layers(config, min(found.mtp_layers, 1))  # llama.cpp runs one
-    return Model(folder, config, source, held_tensors(config, source))
+    return Model(source, config, matrices, held_tensors(config, matrices))
+
+
+def _write(
+    model: Model,
+    target: Path,
+    shards: list[Shard],
+    file_type: str,
+    library: Library | None,
+    split_size: int | str,
+    progress: Progress | None,
+) -> list[Path]:
+    begun = begun_with([model.source], {"gguf": file_type, "split_size": split_size})
+    journal = Journal.found(target, begun)
+    check_room(target, sum(shard.nbytes for shard in shards if not journal or shard.name not in journal.shards))
+    target.mkdir(parents=True, exist_ok=True)
+    with only_writer(target):
+        journal = begin(target, begun)
+        quantize = library.quantize if library else gguf.quants.quantize
+        _write_shards(model, journal, shards, file_type, quantize, progress)
+        (target / STATE).unlink()
+    return [target / shard.name for shard in shards]
 
 
 def exported_bytes(config: AXK1Config, file_type: str) -> int:
@@ -170,19 +187,13 @@ def _shards(tensors: list[tuple[Tensor, Kind]], file_type: str, largest: int) ->
 
 
 def _write_shards(
-    model: Model,
-    target: Path,
-    shards: list[Shard],
-    file_type: str,
-    quantize: Quantize,
-    progress: Progress | None,
+    model: Model, journal: Journal, shards: list[Shard], file_type: str, quantize: Quantize, progress: Progress | None
 ) -> None:
-    done, total = 0, sum(shard.nbytes for shard in shards)
-    for index, shard in enumerate(shards):
-        if (target / shard.name).is_file():  # only whole ones have their names
-            done += shard.nbytes
-            continue
-        with replacing(target / shard.name) as stream:
+    left = [(i, shard) for i, shard in enumerate(shards) if shard.name not in journal.shards]
+    total = sum(shard.nbytes for shard in shards)
+    done = total - sum(shard.nbytes for _, shard in left)
+    for at, (index, shard) in enumerate(left):
+        with replacing(journal.folder / shard.name) as stream:
             writer = _writer(stream, shard.tensors)
             if index == 0:
                 _add_fields(writer, model, file_type)
@@ -192,6 +203,9 @@ def _write_shards(
                 done += written
                 if progress:
                     progress(done, total)
+        following = left[at + 1][1].tensors if at + 1 < len(left) else ()
+        needed = {file for tensor, _ in following for name in tensor.sources for file in model.matrices.files(name)}
+        journal.written(shard.name, [model.source], needed)
 
 
 def _writer(stream: BinaryIO, tensors: Any) -> Any:
@@ -214,17 +228,17 @@ def _write_head(writer: Any) -> None:
 
 def _add_fields(writer: Any, model: Model, file_type: str) -> None:
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(model.folder.resolve().name)
+    writer.add_name(model.source.name.rpartition("/")[2])
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[file_type]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_architecture(writer, model.config)
-    add_vocabulary(writer, model.folder, model.config)
+    add_vocabulary(writer, model.source.folder, model.config)
 
 
 def _add_split(writer: Any, index: int, count: int, tensors: int) -> None:
     if count > 1:
         if index:
-            writer.remove_key(gguf.Keys.General.ARCHITECTURE)  # later files hold nothing but their number
+            writer.kv_data[0].pop(gguf.Keys.General.ARCHITECTURE)  # later files hold nothing but their number
         writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_NO, index)
         writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, count)
         writer.add_int32(gguf.Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, tensors)
@@ -233,12 +247,12 @@ def _add_split(writer: Any, index: int, count: int, tensors: int) -> None:
 def _write_values(stream: BinaryIO, model: Model, shard: Shard, quantize: Quantize) -> Iterator[int]:
     shapes = {name: spec.shape for name, spec in model.held.items()}
     for tensor, kind in shard.tensors:
-        for block in blocks(tensor, model.source, shapes):
+        for block in blocks(tensor, model.matrices, shapes):
             if not block.isfinite().all():
-                raise CheckpointError(f"a tensor of {tensor.name!r} is not finite.", model.folder)
+                raise CheckpointError(f"a tensor of {tensor.name!r} is not finite.", model.source.given)
             data = quantize(block.numpy(), kind)
             if kind is Kind.F16 and not np.isfinite(data.view(np.float16)).all():
-                raise CheckpointError(f"{tensor.name!r} overflows in f16: choose bf16.", model.folder)
+                raise CheckpointError(f"{tensor.name!r} overflows in f16: choose bf16.", model.source.given)
             yield stream.write(np.ascontiguousarray(data).data)
         size = tensor_bytes(tensor, kind)
         stream.write(_ZEROS[: _padded(size) - size])

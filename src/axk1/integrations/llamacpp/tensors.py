@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from axk1.checkpoint.files import Stored
 from axk1.checkpoint.names import TensorSpec, expected_tensors, layer_index
-from axk1.checkpoint.streaming import source_pieces
+from axk1.checkpoint.source import Source
+from axk1.checkpoint.streaming import Reader, rows_of, source_pieces
 from axk1.config import AXK1Config
 from axk1.quantized.formats import dequantize
 
@@ -49,8 +46,6 @@ LAYER_NAMES = {
     "shared_head.norm.weight": "nextn.shared_head_norm.weight",
 }
 EXPERTS = {"gate_proj": "ffn_gate_exps.weight", "up_proj": "ffn_up_exps.weight", "down_proj": "ffn_down_exps.weight"}
-Rows = Callable[[], torch.Tensor]
-"""Reads some rows, ``[R, I]`` in fp32."""
 
 
 @dataclass(frozen=True)
@@ -75,37 +70,33 @@ class Tensor:
         return math.prod(self.shape)
 
 
-class Source:
-    """Rows of a checkpoint's matrices in fp32, in any layout and format; keeps one file open."""
+class Matrices:
+    """Rows of a checkpoint's matrices in fp32, in any layout and format."""
 
-    def __init__(self, stored: Stored, config: AXK1Config) -> None:
-        self.stored, self.pieces = stored, source_pieces(stored, config)
-        self.stack, self.file = ExitStack(), Path()
+    def __init__(self, source: Source, config: AXK1Config) -> None:
+        self.source, self.pieces, self._read = source, source_pieces(source.stored, config), Reader(source)
 
     def rows(self, name: str, start: int, stop: int | None) -> torch.Tensor:
         """Rows ``start`` to ``stop`` of the matrix (or all of the vector) ``name``."""
+        packed, scale = self._stored(name)
+        values = self._read(rows_of(self.pieces[packed], start, stop))
+        if scale is None:
+            return values.float()
+        return dequantize(values, self._read(rows_of(self.pieces[scale], start, stop)))
+
+    def files(self, name: str) -> set[Path]:
+        """The files that hold the matrix ``name``."""
+        return {self.source.stored.tensors[self.pieces[held][0].key].file for held in self._stored(name) if held}
+
+    def _stored(self, name: str) -> tuple[str, str | None]:
+        """The tensors of the matrix: of its values and, where it is quantised, of its scales."""
         packed, scale = (name.removesuffix("weight") + suffix for suffix in ("weight_packed", "weight_scale"))
         if scale not in self.pieces:
-            return self._read(name, start, stop).float()
-        values = self._read(packed if packed in self.pieces else name, start, stop)
-        return dequantize(values, self._read(scale, start, stop))
-
-    def _read(self, name: str, start: int, stop: int | None) -> torch.Tensor:
-        piece = self.pieces[name][0]
-        opened = self._opened(self.stored.tensors[piece.key].file).get_slice(piece.key)
-        if piece.expert is None:
-            return opened[start:stop]
-        end = piece.stop if stop is None else piece.start + stop
-        return opened[piece.expert, piece.start + start : end]
-
-    def _opened(self, file: Path) -> Any:
-        if file != self.file:
-            self.stack.close()
-            self.opened, self.file = self.stack.enter_context(safe_open(file, framework="pt")), file
-        return self.opened
+            return name, None
+        return (packed if packed in self.pieces else name), scale
 
 
-def blocks(tensor: Tensor, source: Source, shapes: dict[str, tuple[int, ...]]) -> Iterator[torch.Tensor]:
+def blocks(tensor: Tensor, source: Matrices, shapes: dict[str, tuple[int, ...]]) -> Iterator[torch.Tensor]:
     """The values of ``tensor`` in fp32, some rows ``[R, I]`` at a time, in the file's order."""
     width = tensor.shape[-1]
     for name in tensor.sources:
@@ -160,7 +151,7 @@ def _absorbed(name: str, block: str, config: AXK1Config) -> Iterator[Tensor]:
     yield Tensor(block + "attn_v_b.weight", (heads, value, latent), (name,), values)
 
 
-def held_tensors(config: AXK1Config, source: Source) -> dict[str, TensorSpec]:
+def held_tensors(config: AXK1Config, source: Matrices) -> dict[str, TensorSpec]:
     """The tensors of ``config`` by per-expert names, those that the source holds."""
     specs = expected_tensors(config, "per_expert")
     return {spec.name: spec for spec in specs if {spec.name, f"{spec.name}_packed"} & source.pieces.keys()}

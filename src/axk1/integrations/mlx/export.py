@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ import torch
 from axk1.checkpoint.beside import quantized_card
 from axk1.checkpoint.compressed import check_not_quantized
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.files import Stored, load_config, open_checkpoint
+from axk1.checkpoint.files import Stored, load_config
 from axk1.checkpoint.names import ROUTER_BIAS, expected_tensors
 from axk1.checkpoint.reading import read_json
 from axk1.checkpoint.shards import Output
-from axk1.checkpoint.streaming import Job, Piece, Progress, Reader, source_pieces, write_checkpoint
+from axk1.checkpoint.source import open_source
+from axk1.checkpoint.streaming import Job, Made, Piece, Progress, Reader, rows_of, source_pieces, write_checkpoint
 from axk1.checkpoint.verify import check_tensors
 from axk1.config import AXK1Config
 from axk1.integrations.mlx import register
@@ -49,10 +50,11 @@ def export_mlx(
 ) -> list[Path]:
     """Writes ``source``, in either layout, quantised for mlx-lm to the folder ``target``; returns its weight files.
 
-    Memory stays at one matrix (or the embedding). A run that was cut off goes on with the same arguments: finished
+    Memory stays at one matrix. A run that was cut off goes on with the same arguments: finished
     shards stay. Norms and routers keep their bits; MTP modules, which mlx-lm does not run, are left out.
 
     Args:
+        source: a folder, a name on the hub or an HTTP address.
         bits: of a weight: 4, 5, 6, 8, 3 or 2; with ``mixed`` the recipe's.
         group_size: weights that share a scale and a bias, 64, 32 or 128; rows that it does not divide stay as they are.
         mixed: a recipe of mlx-lm, such as ``mixed_4_6``.
@@ -67,29 +69,29 @@ def export_mlx(
             raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, known))}.")
     if mixed is not None and mixed not in RECIPES:
         raise ValueError(f"mixed={mixed!r} must be one of {', '.join(RECIPES)}.")
-    source, target = Path(source), Path(target)
-    stored, config = open_checkpoint(source), load_config(source)
-    check_not_quantized(config, source, "exported")
-    found = check_tensors(stored, config)
-    if not found.prefix or "lm_head.weight" not in stored.tensors:
-        raise CheckpointError("holds no language model with a head, which mlx-lm needs.", source)
-    register()
-    model, quantization = _quantized(read_json(source / "config.json"), bits, group_size, mixed)
-    formats = f"MLX {mixed or f'{bits} bits'}, groups of {group_size}"
-    return write_checkpoint(
-        source,
-        target,
-        _jobs(model, stored, config),
-        Reader(stored),
-        {"mlx": quantization},
-        max_shard_size,
-        {"quantization": quantization, "quantization_config": quantization},
-        progress,
-        card=quantized_card(source, formats, "axk1 export mlx", "mlx"),
-        parameters=sum(
-            spec.parameters for spec in expected_tensors(config) if spec.part != "MTP" and not spec.optional
-        ),
-    )
+    with open_source(source) as opened:
+        stored, config = opened.stored, load_config(opened.folder)
+        check_not_quantized(config, opened.folder, "exported")
+        found = check_tensors(stored, config)
+        if not found.prefix or "lm_head.weight" not in stored.tensors:
+            raise CheckpointError("holds no language model with a head, which mlx-lm needs.", opened.given)
+        register()
+        model, quantization = _quantized(read_json(opened.folder / "config.json"), bits, group_size, mixed)
+        formats = f"MLX {mixed or f'{bits} bits'}, groups of {group_size}"
+        return write_checkpoint(
+            Reader(opened),
+            Path(target),
+            _jobs(model, stored, config),
+            {"mlx": quantization},
+            max_shard_size,
+            {"quantization": quantization, "quantization_config": quantization},
+            progress,
+            card=quantized_card(opened.folder, formats, "axk1 export mlx", "mlx", opened.name),
+            parameters=sum(
+                spec.parameters for spec in expected_tensors(config) if spec.part != "MTP" and not spec.optional
+            ),
+            workers=0,  # MLX computes in the thread that loaded it
+        )
 
 
 def exported_bytes(
@@ -149,10 +151,10 @@ def _matrix(
     dtype = stored.tensors[pieces[0].key].dtype
     outputs = tuple(Output(f"{path}.{key}", "U32" if key == "weight" else dtype, s) for key, s in shapes.items())
 
-    def make(weight: torch.Tensor) -> Sequence[torch.Tensor]:
+    def make(weight: torch.Tensor) -> Made:
         if not weight.isfinite().all():
             raise CheckpointError(f"a tensor of {path!r} is not finite.", stored.tensors[pieces[0].key].file, path)
-        return packed(transform(weight), module.bits, module.group_size)
+        return Made(packed(transform(weight), module.bits, module.group_size))
 
     return Job(outputs, pieces, make)
 
@@ -179,10 +181,10 @@ def _copy(
 ) -> Job:
     name = f"{path}.{key}"
     if key == ROUTER_BIAS and name not in sources:  # zero, as mlx-lm's own conversion writes
-        return Job((Output(name, "F32", shape),), sources[f"{path}.weight"], lambda _: (torch.zeros(shape),))
+        return Job((Output(name, "F32", shape),), (), lambda _: Made((torch.zeros(shape),)))
     pieces, transform = _origin(path, sources, config) if key == "weight" else (sources[name], _unchanged)
     output = Output(name, stored.tensors[pieces[0].key].dtype, shape)
-    return Job((output,), pieces, lambda tensor: (transform(tensor),))
+    return Job((output,), pieces, lambda tensor: Made((transform(tensor),)))
 
 
 def _origin(
@@ -195,7 +197,8 @@ def _origin(
         names = [f"{experts}.{expert}.{module}.weight" for expert in range(config.n_routed_experts)]
         return tuple(piece for name in names for piece in sources[name]), _unchanged
     if module in ("embed_q", "unembed_out"):
-        return sources[f"{layer}.kv_b_proj.weight"], lambda weight: _absorbed(weight, module, config)
+        whole = rows_of(sources[f"{layer}.kv_b_proj.weight"], 0, None)  # its heads are taken apart
+        return (whole,), lambda weight: _absorbed(weight, module, config)
     return sources[f"{path}.weight"], _unchanged
 
 

@@ -112,6 +112,12 @@ int64_t axk1_stream_trace(axk1_stream* stream, int64_t on, int64_t* out, int64_t
 /* out [rows, outputs] = x [rows, columns] times the weight, both of `format`. */
 int axk1_linear(const axk1_matrix* weight, int64_t exact, const void* x, int64_t format, int64_t rows, void* out, int64_t threads);
 
+/* Rounds `groups` groups of `group` (32, 64 or 128) float32 or bfloat16 weights to int4, two in a byte, each with the scale of
+ * least squared error among `tries` clips of its largest weight, which is stored as `largest`; a scale below `tiny` becomes 1.
+ * squares: the sums of the squared errors and of the squared weights. One thread. */
+int axk1_round_int4(const void* weight, int64_t format, int64_t groups, int64_t group, const float* clips, int64_t tries, float largest, float tiny,
+                    uint8_t* packed, float* scales, double* squares);
+
 /* bfloat16 [rows, columns] in twelve bits: first the bytes that are needed beside the values, then packing. */
 int64_t axk1_lossless_side(const uint16_t* values, int64_t rows, int64_t columns, int64_t threads);
 int axk1_pack_lossless(const uint16_t* values, int64_t rows, int64_t columns, uint8_t* packed, uint8_t* side, int64_t side_bytes, int64_t threads);

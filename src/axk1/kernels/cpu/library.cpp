@@ -2,6 +2,7 @@
 #include "axk1.h"
 
 #include "model.h"
+#include "rounding.h"
 
 struct axk1_layers : axk1::Layers {
     using axk1::Layers::Layers;
@@ -123,6 +124,18 @@ int axk1_linear(const axk1_matrix* weight, int64_t exact, const void* x, int64_t
             w.from(mine.begin).dot(mine.end - mine.begin, inputs.data(), w.length, rows, results.data() + mine.begin, outputs);
         });
         store(in.kind, out, results.data(), rows * outputs);
+    });
+}
+
+int axk1_round_int4(const void* weight, int64_t format, int64_t groups, int64_t group, const float* clips, int64_t tries, float largest, float tiny,
+                    uint8_t* packed, float* scales, double* squares) {
+    return guarded([&] {
+        expect(format == AXK1_FLOAT32 || format == AXK1_BFLOAT16, "weights that are no floats");
+        expect(tries >= 1 && tries <= kTries, "too many clips");
+        Clips given{{}, largest, tiny};
+        for (int i = 0; i < kTries; ++i) given.shares[i] = clips[std::min<int64_t>(i, tries - 1)];
+        if (format == AXK1_FLOAT32) round_int4(static_cast<const float*>(weight), groups, group, given, packed, scales, squares);
+        else round_int4(static_cast<const uint16_t*>(weight), groups, group, given, packed, scales, squares);
     });
 }
 
