@@ -71,7 +71,7 @@ struct Narrow<BFloat16> {
         };
         int64_t i = 0;
         for (; i + 32 <= length; i += 32) {
-            if constexpr (T > 1)
+            if constexpr (T > 1 || kFetchesAlone)
                 for (int r = 0; r < S; ++r) __builtin_prefetch(reinterpret_cast<const char*>(w + r * w_stride + i) + kAhead, 0, 2);
             add(i, ~__mmask32(0));
         }
@@ -122,6 +122,7 @@ struct Narrow<Lossless> : Narrow<BFloat16> {
         for (int r = 0; r < R; ++r) {
             __m512 row[T] = {};
             for (int64_t i = 0; i < blocks; ++i, block += Lossless::kBytes, ++base) {
+                if constexpr (kFetchesAlone) __builtin_prefetch(block + kAhead, 0, 2), __builtin_prefetch(block + kAhead + kLine, 0, 2);
                 __m512i first, second;
                 unpack(block, *base, raw, first, second);
                 #pragma GCC unroll 6

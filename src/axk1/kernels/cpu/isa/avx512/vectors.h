@@ -13,8 +13,10 @@ constexpr int kRegisters = 32;
 constexpr int64_t kAhead = 8192;
 #if defined(__AMX_BF16__)
 constexpr const char* kInstructions = "amx";
+constexpr bool kFetchesAlone = true;  // weights of a single input too: Intel's own prefetchers leave half of the bandwidth
 #elif defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
 constexpr const char* kInstructions = "avx512_bf16";
+constexpr bool kFetchesAlone = false;
 #else
 constexpr const char* kInstructions = "avx512";
 #endif
