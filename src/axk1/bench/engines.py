@@ -172,7 +172,7 @@ def _gguf(engine: Engine, model: Model) -> Path:
     target = folder / f"model-{engine.variant}.gguf"
     if not target.is_file():
         command = [sys.executable, "-m", "axk1", "export", "gguf", str(model.folder), str(folder)]
-        command += ["--type", engine.variant, "--split-size", "1TB"]
+        command += ["--type", engine.variant, "--split-size", "1000GB"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip() or "no message").splitlines()[-1]
