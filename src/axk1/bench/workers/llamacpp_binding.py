@@ -27,6 +27,13 @@ def bind(build: Path) -> Any:
     return importlib.import_module("llama_cpp.llama_cpp")
 
 
+def _has_amx() -> bool:
+    """Whether llama.cpp would pack weights for AMX: those of kv_b too, whose products it then finds no place for and
+    ends the process (``GGML_ASSERT(*cur_backend_id != -1)``)."""
+    cpu = Path("/proc/cpuinfo")
+    return cpu.is_file() and "amx_tile" in cpu.read_text(encoding="utf-8", errors="replace")
+
+
 class Input(NamedTuple):
     """One token of a step."""
 
@@ -49,7 +56,7 @@ class LlamaCpp:
         api.llama_log_set(self.log, ctypes.c_void_p(0))
         api.llama_backend_init()
         model = api.llama_model_default_params()
-        model.n_gpu_layers, model.use_extra_bufts, model.load_mtp = 0, not plain, False
+        model.n_gpu_layers, model.use_extra_bufts, model.load_mtp = 0, not (plain or _has_amx()), False
         self.model = api.llama_model_load_from_file(str(file).encode(), model)
         if not self.model:
             raise ValueError(f"{file}: llama.cpp does not load it.")
