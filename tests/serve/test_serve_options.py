@@ -91,7 +91,8 @@ def test_usage_with_every_chunk(client):
     options = {"include_usage": True, "continuous_usage_stats": True}
     told = events(client.post(PATH, json={**LONG, "stream": True, "stream_options": options}).text)
     counts = [chunk["usage"]["completion_tokens"] for chunk in told]
-    assert counts == sorted(counts) and counts[-1] == 12 and len(set(counts)) > 5
+    assert counts == sorted(counts) and counts[-1] == 12
+    assert len(set(counts)) > 1, "steps that come while the client is not looking are one chunk"
 
 
 @pytest.mark.parametrize("asked", [False, True])
