@@ -65,7 +65,7 @@ def _add_rope(writer: Any, rope: dict[str, Any]) -> None:
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         writer.add_rope_scaling_yarn_beta_fast(rope.get("beta_fast") or 32.0)
         writer.add_rope_scaling_yarn_beta_slow(rope.get("beta_slow") or 1.0)
-        if rope.get("mscale_all_dim"):  # llama.cpp's field is a tenth of DeepSeek's
+        if rope.get("mscale_all_dim") is not None:  # llama.cpp's field is a tenth of DeepSeek's
             writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
 
 
