@@ -398,7 +398,8 @@ def _assert_same_answers(name: str, model: Model, ours: AXK1ForCausalLM, logs: P
         best = ours(input_ids=ids, logits_to_keep=1).logits[:, -1].float().topk(2)
     worker = start(BASE[name], 1, logs)
     try:
-        worker.request("load", path=str(weights_for(BASE[name], model)), **LOAD)  # pyright: ignore[reportArgumentType]
+        how = LOAD | BASE[name].load_options
+        worker.request("load", path=str(weights_for(BASE[name], model)), **how)  # pyright: ignore[reportArgumentType]
         theirs = worker.request("answers", prompts=16, tokens=48)["ids"]
     finally:
         worker.close()
