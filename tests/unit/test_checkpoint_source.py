@@ -117,7 +117,7 @@ def test_a_shard_is_noted_when_its_own_sources_are_proven(content, tmp_path):
 def test_too_little_memory_is_noticed_before_the_work(tmp_path, monkeypatch):
     VirtualCheckpoint(small(), shards=12, table=1 << 20).save(tmp_path / "model")
     monkeypatch.setattr(streaming, "free_memory", lambda: 100_000_000)
-    with pytest.raises(ValueError, match=r"needs 0\.\d GB of memory .* and 0\.1 GB are free: end other programs"):
+    with pytest.raises(ValueError, match=r"needs [\d.]+ MB of memory .* and 100\.0 MB are free: end other programs"):
         quantize_checkpoint(tmp_path / "model", tmp_path / "new", "int8")
     assert not (tmp_path / "new").exists()
 
@@ -130,7 +130,7 @@ def test_lines_say_share_rate_and_time_left():
         report(40_000_000_000 + minute * 18_000_000_000, 1_000_000_000_000)  # 40 GB were done by an earlier run
         report(40_000_000_001 + minute * 18_000_000_000, 1_000_000_000_000)
     assert said == [
-        "quantising: 58.0 of 1,000.0 GB, 300 MB/s, 52 min left",
-        "quantising: 76.0 of 1,000.0 GB, 300 MB/s, 51 min left",
-        "quantising: 94.0 of 1,000.0 GB, 300 MB/s, 50 min left",
+        "quantising: 58.0 GB of 1.0 TB, 300.0 MB/s, 52 min left",
+        "quantising: 76.0 GB of 1.0 TB, 300.0 MB/s, 51 min left",
+        "quantising: 94.0 GB of 1.0 TB, 300.0 MB/s, 50 min left",
     ]

@@ -264,12 +264,12 @@ def test_room_is_checked_before_a_download(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     files = [File(10**18), File(5, False)]
-    with pytest.raises(ValueError, match=r"needs 1,000,000,000\.0 GB more in .*hub"):
+    with pytest.raises(ValueError, match=r"needs 1\.0 EB more in .*hub"):
         hub_folder(HubId("some", "v1"), say=said.append)
     assert calls == [("some", True, "v1")] and not said
     files = [File(10**6), File(10**18, False)]
     assert hub_folder(HubId("some", "v1"), say=said.append) == tmp_path
-    assert calls[-1] == ("some", False, "v1") and "Downloading some@v1: 0.0 GB" in said[0]
+    assert calls[-1] == ("some", False, "v1") and "Downloading some@v1: 1.0 MB" in said[0]
 
 
 def test_without_a_network_what_is_cached_is_used(endless_checkpoint, offline_cache, monkeypatch):

@@ -78,7 +78,7 @@ def open_checkpoint(folder: Path | str, subfolder: str = "", variant: str | None
     if index.exists():
         return _open_sharded(folder, index)
     if not folder.is_dir():
-        raise CheckpointError("is no folder.", folder)
+        raise CheckpointError("is no folder. Give the folder of a checkpoint.", folder)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise CheckpointError(

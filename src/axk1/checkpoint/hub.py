@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.filesize import decimal
+
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.md", "*.model", "LICENSE*", "NOTICE*"]
 """What is downloaded: weights, configuration, tokenizer and texts; no code and no pickle."""
 _ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -104,10 +106,10 @@ def _check_room(wanted: HubId, files: list, cache: Path, say: Callable[[str], ob
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ValueError(
-            f"{wanted} needs {needed / 1e9:,.1f} GB more in {cache}, where {free / 1e9:,.1f} GB are free: make room, "
+            f"{wanted} needs {decimal(needed)} more in {cache}, where {decimal(free)} are free: make room, "
             "or set HF_HOME to a larger disk."
         )
-    say(f"Downloading {wanted}: {needed / 1e9:,.1f} GB to {cache}. If it is cut off, the same command goes on.")
+    say(f"Downloading {wanted}: {decimal(needed)} to {cache}. If it is cut off, the same command goes on.")
 
 
 def _to_stderr(text: str) -> None:

@@ -67,7 +67,7 @@ def check_texts(folder: Path) -> None:
         CheckpointError: no folder, or a file in it that is no ordinary one, or too large.
     """
     if not folder.is_dir():
-        raise CheckpointError("is no folder.", folder)
+        raise CheckpointError("is no folder. Give the folder of a checkpoint.", folder)
     for file in sorted(folder.iterdir()):
         limit = {".json": LARGEST, ".jinja": LARGEST_TEMPLATE}.get(file.suffix)
         if limit is None:

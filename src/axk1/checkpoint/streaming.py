@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import convert_file_size_to_int
+from rich.filesize import decimal
 
 from axk1.allocator import free_memory
 from axk1.checkpoint.beside import copy_beside
@@ -190,7 +191,7 @@ def check_room(target: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise CheckpointError(
-            f"needs {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: make room, or choose another disk.",
+            f"needs {decimal(needed)}, and {decimal(free)} are free: make room, or choose another disk.",
             target,
         )
 
@@ -205,8 +206,8 @@ def check_memory(read: Reader, jobs: Sequence[Job], workers: int) -> None:
     needed = 2 * pieces_at_once(workers) * largest + max(1, workers) * SCRATCH + FLUSHED
     if needed > (free := free_memory()):
         raise ValueError(
-            f"This needs {needed / 1e9:.1f} GB of memory for parts of the weights of up to {largest / 1e6:,.0f} MB, "
-            f"and {free / 1e9:.1f} GB are free: end other programs, or raise the limit of this one."
+            f"This needs {decimal(needed)} of memory for parts of the weights of up to {decimal(largest)}, "
+            f"and {decimal(free)} are free: end other programs, or raise the limit of this one."
         )
 
 

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.filesize import decimal
+
 Report = Callable[[int, int], None]
 EVERY = 60.0
 """Seconds between lines."""
@@ -44,7 +46,7 @@ class Lines:
         seconds, size = now - self.begun[0], done - self.begun[1]
         rate = size / seconds if seconds else 0.0
         left = f", {_duration((total - done) / rate)} left" if rate else ""
-        self.say(f"{self.what}: {done / 1e9:,.1f} of {total / 1e9:,.1f} GB, {rate / 1e6:,.0f} MB/s{left}")
+        self.say(f"{self.what}: {decimal(done)} of {decimal(total)}, {decimal(round(rate))}/s{left}")
 
 
 def _duration(seconds: float) -> str:
