@@ -18,7 +18,7 @@ LLAMACPP_PATCHES := $(sort $(wildcard docs/upstream/llama.cpp/*.patch))
 # A folder for each version and patch: switching back and forth builds nothing twice.
 LLAMACPP_BUILD := .llamacpp/$(LLAMACPP_VERSION)-$(shell cat $(LLAMACPP_PATCHES) | cksum | cut -d' ' -f1)
 # A process for each core, at most four; all tests of a file run in the same one.
-PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 20
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo hashes vendor bench-peers llamacpp engines engines-vllm engines-sglang engines-mlx engines-llamacpp ray server-suites clean
@@ -67,7 +67,7 @@ llamacpp: $(LLAMACPP_BUILD)/.ready ## llama.cpp with our patches, for the CPU, i
 
 bench-peers: $(VLLM)/.ready $(LLAMACPP_BUILD)/.libraries $(MLX)/.ready ## vLLM for CPUs, llama.cpp and mlx-lm, for `axk1 bench`, each by itself
 
-engines: engines-vllm engines-sglang engines-mlx ray ## everything about other engines, as far as it runs on this machine's CPU
+engines: engines-vllm engines-sglang engines-mlx engines-llamacpp ray ## everything about other engines, as far as it runs on this machine's CPU
 
 engines-vllm: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 $(LM_EVAL)/.ready ## the plugin for vLLM, run in the real engine on this machine's CPU
 	$(VLLM)/bin/python -m pytest tests/integration/vllm
@@ -78,7 +78,7 @@ engines-sglang: $(SGLANG)/.ready ## the SGLang plugin, tested inside SGLang as f
 engines-mlx: $(MLX)/.ready ## the model for mlx-lm and its export, run in the real engine on this machine's CPU
 	$(MLX)/bin/python -m pytest tests/integration/mlx_engine
 
-engines-llamacpp: .venv/.dev $(LLAMACPP_BUILD)/.libraries ## GGUF files in the patched llama.cpp, on this machine's CPU
+engines-llamacpp: .venv/.dev $(LLAMACPP_BUILD)/.ready ## GGUF files in the patched llama.cpp and its server, on this machine's CPU
 	$(BIN)/python -m pytest tests/integration/llamacpp
 
 ray: .venv/.dev $(RAY)/.ready ## `axk1 serve` with vLLM on a Ray cluster of two "machines", on this machine's CPU

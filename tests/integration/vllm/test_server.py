@@ -5,131 +5,68 @@
 from __future__ import annotations
 
 import json
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from openai import OpenAI
+from engine_server import ASK, PLAIN, THINK, TOOLS, Asked, free_port, serving
 from samples import script_tool_call
 from support import FLOAT32, LM_EVAL, NANO, environment
 
 from axk1.chat import load
-from axk1.evaluation.held_out import answer_problems, held_out_problems
+from axk1.evaluation.held_out import answer_problems
 from axk1.integrations.lm_eval import write_task
-from axk1.tasks import score
-
-ASK = [{"role": "user", "content": "What is 17 + 25 - 9?"}]
-THINK = {"chat_template_kwargs": {"enable_thinking": True}}
-TOOLS: list[Any] = [{"type": "function", "function": {"name": "w", "parameters": {"type": "object", "properties": {}}}}]
-IN_PROCESS = json.loads((NANO / "eval.json").read_text())
 
 
-def serve(folder: Path, log: Path, *options: str) -> Iterator[OpenAI]:
-    """A client of a server of ``folder``, which is stopped afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+@contextmanager
+def serve(folder: Path, log: Path, *options: str) -> Iterator[Asked]:
+    """A server of ``folder``, which is stopped afterwards."""
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", "axk1", "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024"]
     command += ["--enforce-eager", "--max-num-seqs", "16", "--reasoning-parser", "axk1", *options]
     command += ["--enable-auto-tool-choice", "--tool-call-parser", "axk1"]
-    with log.open("w") as file:
-        server = subprocess.Popen(command, env=environment(), stdout=file, stderr=file, start_new_session=True)
-        try:
-            wait(f"http://127.0.0.1:{port}/health", server, log)
-            yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
-        finally:
-            server.send_signal(signal.SIGINT)
-            try:
-                server.wait(30)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                raise
-
-
-def wait(url: str, server: subprocess.Popen, log: Path) -> None:
-    """Until the server answers; its log, if it ended."""
-    end = time.monotonic() + 200
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(1)
-    pytest.fail("the server did not start:\n" + log.read_text()[-4_000:])
+    with serving(command, port, log, environment()) as client:
+        yield Asked(client, "axk1")
 
 
 @pytest.fixture(scope="module")
-def nano(tmp_path_factory) -> Iterator[OpenAI]:
+def nano(tmp_path_factory) -> Iterator[Asked]:
     """The nano, in fp32 and with its MTP drafts."""
     drafts = '{"method": "mtp", "num_speculative_tokens": 1, "attention_backend": "CPU_MLA"}'
     log = tmp_path_factory.mktemp("nano") / "server.log"
-    yield from serve(NANO, log, *FLOAT32, "--speculative-config", drafts)
+    with serve(NANO, log, *FLOAT32, "--speculative-config", drafts) as served:
+        yield served
 
 
-def ask(client: OpenAI, messages: list[Any], **options: Any) -> Any:
-    return client.chat.completions.create(model="axk1", messages=messages, temperature=0, max_tokens=256, **options)
+def test_modes(nano: Asked) -> None:
+    nano.check_modes()
+    plain, default = (nano.ask(ASK, **options).choices[0].message for options in ({"extra_body": PLAIN}, {}))
+    assert plain.content == default.content  # Non-Think is the template's own default
 
 
-def streamed(client: OpenAI, messages: list[Any], **options: Any) -> tuple[str, str, list[Any], list[Any]]:
-    """Reasoning, answer, tool-call deltas and finish reasons of a streamed reply."""
-    reasoning, answer, calls, reasons = "", "", [], []
-    for chunk in ask(client, messages, stream=True, **options):
-        for choice in chunk.choices:
-            reasoning += getattr(choice.delta, "reasoning", None) or ""
-            answer += choice.delta.content or ""
-            calls += choice.delta.tool_calls or []
-            reasons += [choice.finish_reason] if choice.finish_reason else []
-    return reasoning, answer, calls, reasons
-
-
-def test_modes(nano: OpenAI) -> None:
-    plain = ask(nano, ASK)
-    assert plain.choices[0].finish_reason == "stop"
-    assert plain.choices[0].message.content and not plain.choices[0].message.reasoning
-    thought = ask(nano, ASK, extra_body=THINK)
-    message = thought.choices[0].message
-    assert "33" in message.content and "42" in message.reasoning  # 17 + 25 = 42 on the way
-    assert not any(tag in text for tag in ("<think>", "</think>") for text in (message.content, message.reasoning))
-    assert streamed(nano, ASK) == ("", plain.choices[0].message.content, [], ["stop"])
-    assert streamed(nano, ASK, extra_body=THINK) == (message.reasoning, message.content, [], ["stop"])
-
-
-def test_budget(nano: OpenAI) -> None:
-    short = ask(nano, ASK, extra_body=THINK | {"thinking_token_budget": 4})
+def test_budget(nano: Asked) -> None:
+    short = nano.ask(ASK, extra_body=THINK | {"thinking_token_budget": 4})
     message = short.choices[0].message
     assert message.content and len(message.reasoning) < len(
-        ask(nano, ASK, extra_body=THINK).choices[0].message.reasoning
+        nano.ask(ASK, extra_body=THINK).choices[0].message.reasoning
     )
     assert short.choices[0].finish_reason == "stop"
 
 
-def test_tools_do_not_disturb_an_answer(nano: OpenAI) -> None:
-    whole = ask(nano, ASK, tools=TOOLS, extra_body=THINK).choices[0]
-    reasoning, answer, calls, reasons = streamed(nano, ASK, tools=TOOLS, extra_body=THINK)
+def test_tools_do_not_disturb_an_answer(nano: Asked) -> None:
+    whole = nano.ask(ASK, tools=TOOLS, extra_body=THINK).choices[0]
+    reasoning, answer, calls, reasons = nano.streamed(ASK, tools=TOOLS, extra_body=THINK)
     assert (reasoning, answer) == (whole.message.reasoning or "", whole.message.content or "")
     assert not calls and reasons == [whole.finish_reason]
 
 
-def test_accuracy_is_that_in_process(nano: OpenAI) -> None:
-    """100 held-out problems a mode: the model card's share lies within the 99% confidence interval."""
-    problems = held_out_problems(100, seed=1)
-    for mode, extra in (("think", THINK), ("non_think", {})):
-        with ThreadPoolExecutor(16) as pool:
-            asked = ([{"role": "user", "content": problem.question}] for problem in problems)
-            replies = list(pool.map(lambda messages, extra=extra: ask(nano, messages, extra_body=extra), asked))
-        right = sum(score(p, r.choices[0].message.content or "") for p, r in zip(problems, replies, strict=True))
-        share = IN_PROCESS[mode]["all"]["share"]
-        assert abs(right / len(problems) - share) <= 2.58 * (share * (1 - share) / len(problems)) ** 0.5, (mode, right)
+@pytest.mark.parametrize("think", [True, False])
+def test_accuracy_is_ours(nano: Asked, think: bool) -> None:
+    nano.check_accuracy(NANO, think)
 
 
 def lm_eval(base_url: str, folder: Path, *options: str) -> tuple[int, float]:
@@ -148,30 +85,17 @@ def lm_eval(base_url: str, folder: Path, *options: str) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("think", [False, True])
-def test_lm_eval(nano: OpenAI, tmp_path: Path, think: bool) -> None:
+def test_lm_eval(nano: Asked, tmp_path: Path, think: bool) -> None:
     """lm-eval's exact match is the share of right answers in process, except for near ties between two tokens."""
     problems = write_task(tmp_path, 40, seed=1)
     right = sum(result.correct for result in answer_problems(load(NANO), problems, think))
     options = ("--gen_kwargs", json.dumps(THINK)) if think else ()
-    asked, exact_match = lm_eval(str(nano.base_url), tmp_path, *options)
+    asked, exact_match = lm_eval(str(nano.client.base_url), tmp_path, *options)
     assert asked == len(problems)
     assert abs(exact_match * asked - right) < 2.5, (exact_match, right)
     assert (right > 30) == think  # the two modes are told apart
 
 
-@pytest.fixture(scope="module")
-def caller(tmp_path_factory) -> Iterator[OpenAI]:
-    """A model that answers every prompt with a tool call."""
-    folder = tmp_path_factory.mktemp("caller")
-    yield from serve(script_tool_call(folder / "model"), folder / "server.log", *FLOAT32)
-
-
-def test_tool_calls(caller: OpenAI) -> None:
-    for extra in ({}, THINK):
-        choice = ask(caller, ASK, tools=TOOLS, extra_body=extra).choices[0]
-        (call,) = choice.message.tool_calls
-        assert (call.function.name, json.loads(call.function.arguments)) == ("w", {})
-        assert choice.finish_reason == "tool_calls"
-        _, answer, (delta,), reasons = streamed(caller, ASK, tools=TOOLS, extra_body=extra)
-        assert (answer, delta.function.name, delta.function.arguments) == ("", "w", "{}")
-        assert reasons == ["tool_calls"]
+def test_tool_calls(tmp_path: Path) -> None:
+    with serve(script_tool_call(tmp_path / "model"), tmp_path / "server.log", *FLOAT32) as served:
+        served.check_tool_call()
