@@ -152,8 +152,8 @@ def transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return TransformersModel.from_pretrained(folder, config=config, dtype=dtype).eval()
 
 
-CALL = {"<|reserved_6|>": '{"name": "w", ', "<|reserved_7|>": '"arguments": {}}'}
-"""A tool call in two tokens, which are put in the place of reserved ones."""
+CALL = {"<|reserved_6|>": '\n{"name": "w", ', "<|reserved_7|>": '"arguments": {}}\n'}
+"""A tool call in two tokens, as the template has it, which are put in the place of reserved ones."""
 
 
 def script_tool_call(folder: Path) -> Path:
@@ -162,10 +162,12 @@ def script_tool_call(folder: Path) -> Path:
     In Think it reasons "Yes" first. One-hot embeddings, layers that add nothing, and a head that holds the table.
     """
     folder.mkdir()
-    words = (NANO / "tokenizer.json").read_text()
-    for reserved, text in CALL.items():
-        words = words.replace(json.dumps(reserved), json.dumps(text))
-    (folder / "tokenizer.json").write_text(words)
+    words = json.loads((NANO / "tokenizer.json").read_text())
+    for token in words["added_tokens"]:
+        if token["content"] in CALL:
+            token |= {"content": CALL[token["content"]], "special": False}
+    words["model"]["vocab"] = {CALL.get(token, token): number for token, number in words["model"]["vocab"].items()}
+    (folder / "tokenizer.json").write_text(json.dumps(words))
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(NANO / name, folder / name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
