@@ -21,7 +21,7 @@ LLAMACPP_BUILD := .llamacpp/$(LLAMACPP_VERSION)-$(shell cat $(LLAMACPP_PATCHES) 
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo hashes vendor bench-peers llamacpp engines engines-vllm engines-sglang engines-mlx engines-llamacpp ray server-suites clean
+.PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo hashes vendor bench-peers llamacpp engines engine-environments engines-vllm engines-sglang engines-mlx engines-llamacpp ray server-suites clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
@@ -68,6 +68,8 @@ llamacpp: $(LLAMACPP_BUILD)/.ready ## llama.cpp with our patches, for the CPU, i
 bench-peers: $(VLLM)/.ready $(LLAMACPP_BUILD)/.libraries $(MLX)/.ready ## vLLM for CPUs, llama.cpp and mlx-lm, for `axk1 bench`, each by itself
 
 engines: engines-vllm engines-sglang engines-mlx engines-llamacpp ray ## everything about other engines, as far as it runs on this machine's CPU
+
+engine-environments: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 $(LM_EVAL)/.ready $(SGLANG)/.ready $(MLX)/.ready $(RAY)/.ready $(LLAMACPP_BUILD)/.ready ## what `make engines` needs, without its tests
 
 engines-vllm: $(VLLM)/.axk1 $(VLLM)/vllm-0.33.0 $(LM_EVAL)/.ready ## the plugin for vLLM, run in the real engine on this machine's CPU
 	$(VLLM)/bin/python -m pytest tests/integration/vllm

@@ -15,7 +15,6 @@ from transformers import LogitsProcessor
 
 from axk1.engine.engine import LEAST_REPLY, ModelEngine
 from axk1.engine.interface import EngineClosed, EngineFull, Generation, Reasoning, Request, wake
-from axk1.engine.pace import LEAST, Pace
 from axk1.engine.settings import Settings, default_pages
 from axk1.generation.executors import executor_for
 from axk1.generation.pages import PAGE, pages_of
@@ -329,8 +328,8 @@ def test_what_can_never_be_is_refused(started) -> None:
                 kind(**fields)
 
     asyncio.run(main())
-    with pytest.raises(ValueError, match="stretch is 1; it must be above 1"):
-        Settings(stretch=1)
+    with pytest.raises(ValueError, match="prompt_tokens is 1; it must be 64 or more"):
+        Settings(prompt_tokens=1)
     assert engine.statistics().waiting == 0
 
 
@@ -651,31 +650,6 @@ def test_the_oldest_prompt_is_not_starved() -> None:
     while len(engine.loop):
         engine.loop.step()
     assert all(len(s.reply) == 1 for s in sequences)
-
-
-def test_pace() -> None:
-    """Steps with prompts last as long as allowed, once both are known; alone they read as much as they may."""
-    pace = Pace(512, 2.5)
-    assert (pace.tokens(0), pace.tokens(4)) == (512, LEAST)
-    for _ in range(30):
-        pace.record(4, 0, 0.02)
-        read = pace.tokens(4)
-        pace.record(4, read, 0.02 + 0.005 + read * 0.0002)
-    assert 0.04 < 0.02 + 0.005 + pace.tokens(4) * 0.0002 < 0.055
-    assert pace.tokens(5) == pace.tokens(4) and pace.tokens(0) == 512
-    for _ in range(30):
-        pace.record(4, 64, 1.0)
-    assert pace.tokens(4) == LEAST
-    free = Pace(100, 2)
-    free.record(1, 0, 1.0)
-    free.record(0, 100, 9.0)  # nobody waited
-    assert free.tokens(1) == LEAST
-    free.record(1, LEAST, 1.001)
-    assert free.tokens(1) == 100
-    turns = Pace(1_000, 2)
-    turns.record(1, 0, 1.0)
-    turns.record(1, 10, 0.02, beside=False)
-    assert turns.tokens(1) == 500
 
 
 @needs_kernels

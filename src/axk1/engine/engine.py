@@ -30,7 +30,6 @@ from axk1.engine.interface import (
     Statistics,
     wake,
 )
-from axk1.engine.pace import Pace
 from axk1.engine.prefix import PrefixTree
 from axk1.engine.settings import Settings, default_pages
 from axk1.experts.store import store_of
@@ -94,7 +93,6 @@ class ModelEngine:
         self._pages = pages if self.loop.pool is not None else 0
         self.max_tokens = min(context, self._pages * PAGE) if self._pages else context
         self._longest = min(context, self._pages * PAGE - 1) if self._pages else context
-        self._pace = Pace(settings.prompt_tokens, settings.stretch)
         self._entries: dict[Generation, _Entry] = {}
         names = ("prompt_tokens", "generated_tokens", "prefix_queries", "prefix_hits", "failed_steps")
         self._totals = dict.fromkeys(names, 0)
@@ -236,13 +234,13 @@ class ModelEngine:
             self._end_all(error)
 
     def _warm_up(self) -> None:
-        """Runs a few steps, so that the first request finds everything in place; the second time they are measured."""
+        """Runs a few steps, so that the first request finds everything in place."""
         count = min(PAGE, self.max_tokens - 1)
-        for step in (self.loop.step, self._timed_step) if count > 0 else ():
+        if count > 0:
             new = min(8, self.max_tokens - count)
             self.loop.add(Sequence([0] * count, GREEDY, max_new_tokens=new, device=self._model.device))
-            while len(self.loop):
-                step()
+        while len(self.loop):
+            self.loop.step()
 
     def _obey(self) -> bool:
         """Carries out what was asked for; waits while there is nothing to do.
@@ -307,7 +305,8 @@ class ModelEngine:
     def _advance(self) -> None:
         """One step, and what came of it."""
         try:
-            self._timed_step()
+            self._admit()
+            self.loop.step()
             self._failed = 0
         except Exception as error:  # of the model: it may be over when the step is tried again
             self._failed += 1
@@ -318,15 +317,6 @@ class ModelEngine:
         heard = [entry.generation for entry in list(self._entries.values()) if self._deliver(entry)]
         self._publish()
         wake(heard)
-
-    def _timed_step(self) -> None:
-        self._admit()
-        loop, replying = self.loop, len(self.loop.replying)
-        loop.prompts.tokens = self._pace.tokens(replying)
-        start = time.perf_counter()
-        loop.step()
-        seconds = time.perf_counter() - start
-        self._pace.record(replying, loop.read_tokens, seconds, beside=loop.replied > 0)
 
     def _give_up(self, error: Exception) -> None:
         """Ends those whose step fails again and again: who read, or where nobody did, who reply."""

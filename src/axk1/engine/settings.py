@@ -23,8 +23,8 @@ class Settings:
         pages: of 64 tokens, at most, for running requests and kept prompts; None: what :func:`default_pages` says.
         streams: requests that run at once, at most.
         waiting: requests that wait, at most; more are refused.
-        prompt_tokens: of all prompts together in a step, at most; fewer beside replies, by ``stretch``.
-        stretch: how much later the next tokens of replies may come while prompts are read.
+        prompt_tokens: of all prompts together in a step, at most. Replies wait for such a step: fewer make the pauses
+            shorter and longer in all, since most of a small piece's time goes into fetching weights and its context.
         drafts: MTP speculation; by default as much as measurably pays, none where the model has no MTP module.
         prefixes: whether pages of prompts are kept for requests to come.
         poison: fills pages with NaN before and after they are used: for tests.
@@ -37,7 +37,6 @@ class Settings:
     streams: int = 32
     waiting: int = 256
     prompt_tokens: int = 512
-    stretch: float = 2.5
     drafts: Drafts = field(default_factory=Drafts)
     prefixes: bool = True
     poison: bool = False
@@ -48,7 +47,6 @@ class Settings:
             "streams": (self.streams >= 1, "1 or more"),
             "waiting": (self.waiting >= 0, "0 or more"),
             "prompt_tokens": (self.prompt_tokens >= PAGE, f"{PAGE} or more"),
-            "stretch": (self.stretch > 1, "above 1"),
         }
         for name, (valid, rule) in rules.items():
             if not valid:
