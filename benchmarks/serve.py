@@ -104,7 +104,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--input", default=128, type=int, help="tokens of a prompt")
     parser.add_argument("--output", default=128, type=int, help="tokens of a reply")
     parser.add_argument("--arrivals", default=5, type=int, help="long prompts that arrive, in a round")
-    parser.add_argument("--alone", default=512, type=int, help="tokens of the reply of a single stream")
+    parser.add_argument("--alone", default=256, type=int, help="tokens of the reply of a single stream")
     parser.add_argument("--compiled", action="store_true", help="vLLM with torch.compile")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -233,7 +233,7 @@ async def _ask(server: Server, body: dict[str, Any], times: list[float] | None =
     """Streams a chat, and notes when its pieces of text come.
 
     Returns:
-        Seconds to the first of them.
+        Seconds to the first of them; to the end, where a reply of random weights is no text.
     """
     times = [] if times is None else times
     content = json.dumps({"model": NAME, "stream": True, "temperature": 0, "ignore_eos": True, **body}).encode()
@@ -249,7 +249,7 @@ async def _ask(server: Server, body: dict[str, Any], times: list[float] | None =
         if line.startswith(b"data: ") and b'"content":"' in line and b'"content":""' not in line:
             times.append(time.perf_counter())
     writer.close()
-    return times[0] - begun
+    return (times[0] if times else time.perf_counter()) - begun
 
 
 def _words(count: int, seed: object) -> str:
@@ -339,7 +339,7 @@ async def _alone(server: Server, options: argparse.Namespace, turn: int) -> dict
 def _bench(model: Model, options: argparse.Namespace, logs: Path) -> dict[str, float]:
     """Decoding as `axk1 bench` measures it, in a process of its own."""
     command = [sys.executable, "-m", "axk1", "bench", str(model.folder), "--engines", "axk1", "--batch", "1"]
-    command += ["--prefill", "0", "--contexts", "264", "--rounds", "3", "--tokens", str(min(options.alone, 256))]
+    command += ["--prefill", "0", "--contexts", "264", "--rounds", "3", "--tokens", str(options.alone)]
     command += ["--json", str(logs / "bench.json")]
     subprocess.run(command, check=True, capture_output=True)
     (decode,) = json.loads((logs / "bench.json").read_text())["results"]

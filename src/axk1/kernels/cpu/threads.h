@@ -13,6 +13,7 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#include <sched.h>
 #endif
 
 namespace axk1 {
@@ -174,6 +175,39 @@ public:
     }
 };
 
+inline int this_core() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+// Keeps a thread away from the core of the one that it works for: woken while others are busy for a moment, it would be put
+// behind that one, and stay there for milliseconds.
+class Elsewhere {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    int left = -1;
+
+public:
+    Elsewhere() {
+        CPU_ZERO(&allowed);
+        pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed);
+    }
+
+    void than(int core) {
+        if (core == left || core < 0 || core >= CPU_SETSIZE || CPU_COUNT(&allowed) < 2) return;
+        cpu_set_t others = allowed;
+        CPU_CLR(core, &others);
+        if (pthread_setaffinity_np(pthread_self(), sizeof others, &others) == 0) left = core;
+    }
+#else
+public:
+    void than(int) {}
+#endif
+};
+
 // Threads that stay. One call runs on them at a time.
 class Pool {
     struct Job {
@@ -181,6 +215,7 @@ class Pool {
         void* what = nullptr;
         Shared* shared = nullptr;
         int64_t threads = 0, number = 0;  // number: of all jobs, from 1
+        int core = -1;                    // of thread 0
     };
     std::mutex busy, giving;
     Crew crew;
@@ -190,6 +225,7 @@ class Pool {
     int64_t workers = 0;
 
     void work(int64_t me, int seen, int64_t last) {
+        Elsewhere elsewhere;
         for (;;) {
             started.wait(seen);
             seen = started.get();
@@ -201,6 +237,7 @@ class Pool {
             const bool known = mine.number == last;  // it was seen before the flag rose
             last = mine.number;
             if (known || me >= mine.threads) continue;  // nobody waits for this thread
+            elsewhere.than(mine.core);
             mine.run(mine.what, *mine.shared, me, mine.threads);
             if (left.fetch_sub(1, std::memory_order_acq_rel) == 1) ended.raise();
         }
@@ -238,7 +275,7 @@ public:
                    Team team(common, me, count);
                    (*static_cast<const What*>(given))(team);
                },
-               const_cast<void*>(static_cast<const void*>(&what)), &all, threads, job.number + 1};
+               const_cast<void*>(static_cast<const void*>(&what)), &all, threads, job.number + 1, this_core()};
         const int before = ended.get();
         if (threads > 1) {
             left.store(threads - 1, std::memory_order_release);
