@@ -23,8 +23,9 @@ class Settings:
         pages: of 64 tokens, at most, for running requests and kept prompts; None: what :func:`default_pages` says.
         streams: requests that run at once, at most.
         waiting: requests that wait, at most; more are refused.
-        prompt_tokens: of all prompts together in a step, at most. Replies wait for such a step: fewer make the pauses
-            shorter and longer in all, since most of a small piece's time goes into fetching weights and its context.
+        prompt_tokens: of all prompts together in a step, at most; half as many of long prompts, while replies wait for
+            such a step. Fewer make their pauses shorter, and longer in all, since most of a small piece's time goes
+            into fetching weights and its context.
         drafts: MTP speculation; by default as much as measurably pays, none where the model has no MTP module.
         prefixes: whether pages of prompts are kept for requests to come.
         poison: fills pages with NaN before and after they are used: for tests.

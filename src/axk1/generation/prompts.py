@@ -36,7 +36,7 @@ class Prompts:
 
     Nobody overtakes a sequence that waits. Of those that read the oldest has at least half of a step's tokens, so that
     others never hold it up; the rest goes to those that have the least left, so that a long prompt does not hold up
-    short ones for long.
+    short ones for long. Long is a prompt that no single step could read.
 
     Args:
         pool: where pages come from; None: there are none.
@@ -47,6 +47,8 @@ class Prompts:
         self.pool, self.tokens = pool, tokens
         self.piece: int | None = tokens
         """A prompt is cut at multiples of this only, and read in order; None: wherever it suits, and fairly."""
+        self.long_tokens = tokens
+        """Of long prompts in a step at most, where they can be cut anywhere."""
         self.most: int | None = None
         """Sequences that have pages, at most."""
         self.prefixes: Prefixes | None = None
@@ -107,6 +109,7 @@ class Prompts:
     def pieces(self) -> list[tuple[Sequence, int]]:
         """The sequences that read next, and how many tokens each. A page that several need is read by one of them."""
         shares, claimed, left = [], set(), self._room
+        left_long = left if self.piece is not None else min(left, self.long_tokens)
         for sequence, most in self._order():
             if self.prefixes is not None:
                 self.prefixes.find(sequence)
@@ -114,13 +117,14 @@ class Prompts:
                 if page is not None and page in claimed:
                     continue
                 claimed.add(page)
-            size = self._size(sequence, min(left, most))
+            is_long = self._is_long(sequence)
+            size = self._size(sequence, min(left, most, left_long if is_long else left))
             if size == 0 and self.piece is not None:
                 break
             if size:
                 shares.append((sequence, size))
-                left -= size
-        return self._topped_up(shares, left)
+                left, left_long = left - size, left_long - size * is_long
+        return self._topped_up(shares, left, left_long)
 
     @property
     def _room(self) -> int:
@@ -143,12 +147,16 @@ class Prompts:
         size = min(unread, self.piece - sequence.cached % self.piece)
         return size if size <= room else 0
 
-    def _topped_up(self, shares: list[tuple[Sequence, int]], left: int) -> list[tuple[Sequence, int]]:
+    def _topped_up(self, shares: list[tuple[Sequence, int]], left: int, left_long: int) -> list[tuple[Sequence, int]]:
         """What the others leave is the oldest one's."""
         if self.piece is not None or not shares:
             return shares
         (oldest, size), *others = shares
-        return [(oldest, self._size(oldest, size + left)), *others]
+        more = min(left, left_long) if self._is_long(oldest) else left
+        return [(oldest, self._size(oldest, size + more)), *others]
+
+    def _is_long(self, sequence: Sequence) -> bool:
+        return sequence.history.prompt - sequence.found > self._room
 
 
 def _unread(sequence: Sequence) -> int:
