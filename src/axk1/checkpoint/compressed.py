@@ -14,7 +14,9 @@ from axk1.config import AXK1Config
 from axk1.quantized.plan import METHOD, Kind, Plan, Scheme, plan_of
 
 GROUP_SIZES = (128, 64, 32)
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I8": 1, "F8_E4M3": 1, "I32": 4, "I64": 8}
+DEFAULT_GROUP = {"int4": 128, "int3": 64}
+"""Weights that share a scale where nothing else is asked for."""
+ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I8": 1, "U8": 1, "F8_E4M3": 1, "I32": 4, "I64": 8}
 IGNORED = ("lm_head", r"re:.*mlp\.gate$")
 """Kept in full: the head and the router."""
 KV_B = r"re:.*kv_b_proj$"
@@ -54,24 +56,25 @@ def is_matrix(spec: TensorSpec) -> bool:
     return inside is not None and len(spec.shape) == 2 and _may_be_quantized(inside["key"])
 
 
-def make_plan(config: AXK1Config, kind: Kind, group_size: int = GROUP_SIZES[0], activations: bool = False) -> Plan:
+def make_plan(config: AXK1Config, kind: Kind, group_size: int | None = None, activations: bool = False) -> Plan:
     """The plan of ``axk1 quantize``: every matrix of a decoder layer or MTP module but those of ``IGNORED``.
 
-    ``kv_b_proj`` has one scale a row or stays: int8 where the others are int4 (its inputs rounded too: the int8 that
-    vLLM and SGLang read), and in full beside fp8. int4: ``group_size``, or where it does not divide a matrix's width
-    the next smaller of ``GROUP_SIZES`` that does; the matrices of an expert share one, as vLLM wants it. A matrix of
+    ``kv_b_proj`` has one scale a row or stays: int8 where the others are int4 or int3 (its inputs rounded too: the int8
+    that vLLM and SGLang read), and in full beside fp8. int4 and int3: ``group_size`` (``DEFAULT_GROUP`` where it is
+    None), or where it does not divide a matrix's width the next smaller of ``GROUP_SIZES`` that does; the matrices of an expert share one, as vLLM wants it. A matrix of
     any other width is kept in full.
 
     Raises:
         ValueError: no such ``group_size``, or no matrix whose width a group divides.
     """
-    if kind != "int4":
+    if kind not in DEFAULT_GROUP:
         ignored = IGNORED if kind == "int8" else (*IGNORED, KV_B)
         return Plan(((("Linear",), Scheme(kind, activations=activations)),), ignored)
+    group_size = DEFAULT_GROUP[kind] if group_size is None else group_size
     if group_size not in GROUP_SIZES:
         raise ValueError(f"group_size={group_size!r} must be one of {', '.join(map(str, GROUP_SIZES))}.")
     if activations:
-        raise ValueError("int4 weights go with activations as they are, not with eight-bit ones.")
+        raise ValueError(f"{kind} weights go with activations as they are, not with eight-bit ones.")
     weights: dict[int | None, int] = {}
     targets: dict[int | None, list[str]] = {}
     for key, (row, count) in _matrix_rows(config).items():
@@ -84,8 +87,8 @@ def make_plan(config: AXK1Config, kind: Kind, group_size: int = GROUP_SIZES[0], 
         weights[size] = weights.get(size, 0) + count * prod(shape)
     sizes = sorted((size for size in targets if size), key=lambda size: -weights[size])
     if not sizes:
-        raise ValueError(f"int4 needs matrices whose width is a multiple of {GROUP_SIZES[-1]}; this model has none.")
-    groups = tuple((("Linear",) if size == sizes[0] else tuple(targets[size]), Scheme("int4", size)) for size in sizes)
+        raise ValueError(f"{kind} needs matrices whose width is a multiple of {GROUP_SIZES[-1]}; this model has none.")
+    groups = tuple((("Linear",) if size == sizes[0] else tuple(targets[size]), Scheme(kind, size)) for size in sizes)
     kv_b = ((KV_B,), Scheme("int8", activations=True))
     return Plan((*groups, kv_b), (*IGNORED, *targets.get(None, ())))
 

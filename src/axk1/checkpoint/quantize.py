@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from axk1.checkpoint.beside import quantized_card
-from axk1.checkpoint.compressed import GROUP_SIZES, check_not_quantized, is_matrix, make_plan
+from axk1.checkpoint.compressed import DEFAULT_GROUP, check_not_quantized, is_matrix, make_plan
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, load_config
 from axk1.checkpoint.names import HEAD_KEYS, TensorSpec, expected_tensors
@@ -28,7 +28,7 @@ def quantize_checkpoint(
     source: Path | str,
     target: Path | str,
     scheme: Kind,
-    group_size: int = GROUP_SIZES[0],
+    group_size: int | None = None,
     activations: str | None = None,
     max_shard_size: int | str = "5GB",
     progress: Progress | None = None,
@@ -42,8 +42,8 @@ def quantize_checkpoint(
     Embedding, head, norms and routers keep their bits, beside fp8 ``kv_b_proj`` too.
 
     Args:
-        scheme: ``int8``, ``int4`` or ``fp8``.
-        group_size: int4: weights that share a scale, 128, 64 or 32.
+        scheme: ``int8``, ``int4``, ``int3`` or ``fp8``.
+        group_size: weights that share a scale, 128, 64 or 32; None: 128 of int4, 64 of int3.
         activations: ``int8`` or ``fp8``, as the scheme, where activations are to be rounded as well; None: not.
         max_shard_size: bytes, or a text such as ``"5GB"``; a larger tensor gets a shard of its own.
         finished: called with each shard as soon as it is whole and everything it was made of verified; it may take the
@@ -56,7 +56,7 @@ def quantize_checkpoint(
     """
     if scheme not in KINDS:
         raise ValueError(f"scheme={scheme!r} must be one of {', '.join(KINDS)}.")
-    if activations not in (None, scheme) or (activations and scheme == "int4"):
+    if activations not in (None, scheme) or (activations and scheme in DEFAULT_GROUP):
         raise ValueError(f"activations={activations!r} does not go with scheme={scheme!r}: 8 bits go with the same 8.")
     with open_source(source) as opened:
         stored, config = opened.stored, load_config(opened.folder)

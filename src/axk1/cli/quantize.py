@@ -1,4 +1,4 @@
-"""`axk1 quantize`: weights in eight or four bits."""
+"""`axk1 quantize`: weights in eight, four or three bits."""
 
 from enum import Enum
 from pathlib import Path
@@ -12,6 +12,7 @@ class Kind(str, Enum):  # noqa: UP042 - typer shows the values as choices
 
     int8 = "int8"
     int4 = "int4"
+    int3 = "int3"
     fp8 = "fp8"
 
 
@@ -27,7 +28,10 @@ def quantize(
     source: Annotated[str, typer.Argument(help="Checkpoint to read: folder, name on the hub, or HTTP address.")],
     target: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an unfinished run.")],
     scheme: Annotated[Kind, typer.Option(help="Format of the weights of attention, MLPs and experts.")],
-    group_size: Annotated[int, typer.Option(help="int4: weights that share a scale: 128, 64 or 32.")] = 128,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Weights that share a scale, 128, 64 or 32; by itself 128 of int4, 64 of int3."),
+    ] = None,
     activations: Annotated[
         Activations, typer.Option(help="Round activations too; vLLM reads int8 and fp8 experts only with it.")
     ] = Activations.none,

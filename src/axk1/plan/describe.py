@@ -17,7 +17,7 @@ from axk1.plan.bounds import expanded_bytes, latent_bytes
 from axk1.plan.formats import plain_specs, stored_as
 from axk1.plan.weights import Sizes, active_parameters, sum_sizes
 
-FORMATS = ("fp32", "bf16", "fp8", "int8", "int4")
+FORMATS = ("fp32", "bf16", "fp8", "int8", "int4", "int3")
 """What an unquantised model is also sized in, as ``axk1 quantize`` writes it (fp32: twice bf16)."""
 CONTEXTS = (4_096, 32_768, 131_072)
 

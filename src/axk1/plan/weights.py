@@ -28,7 +28,7 @@ class Weights:
     stored: str
     """``bf16``, ``fp8``, ``int4``, ...: the format of most matrices."""
     group_size: int | None = None
-    """Inputs that share a scale, of int4 experts."""
+    """Inputs that share a scale, of int4 and int3 experts."""
 
     @property
     def sizes(self) -> Sizes:
