@@ -6,6 +6,7 @@ A scale is rounded to bfloat16 before the weights are, so that storing it in bfl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,10 @@ class Quantized(NamedTuple):
     packed into uint8 ``[..., O, 3 I / 8]``."""
     scale: torch.Tensor
     """float32 ``[..., O, 1]``, int4 and int3 ``[..., O, I / G]``."""
+
+
+Rounder = Callable[[torch.Tensor, Scheme], tuple[Quantized, tuple[float, float]]]
+"""Rounds a matrix; returns the sums of the squared errors and of the squared weights with it."""
 
 
 def quantize(weight: torch.Tensor, scheme: Scheme) -> Quantized:

@@ -88,7 +88,9 @@ class Scheme:
         strategy, stored = weights.get("strategy"), group.get("format") or default_format
         size = weights.get("group_size") if strategy == "group" else None
         readable = weights.get("symmetric", True) and not weights.get("dynamic")
-        readable = readable and strategy in {"int4": ("channel", "group"), "int3": ("group",)}.get(kind or "", ("channel",))
+        readable = readable and strategy in {"int4": ("channel", "group"), "int3": ("group",)}.get(
+            kind or "", ("channel",)
+        )
         readable = readable and (strategy != "group" or _is_size(size, 32 if kind == "int3" else 8))
         if (
             kind is None
@@ -196,7 +198,11 @@ def _dynamic_activations(activations: Mapping[str, Any] | None, kind: Kind) -> b
     if not activations:
         return False
     found = (activations.get("num_bits"), activations.get("type"), activations.get("strategy"))
-    if found != (8, "float" if kind == "fp8" else "int", "token") or not activations.get("dynamic") or kind in ("int4", "int3"):
+    if (
+        found != (8, "float" if kind == "fp8" else "int", "token")
+        or not activations.get("dynamic")
+        or kind in ("int4", "int3")
+    ):
         raise ValueError(f"activations are quantised as {dict(activations)}; read are 8 bits, a scale for each token")
     return True
 

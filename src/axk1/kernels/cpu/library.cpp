@@ -136,8 +136,8 @@ int axk1_round(const void* weight, int64_t format, int64_t bits, int64_t groups,
         Clips given{{}, int(tries), largest, tiny};
         std::copy_n(clips, tries, given.shares);
         const auto round = [&](const auto* values) {
-            if (bits == 4) round_values<4>(values, groups, group, given, packed, scales, squares);
-            else round_values<3>(values, groups, group, given, packed, scales, squares);
+            if (bits == 4) round_weights<4>(values, groups, group, given, packed, scales, squares);
+            else round_weights<3>(values, groups, group, given, packed, scales, squares);
         };
         if (format == AXK1_FLOAT32) round(static_cast<const float*>(weight));
         else round(static_cast<const uint16_t*>(weight));

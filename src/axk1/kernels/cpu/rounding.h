@@ -168,7 +168,7 @@ inline void round_groups(const Stored* weight, int64_t groups, const Clips& clip
 }
 
 template <int Bits, class Stored>
-inline void round_values(const Stored* weight, int64_t groups, int64_t group, const Clips& clips, uint8_t* packed, float* scales, double* squares) {
+inline void round_weights(const Stored* weight, int64_t groups, int64_t group, const Clips& clips, uint8_t* packed, float* scales, double* squares) {
     if (group == 32) round_groups<32, Bits>(weight, groups, clips, packed, scales, squares);
     else if (group == 64) round_groups<64, Bits>(weight, groups, clips, packed, scales, squares);
     else if (group == 128) round_groups<128, Bits>(weight, groups, clips, packed, scales, squares);
