@@ -105,7 +105,7 @@ def test_packed_bytes_by_hand():
 
 
 def test_planes_by_hand():
-    """Of 32 values the lower two bits, four runs of eight side by side, then the upper bits; nothing else has meaning."""
+    """Of 32 values the lower two bits, four runs of eight side by side, then the upper bits."""
     values = torch.zeros(1, 32, dtype=torch.int8)
     assert pack_int3(values).tolist() == [[0] * 8 + [0xFF] * 4]  # 4 each: only upper bits
     values[0, :8] = torch.arange(-4, 4)

@@ -161,7 +161,9 @@ def mixed_plan(config: AXK1Config, wanted: Callable[[int, str], Wanted]) -> Plan
         if matrix.key != _KV_B_KEY:
             weights[scheme] = weights.get(scheme, 0) + matrix.count * prod(matrix.shape)
     if not any(weights.get(scheme) for scheme in layers if scheme):
-        names = ", ".join(sorted(kind for kind in kinds if kind)) or "A quantised model"
+        names = ", ".join(sorted(kind for kind in kinds if kind))
+        if not names:
+            raise ValueError("Nothing would be quantised: every matrix is to be kept in full.")
         raise ValueError(f"{names} needs matrices whose width is a multiple of {GROUP_SIZES[-1]}; this model has none.")
     targets = {
         scheme: tuple(_target(key, None if held == every[key] else held) for key, held in keys.items())

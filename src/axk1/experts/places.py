@@ -118,8 +118,8 @@ class ExpertTable:
         if scheme.kind not in FORMATS:
             tensor = self._stored.tensors[f"{base}.weight"]
             raise CheckpointError(
-                f"holds experts in {scheme.kind}; streamed are int3, int4, int8, bfloat16 and float32. Quantise the original "
-                "with --scheme int4, or load it without --expert-cache.",
+                f"holds experts in {scheme.kind}; streamed are int3, int4, int8, bfloat16 and float32. Quantise the "
+                "original with --scheme int4, or load it without --expert-cache.",
                 tensor.file,
             )
         name = f"{base}.weight_packed" if scheme.packed else f"{base}.weight"
