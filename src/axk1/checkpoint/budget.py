@@ -12,9 +12,8 @@ from rich.filesize import decimal
 from axk1.checkpoint.compressed import Matrix, Wanted, matrices, mixed_plan, part_of
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.names import layer_index
-from axk1.checkpoint.shards import Output
 from axk1.checkpoint.source import Source
-from axk1.checkpoint.streaming import Piece, Reader, rows_of, source_pieces
+from axk1.checkpoint.streaming import Job, Piece, Reader, rows_of, source_pieces
 from axk1.config import AXK1Config
 from axk1.quantized.formats import Rounder
 from axk1.quantized.plan import Plan, Scheme
@@ -81,20 +80,20 @@ def plan_within(
     prefix: str,
     budget: Budget,
     rounder: Rounder,
-    outputs: Callable[[Plan], list[Output]],
+    jobs: Callable[[Plan], list[Job]],
 ) -> Plan:
     """The plan for a source within ``budget``.
 
     Args:
         config: MTP layers counted as the source has them.
-        outputs: what is written by a plan.
+        jobs: what is written by a plan.
 
     Raises:
         CheckpointError: the budget is too small, or the source not finite.
         ValueError: no matrix whose width a group divides.
     """
     plans = [mixed_plan(config, lambda layer, part, wanted=wanted: wanted) for wanted in LADDER]
-    bytes_of = [_bytes_by_unit(outputs(plan)) for plan in plans]
+    bytes_of = [_bytes_by_unit(jobs(plan)) for plan in plans]
     errors = measured(opened, config, prefix, rounder)
     steps = {
         unit: [Step(wanted, of[unit], error) for wanted, of, error in zip(LADDER, bytes_of, errors[unit], strict=True)]
@@ -158,10 +157,10 @@ def _error(weight: torch.Tensor, scheme: Scheme | None, rounder: Rounder, name: 
     return error / size if size else 0.0
 
 
-def _bytes_by_unit(outputs: Sequence[Output]) -> dict[Unit | None, int]:
+def _bytes_by_unit(jobs: Sequence[Job]) -> dict[Unit | None, int]:
     """Bytes of what is quantised or may be, by unit; None: of all else."""
     found: dict[Unit | None, int] = {}
-    for output in outputs:
+    for output in (output for job in jobs for output in job.outputs):
         layer = layer_index(output.name)
         key = output.name.split(f"layers.{layer}.", 1)[-1]
         part = part_of(key)

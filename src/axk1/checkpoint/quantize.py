@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,12 +65,14 @@ def quantize_checkpoint(
         check_not_quantized(config, opened.folder, "quantised")
         found = check_tensors(stored, config)
         config = with_mtp_layers(config, found.mtp_layers)
-        jobs = partial(matrix_jobs, stored, config, prefix=found.prefix, rounder=rounder)
+
+        def jobs(plan: Plan) -> list[Job]:
+            return matrix_jobs(stored, config, plan, found.prefix, rounder)
+
         if isinstance(scheme, Recipe):
             plan = scheme.plan(config)
         elif isinstance(scheme, Budget):
-            outputs = lambda plan: [output for job in jobs(plan=plan) for output in job.outputs]  # noqa: E731
-            plan = plan_within(opened, config, found.prefix, scheme, rounder, outputs)
+            plan = plan_within(opened, config, found.prefix, scheme, rounder, jobs)
         else:
             plan = make_plan(config, scheme, group_size, activations is not None)
         values = {"quantization_config": plan.to_dict()}
@@ -80,7 +81,7 @@ def quantize_checkpoint(
         return write_checkpoint(
             Reader(opened),
             Path(target),
-            jobs(plan=plan),
+            jobs(plan),
             values | ({"formats": mixed} if mixed else {}),
             max_shard_size,
             values,
