@@ -10,8 +10,10 @@ import torch
 from decoding import replies
 
 from axk1 import AXK1Config, AXK1ForCausalLM
+from axk1.checkpoint.compressed import Wanted
 from axk1.checkpoint.convert import convert_checkpoint
 from axk1.checkpoint.quantize import quantize_checkpoint
+from axk1.checkpoint.recipe import Recipe, Rule
 from axk1.experts.simulate import LRU, Belady, Decayed, asked, read_trace, simulate
 from axk1.experts.store import DECAY, RESERVE, ExpertStore, store_of
 from axk1.generation.batch import Assembler
@@ -25,7 +27,7 @@ from axk1.modeling.moe import AXK1Router
 from axk1.quantized.plan import Kind
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-FORMATS = ("bfloat16", "float32", "per_expert", "int8", "int4", "int3")
+FORMATS = ("bfloat16", "float32", "per_expert", "int8", "int4", "int3", "mixed")
 
 
 def make_checkpoint(folder: Path, dtype: torch.dtype = torch.bfloat16, **fields: Any) -> Path:
@@ -48,6 +50,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     quantize_checkpoint(found["bfloat16"], root / "int8", "int8", max_shard_size="300KB")
     quantize_checkpoint(found["bfloat16"], root / "int4", "int4", 32)
     quantize_checkpoint(found["bfloat16"], root / "int3", "int3", max_shard_size="300KB")
+    recipe = Recipe((Rule(Wanted("int4", 32)), Rule(Wanted("int3"), frozenset({1}), frozenset({"experts"}))))
+    quantize_checkpoint(found["bfloat16"], root / "mixed", recipe)
     return found | {name: root / name for name in FORMATS[2:]}
 
 
