@@ -1,4 +1,5 @@
-"""The nano in every format but int3, which has not been measured: it answers held-out problems as well as in bfloat16, and its replies are as likely."""
+"""The nano in every format but int3, which has not been measured: it answers held-out problems as well as in bfloat16,
+and its replies are as likely."""
 
 import math
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +44,7 @@ class Step:
     """Squared error of rounding over squared weights, the mean of its matrices."""
 
 
-def choose(steps: dict[Unit, Sequence[Step]], budget: int) -> dict[Unit, Step]:
+def choose(steps: Mapping[Unit, Sequence[Step]], budget: int) -> dict[Unit, Step]:
     """A step for each unit, of ``budget`` bytes in all at most: from the smallest on, whatever lowers the sum of the
     units' errors most per byte that it adds, until nothing more fits.
 
@@ -63,7 +63,7 @@ def choose(steps: dict[Unit, Sequence[Step]], budget: int) -> dict[Unit, Step]:
 
 
 def _better(
-    steps: dict[Unit, Sequence[Step]], chosen: dict[Unit, Step], left: int
+    steps: Mapping[Unit, Sequence[Step]], chosen: dict[Unit, Step], left: int
 ) -> Iterator[tuple[float, Unit, Step]]:
     """Steps that fit and lower an error, and by how much per byte."""
     for unit, of in steps.items():
