@@ -40,11 +40,11 @@ axk1_matrix weight(int64_t rows, int64_t columns, int64_t format) {
         for (int64_t i = 0; i < rows * columns; ++i) values[i] = half(uniform() * scale);
         m.data = values;
     } else {
-        const int64_t groups = format == AXK1_INT8 ? 1 : columns / 32, bytes = format == AXK1_INT8 ? columns : columns / 2;
+        const int64_t groups = format == AXK1_INT8 ? 1 : columns / 32, bytes = format == AXK1_INT8 ? columns : format == AXK1_INT4 ? columns / 2 : columns / 8 * 3;
         auto* values = keep<uint8_t>(rows * bytes);
         auto* scales = keep<float>(rows * groups);
         for (int64_t i = 0; i < rows * bytes; ++i) values[i] = uint8_t(int(uniform() * 127));
-        for (int64_t i = 0; i < rows * groups; ++i) scales[i] = scale / (format == AXK1_INT8 ? 127.0f : 8.0f) * (1 + uniform() / 4);
+        for (int64_t i = 0; i < rows * groups; ++i) scales[i] = scale / (format == AXK1_INT8 ? 127.0f : format == AXK1_INT4 ? 8.0f : 4.0f) * (1 + uniform() / 4);
         m.data = values, m.side = scales, m.side_bytes = rows * groups * 4;
     }
     return m;
@@ -58,6 +58,7 @@ void run(int64_t format, bool exact) {
     constexpr int64_t D = 96, H = 3, N = 20, R = 8, V = 24, Q = 64, C = 32, E = 8, F = 64, S = 64;
     const axk1_shape shape{2, D, 50, H, N, R, V, Q, C, 1, 64, F, S, E, 4, 2, 2, 3, 1, 1, 1, exact, 0.19, 1e-6, 2.5, 1.1};
     axk1_layers* layers = axk1_new(&shape);
+    const bool few = format == AXK1_INT4 || format == AXK1_INT3;
     const int64_t plain = exact ? AXK1_FLOAT32 : AXK1_BFLOAT16;
     const auto set = [&](int64_t layer, const char* name, int64_t rows, int64_t columns, int64_t kind) {
         const axk1_matrix m = weight(rows, columns, kind);
@@ -67,8 +68,8 @@ void run(int64_t format, bool exact) {
         set(layer, "input_layernorm", 1, D, 0), set(layer, "self_attn.q_a_layernorm", 1, Q, 0), set(layer, "self_attn.kv_a_layernorm", 1, C, 0);
         set(layer, "post_attention_layernorm", 1, D, 0);
         set(layer, "self_attn.q_a_proj", Q, D, format), set(layer, "self_attn.q_b_proj", H * (N + R), Q, format);
-        set(layer, "self_attn.kv_a_proj_with_mqa", C + R, D, format), set(layer, "self_attn.kv_b_proj", H * (N + V), C, format == AXK1_INT4 ? plain : format);
-        set(layer, "self_attn.o_proj", D, H * V, format == AXK1_INT4 ? plain : format);
+        set(layer, "self_attn.kv_a_proj_with_mqa", C + R, D, format), set(layer, "self_attn.kv_b_proj", H * (N + V), C, few ? plain : format);
+        set(layer, "self_attn.o_proj", D, H * V, few ? plain : format);
         if (layer == 0) {
             set(0, "mlp.gate_proj", 64, D, format), set(0, "mlp.up_proj", 64, D, format), set(0, "mlp.down_proj", D, 64, format);
             continue;
@@ -107,5 +108,5 @@ void run(int64_t format, bool exact) {
 int main() {
     std::printf("# %s\n", axk1_instructions());
     run(AXK1_FLOAT32, true);
-    for (int64_t format : {AXK1_BFLOAT16, AXK1_INT8, AXK1_INT4}) run(format, false);
+    for (int64_t format : {AXK1_BFLOAT16, AXK1_INT8, AXK1_INT4, AXK1_INT3}) run(format, false);
 }

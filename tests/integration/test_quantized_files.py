@@ -39,6 +39,7 @@ SHAPE: dict[str, Any] = dict(
 )
 EXPERT = "model.layers.2.mlp.experts.3.up_proj"
 KEPT = ("mlp.gate.weight", "embed_tokens.weight", "lm_head.weight")
+PACKED = ("int4", "int3")
 
 
 def save(folder: Path, dtype: torch.dtype, **kwargs: Any) -> Path:
@@ -103,15 +104,15 @@ def test_every_tensor_of_the_file(source, quantized, kind):
         module = name.removesuffix(".weight")
         inside = ".layers." in name and tensor.dim() == 2 and not name.endswith(KEPT)
         scheme = plan.scheme(module) if plan and inside else None
-        kept = {"int4": tensor.shape[-1] == 20, "fp8": module.endswith("kv_b_proj")}.get(kind, False)
+        kept = module.endswith("kv_b_proj") if kind == "fp8" else kind in PACKED and tensor.shape[-1] == 20
         assert bool(scheme) == (inside and not kept), name
         if scheme is None:
             expected[name] = tensor
             continue
         values, scale = quantize(tensor, scheme)
         expected[f"{module}.weight_scale"] = scale.bfloat16()
-        expected[f"{module}.weight_packed" if scheme.kind == "int4" else name] = values
-        if scheme.kind == "int4":
+        expected[f"{module}.weight_packed" if scheme.packed else name] = values
+        if scheme.packed:
             expected[f"{module}.weight_shape"] = torch.tensor(tensor.shape)
     assert same(stored, expected)
     assert {path.name for path in quantized[kind].iterdir()} == {
@@ -178,7 +179,10 @@ def test_computes_what_the_dequantised_weights_do(quantized, kind):
 def test_close_to_the_source(source, quantized):
     full = logits(load(source, dtype=torch.float32))
     errors = {kind: (logits(load(quantized[kind], dtype=torch.float32)) - full).norm() for kind in KINDS}
-    assert errors["int8"] < errors["fp8"] < errors["int4"] < 0.5 * full.norm()
+    assert (
+        errors["int8"] < errors["fp8"] < errors["int4"] < errors["int3"] < full.norm()
+        and errors["int4"] < 0.5 * full.norm()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -315,6 +319,12 @@ DAMAGE: list[tuple[str, Any, str]] = [
     ("int8", lambda t: t.pop(f"{EXPERT}.weight_scale"), "lacks tensor 'model.layers.2.mlp.experts.3.up_proj.weight_s"),
     ("int4", lambda t: t.pop(f"{EXPERT}.weight_packed"), "lacks tensor"),
     ("int4", lambda t: t.update({f"{EXPERT}.weight_g_idx": torch.zeros(4)}), "holds tensor"),
+    (
+        "int3",
+        lambda t: t.update({f"{EXPERT}.weight_packed": torch.zeros(32, 6, dtype=torch.int32)}),
+        "as I32, expected",
+    ),
+    ("int3", lambda t: t[f"{EXPERT}.weight_scale"].fill_(torch.inf), "holds infinity"),
     ("int8", lambda t: t.update({f"{EXPERT}.weight": torch.zeros(32, 64)}), "stored as F32, expected one of I8"),
     ("fp8", lambda t: t.update({f"{EXPERT}.weight_scale": torch.ones(1)}), "has shape [1]"),
     (
@@ -335,8 +345,9 @@ def test_damaged_files_are_refused_by_verify_and_by_loading(copy, kind, damage, 
     assert words in refused(lambda: load(folder, check_values=True))
 
 
-def test_a_wrong_shape_beside_a_weight_is_refused(copy):
-    folder = copy("int4")
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_wrong_shape_beside_a_weight_is_refused(copy, kind):
+    folder = copy(kind)
     edit_tensors(file_of(folder, "lm_head.weight"), lambda t: t[f"{EXPERT}.weight_shape"].add_(1))
     assert "says [33, 65]" in refused(lambda: verify_checkpoint(folder))
 
@@ -392,9 +403,10 @@ def test_mixed_formats_load(copy, quantized):
 
 def test_wrong_requests(source, quantized, tmp_path):
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"scheme": "int3"}, "scheme='int3' must be one of int8, int4, fp8"),
+        ({"scheme": "int2"}, "scheme='int2' must be one of int8, int4, int3, fp8"),
         ({"scheme": "int8", "activations": "fp8"}, "activations='fp8' does not go with scheme='int8'"),
         ({"scheme": "int4", "activations": "int4"}, "does not go with"),
+        ({"scheme": "int3", "activations": "int8"}, "does not go with"),
         ({"scheme": "int4", "group_size": 256}, "group_size=256"),
     ]
     for arguments, words in wrong:

@@ -83,7 +83,7 @@ def test_a_copied_tensor_must_be_the_sources(source, build):
 def test_a_build_of_another_tool_is_measured(source, tmp_path, monkeypatch):
     """Rounding without a searched clip: other bits, an error of up to half as much again in a row."""
     with monkeypatch.context() as patch:
-        patch.setattr(formats, "CLIPS", (1.0,))
+        patch.setattr(formats, "CLIPS", {"int4": (1.0,)})
         quantize_checkpoint(source, tmp_path / "plain", "int4", 32)
     with pytest.raises(CheckpointError, match="is not what this version makes of"):
         compare_with_source(tmp_path / "plain", source)

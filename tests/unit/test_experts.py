@@ -10,8 +10,10 @@ import torch
 from decoding import replies
 
 from axk1 import AXK1Config, AXK1ForCausalLM
+from axk1.checkpoint.compressed import Wanted
 from axk1.checkpoint.convert import convert_checkpoint
 from axk1.checkpoint.quantize import quantize_checkpoint
+from axk1.checkpoint.recipe import Recipe, Rule
 from axk1.experts.simulate import LRU, Belady, Decayed, asked, read_trace, simulate
 from axk1.experts.store import DECAY, RESERVE, ExpertStore, store_of
 from axk1.generation.batch import Assembler
@@ -22,9 +24,10 @@ from axk1.kernels.native import Place, Stream
 from axk1.kernels.weights import read_model
 from axk1.load import load_model, parse_size
 from axk1.modeling.moe import AXK1Router
+from axk1.quantized.plan import Kind
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-FORMATS = ("bfloat16", "float32", "per_expert", "int8", "int4")
+FORMATS = ("bfloat16", "float32", "per_expert", "int8", "int4", "int3", "mixed")
 
 
 def make_checkpoint(folder: Path, dtype: torch.dtype = torch.bfloat16, **fields: Any) -> Path:
@@ -46,6 +49,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     convert_checkpoint(found["bfloat16"], root / "per_expert", "per_expert")
     quantize_checkpoint(found["bfloat16"], root / "int8", "int8", max_shard_size="300KB")
     quantize_checkpoint(found["bfloat16"], root / "int4", "int4", 32)
+    quantize_checkpoint(found["bfloat16"], root / "int3", "int3", max_shard_size="300KB")
+    recipe = Recipe((Rule(Wanted("int4", 32)), Rule(Wanted("int3"), frozenset({1}), frozenset({"experts"}))))
+    quantize_checkpoint(found["bfloat16"], root / "mixed", recipe)
     return found | {name: root / name for name in FORMATS[2:]}
 
 
@@ -98,7 +104,7 @@ def test_bits_are_those_of_all_experts_in_memory(checkpoints: dict[str, Path], n
         assert (counted.reads == 32) == (experts == 32), "with room for all, each is read once"
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "int4"])
+@pytest.mark.parametrize("name", ["bfloat16", "int4", "int3"])
 def test_other_paths_have_the_same_bits(checkpoints: dict[str, Path], name: str) -> None:
     """The decode loop, transformers' generate on compiled steps, and modules in plain PyTorch."""
     resident: Any = load_model(checkpoints[name], device="cpu").eval()
@@ -186,14 +192,17 @@ def test_a_model_without_its_experts_says_so(checkpoints: dict[str, Path]) -> No
         executor(model, torch.bfloat16)
 
 
-def test_an_aligned_expert_is_one_read(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """Of whole pages, as `axk1 quantize` writes K1's int4; elsewhere neighbours share their pages."""
+@pytest.mark.parametrize(("kind", "bits", "group"), [("int4", 4, 32), ("int3", 3, 64)])
+def test_an_aligned_expert_is_one_read(
+    checkpoints: dict[str, Path], tmp_path: Path, kind: Kind, bits: int, group: int
+) -> None:
+    """Of whole pages, as `axk1 quantize` writes K1's int4 and int3; elsewhere neighbours share their pages."""
     store = streamed(checkpoints["int4"], 5)[1]
     assert store.layout.pieces == 1
     wide = make_checkpoint(tmp_path / "wide", hidden_size=512, moe_intermediate_size=256, num_hidden_layers=2)
-    quantize_checkpoint(wide, tmp_path / "int4", "int4", 32)
-    store = streamed(tmp_path / "int4", 5)[1]
-    size = 3 * 512 * 256 * 9 // 16  # half a byte a weight, and two for 32 of them
+    quantize_checkpoint(wide, tmp_path / kind, kind, group)
+    store = streamed(tmp_path / kind, 5)[1]
+    size = int(3 * 512 * 256 * (bits / 8 + 2 / group))  # two bytes for a group
     assert size % 4096 == 0 and store.layout.read_bytes == size and store.layout.pieces == 1
     for place in store.layout.experts.values():
         extent = place.extent[0]

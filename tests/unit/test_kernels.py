@@ -20,6 +20,7 @@ from axk1.kernels import dispatch, native
 from axk1.kernels.dispatch import STEP_ROWS, STEP_TOKENS, is_prompt
 from axk1.modeling.cache import LatentCache
 from axk1.modeling.moe import AXK1Router
+from axk1.quantized.formats import pack_int3, pack_int4
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
@@ -115,7 +116,7 @@ def test_a_row_has_the_same_bits_alone_and_beside_others(shape, length):
     assert torch.equal(batch[2], together[0])
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4", "int3"])
 def test_bf16_is_as_close_to_fp32_as_the_plain_layers_are(kind, tmp_path):
     """Also with quantised weights, whose activations are bfloat16 too; and its rows keep their bits there."""
     exact = MODELS["nano"]
@@ -221,7 +222,7 @@ def test_prompts_of_large_models(shape, tokens):
 
 
 @pytest.mark.usefixtures("reads_prompts")
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "int3"])
 def test_prompts_with_quantised_weights(kind, tmp_path):
     """They are rounded to bfloat16 once their scale is on them, and activations to nothing less."""
     make_model(**EVERY_EXPERT).save_pretrained(tmp_path / "source")
@@ -265,13 +266,16 @@ def test_what_is_read_as_a_prompt():
     assert not is_prompt(config, 1, STEP_TOKENS + 1, 100_000), "absorbed attention is cheaper after a long context"
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+PACK = {"int4": pack_int4, "int3": pack_int3}
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 20),
     outputs=st.integers(1, 70),
     groups=st.integers(1, 4),
     group=st.sampled_from([32, 64, 128]),
-    kind=st.sampled_from(["float32", "bfloat16", "int8", "int4"]),
+    kind=st.sampled_from(["float32", "bfloat16", "int8", "int4", "int3"]),
     odd=st.integers(0, 31),
     exact=st.booleans(),
     seed=st.integers(0, 2**16),
@@ -279,13 +283,14 @@ def test_what_is_read_as_a_prompt():
 def test_linear_in_every_format(rows, outputs, groups, group, kind, odd, exact, seed):
     """Exactly in fp32; otherwise, where the processor has instructions for it, with inputs rounded to bfloat16 beside
     bfloat16 weights, and to 16 bits beside quantised ones."""
-    generator, width = torch.Generator().manual_seed(seed), groups * group - (0 if kind == "int4" else odd)
+    generator, width = torch.Generator().manual_seed(seed), groups * group - (0 if kind in PACK else odd)
     x = torch.randn(rows, width, generator=generator)
     scale: torch.Tensor | None = None
-    if kind == "int4":
-        values = torch.randint(-8, 8, (outputs, width), generator=generator)
-        weight = ((values[:, ::2] + 8) | (values[:, 1::2] + 8) << 4).to(torch.uint8)
-        scale = torch.rand(outputs, groups, generator=generator)
+    if kind in PACK:
+        most = 8 if kind == "int4" else 4
+        values = torch.randint(-most, most, (outputs, width), generator=generator)
+        weight = PACK[kind](values)
+        scale = torch.rand(outputs, groups, generator=generator) - 0.3  # int3 has negative ones, too
         dense = values * scale.repeat_interleave(group, dim=1)
     elif kind == "int8":
         weight = torch.randint(-127, 128, (outputs, width), generator=generator, dtype=torch.int8)
@@ -320,7 +325,7 @@ def test_the_head_of_a_step(monkeypatch):
         assert torch.equal(model.logits(states, cache), expected) and len(ran) == 1
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "int3"])
 def test_quantised_layers(kind, tmp_path):
     """On the stored values themselves, as the modules of ``axk1.quantized`` compute with them."""
     MODELS["nano"].save_pretrained(tmp_path / "source")

@@ -130,6 +130,14 @@ def test_checkpoint_here_or_elsewhere(tiny_checkpoint):
     assert both.exit_code == 2 and "says itself how it is stored" in both.stderr
 
 
+@pytest.mark.usefixtures("no_engine")
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_three_bits_are_refused_in_one_sentence(engine):
+    result = serve("serve", "skt/A.X-K1", "--weights", "int3", "--engine", engine, "--dry-run")
+    assert result.exit_code == 2 and f"{engine} reads no weights of three bits" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_the_engine_gets_its_arguments_and_its_exit_code_is_ours(fake_engine, tiny_checkpoint):
     machine = ["--engine", "vllm", "--device", "cpu", "--gpus", "2"]
     result = serve("serve", str(tiny_checkpoint), *machine, "--port", "8123", "--", "--enforce-eager")

@@ -36,7 +36,9 @@ def test_one_gpu_holds_everything(k1):
     assert latents_per_token(k1.config, ONE) == 70_272
 
 
-@pytest.mark.parametrize(("stored", "size"), [("bf16", 1037.97), ("fp8", 522.19), ("int8", 521.68), ("int4", 271.46)])
+@pytest.mark.parametrize(
+    ("stored", "size"), [("bf16", 1037.97), ("fp8", 522.19), ("int8", 521.68), ("int4", 271.46), ("int3", 215.02)]
+)
 def test_stored_formats_are_those_of_axk1_quantize(stored, size):
     """The published sizes of docs/quantization.md."""
     ((total, _),) = weight_bytes(released_weights(stored), ONE)
@@ -126,5 +128,5 @@ def test_activations_grow_with_the_step_and_with_collected_tokens(k1):
 
 
 def test_unknown_format():
-    with pytest.raises(ValueError, match="--weights is 'fp4'; use bf16, int8, int4, fp8"):
+    with pytest.raises(ValueError, match="--weights is 'fp4'; use bf16, int8, int4, int3, fp8"):
         released_weights("fp4")

@@ -64,14 +64,14 @@ def stored_bytes(folder: Path) -> int:
     return total
 
 
-@pytest.mark.parametrize("kind", ["bf16", *KINDS, "int4-32", "int4-64"])
+@pytest.mark.parametrize("kind", ["bf16", *KINDS, "int4-32", "int4-64", "int3-32"])
 def test_sizes_are_those_of_the_files(source, tmp_path, kind):
     """`axk1 plan`, `axk1 info` and `axk1 quantize` agree to the byte."""
     folder = source
     if kind != "bf16":
         name, _, group = kind.partition("-")
         folder = tmp_path / kind
-        quantize_checkpoint(source, folder, name, int(group) if group else 128)  # pyright: ignore[reportArgumentType]
+        quantize_checkpoint(source, folder, name, int(group) if group else None)  # pyright: ignore[reportArgumentType]
     found = stored_bytes(folder)
     assert weights_as(SMALL, kind).sizes.total == found
     held = read_weights(folder)
@@ -85,9 +85,12 @@ def test_sizes_are_those_of_the_files(source, tmp_path, kind):
     assert config_weights(values).sizes.total == found  # what a hub's config.json alone says
 
 
-@pytest.mark.parametrize(("group", "size"), [(128, 22_708_224), (64, 23_396_352), (32, 24_772_608)])
-def test_an_expert_of_k1_is_a_whole_number_of_pages(group, size):
-    found = fit(weights_as(K1, f"int4-{group}"), PRESETS["laptop-24"], "axk1", LOAD)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("int4-128", 22_708_224), ("int4-64", 23_396_352), ("int4-32", 24_772_608), ("int3-64", 17_891_328)],
+)
+def test_an_expert_of_k1_is_a_whole_number_of_pages(name, size):
+    found = fit(weights_as(K1, name), PRESETS["laptop-24"], "axk1", LOAD)
     assert expert_bytes(found) == size and size % 4096 == 0
 
 
@@ -256,7 +259,7 @@ def test_the_command(source, tmp_path):
 
 
 def test_names():
-    assert {"bf16", "int4-64", "mlx-4", "q4_k"} <= set(known_formats())
+    assert {"bf16", "int4-64", "int3", "mlx-4", "q4_k"} <= set(known_formats())
     assert [default_engine(PRESETS[name]) for name in ("laptop-24", "mac-128", "1x24-256", "8xh100")] == [
         *("axk1", "mlx", "ktransformers", "vllm")
     ]

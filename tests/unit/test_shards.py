@@ -31,6 +31,7 @@ EXPERT = {
     Scheme("int4", 128): 5544 * PAGE,
     Scheme("int4", 64): 5712 * PAGE,
     Scheme("int4", 32): 6048 * PAGE,
+    Scheme("int3", 64): 4368 * PAGE,
     Scheme("int8"): 10757 * PAGE + PAGE // 2,
     Scheme("fp8"): 10757 * PAGE + PAGE // 2,
 }
@@ -65,11 +66,11 @@ def test_an_expert_of_k1_is_one_read_that_begins_on_a_page(scheme):
         assert start == stream.tell() + expert * EXPERT[scheme] and start % (PAGE // 2) == 0
         assert all(one + size[name] == other for (one, name), (other, _) in pairwise(held))
         assert sum(size[name] for _, name in held) == EXPERT[scheme]
-        values = "weight_packed" if scheme.kind == "int4" else "weight"
+        values = "weight_packed" if scheme.packed else "weight"
         assert [name.removeprefix(base) for _, name in held] == [
             f"{part}_proj.{suffix}" for suffix in (values, "weight_scale") for part in ("gate", "up", "down")
         ]
-        if scheme.kind == "int4":
+        if scheme.packed:
             assert all(place % PAGE == 0 for place, _ in held)
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 from axk1.allocator import VARIABLES
 from axk1.bench.client import Worker
 from axk1.bench.models import Model, per_expert, quantized
-from axk1.quantized.plan import Kind
+from axk1.quantized.plan import KINDS, Kind
 
 WORKERS = Path(__file__).parent / "workers"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -51,7 +51,7 @@ class Engine:
         return options.get(self.base, {})
 
 
-QUANTIZED = ("int8", "int4", "fp8")
+QUANTIZED = KINDS
 LLAMA_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 MLX_BITS = {"4bit": 4, "8bit": 8}
 BITS = LLAMA_BITS | {"packed": 97 / 8, "4bit": 4.5, "8bit": 8.5, "fp32": 32.0}

@@ -14,13 +14,13 @@ from axk1.checkpoint.compressed import check_not_quantized, read_plan
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import load_config
 from axk1.checkpoint.journal import made_by_this_version
-from axk1.checkpoint.quantize import Rounder, matrix_jobs
+from axk1.checkpoint.quantize import matrix_jobs
 from axk1.checkpoint.shards import DTYPES, Output
 from axk1.checkpoint.source import Source, open_source
 from axk1.checkpoint.streaming import Job, Made, Progress, Reader, check_memory
 from axk1.checkpoint.verify import check_tensors, with_mtp_layers
 from axk1.checkpoint.writer import converted, cores, make_all
-from axk1.quantized.formats import dequantize, rounded
+from axk1.quantized.formats import Rounder, dequantize, rounded
 
 LIMIT = 3.0
 """Times the error of this version's rounding that a row of a build by another tool may have. Rounding without a

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from axk1.checkpoint.beside import quantized_card
-from axk1.checkpoint.compressed import GROUP_SIZES, check_not_quantized, is_matrix, make_plan
+from axk1.checkpoint.budget import Budget, plan_within
+from axk1.checkpoint.compressed import DEFAULT_GROUP, check_not_quantized, is_matrix, make_plan, mixed_formats
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, load_config
 from axk1.checkpoint.names import HEAD_KEYS, TensorSpec, expected_tensors
+from axk1.checkpoint.recipe import Recipe
 from axk1.checkpoint.shards import Output
 from axk1.checkpoint.source import open_source
 from axk1.checkpoint.streaming import Job, Made, Piece, Progress, Reader, source_pieces, write_checkpoint
 from axk1.checkpoint.verify import check_tensors, with_mtp_layers
 from axk1.config import AXK1Config
-from axk1.quantized.formats import Quantized, rounded
+from axk1.quantized.formats import Rounder, rounded
 from axk1.quantized.plan import KINDS, Kind, Plan, Scheme
-
-Rounder = Callable[[torch.Tensor, Scheme], tuple[Quantized, tuple[float, float]]]
-"""Rounds a matrix; returns the sums of the squared errors and of the squared weights with it."""
 
 
 def quantize_checkpoint(
     source: Path | str,
     target: Path | str,
-    scheme: Kind,
-    group_size: int = GROUP_SIZES[0],
+    scheme: Kind | Recipe | Budget,
+    group_size: int | None = None,
     activations: str | None = None,
     max_shard_size: int | str = "5GB",
     progress: Progress | None = None,
@@ -42,8 +42,8 @@ def quantize_checkpoint(
     Embedding, head, norms and routers keep their bits, beside fp8 ``kv_b_proj`` too.
 
     Args:
-        scheme: ``int8``, ``int4`` or ``fp8``.
-        group_size: int4: weights that share a scale, 128, 64 or 32.
+        scheme: ``int8``, ``int4``, ``int3`` or ``fp8``; a recipe, or a budget within which to choose by layer.
+        group_size: weights that share a scale, 128, 64 or 32; None: 128 of int4, 64 of int3.
         activations: ``int8`` or ``fp8``, as the scheme, where activations are to be rounded as well; None: not.
         max_shard_size: bytes, or a text such as ``"5GB"``; a larger tensor gets a shard of its own.
         finished: called with each shard as soon as it is whole and everything it was made of verified; it may take the
@@ -54,23 +54,35 @@ def quantize_checkpoint(
         CheckpointError: the source is faulty, not finite or quantised already, or the target holds something else.
         ValueError: unknown or contradicting arguments.
     """
-    if scheme not in KINDS:
+    if not isinstance(scheme, Recipe | Budget) and scheme not in KINDS:
         raise ValueError(f"scheme={scheme!r} must be one of {', '.join(KINDS)}.")
-    if activations not in (None, scheme) or (activations and scheme == "int4"):
+    if isinstance(scheme, Recipe | Budget) and (group_size or activations):
+        raise ValueError("A recipe or a budget says group sizes and activations itself; leave these arguments out.")
+    if activations not in (None, scheme) or (activations and scheme in DEFAULT_GROUP):
         raise ValueError(f"activations={activations!r} does not go with scheme={scheme!r}: 8 bits go with the same 8.")
     with open_source(source) as opened:
         stored, config = opened.stored, load_config(opened.folder)
         check_not_quantized(config, opened.folder, "quantised")
         found = check_tensors(stored, config)
         config = with_mtp_layers(config, found.mtp_layers)
-        plan = make_plan(config, scheme, group_size, activations is not None)
+
+        def jobs(plan: Plan) -> list[Job]:
+            return matrix_jobs(stored, config, plan, found.prefix, rounder)
+
+        if isinstance(scheme, Recipe):
+            plan = scheme.plan(config)
+        elif isinstance(scheme, Budget):
+            plan = plan_within(opened, config, found.prefix, scheme, rounder, jobs)
+        else:
+            plan = make_plan(config, scheme, group_size, activations is not None)
         values = {"quantization_config": plan.to_dict()}
+        mixed = [asdict(each) for each in mixed_formats(config, plan)]
         formats = ", ".join(dict.fromkeys(str(scheme) for _, scheme in plan.groups))
         return write_checkpoint(
             Reader(opened),
             Path(target),
-            matrix_jobs(stored, config, plan, found.prefix, rounder),
-            values,
+            jobs(plan),
+            values | ({"formats": mixed} if mixed else {}),
             max_shard_size,
             values,
             progress,

@@ -1,8 +1,8 @@
 """Safetensors files in which every routed expert is one contiguous read (``docs/quantization.md``, "The file").
 
 The header is padded to a whole page of 4 KiB. Then come the experts in order, each with its three matrices and their
-three scales, then everything else. Where an expert has a whole number of pages, as int4 experts of K1's width have,
-each begins on a page. It is an ordinary safetensors file: offsets are contiguous, without holes.
+three scales, then everything else. Where an expert has a whole number of pages, as int4 and int3 experts of K1's width
+have, each begins on a page. It is an ordinary safetensors file: offsets are contiguous, without holes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
     "I8": torch.int8,
+    "U8": torch.uint8,
     "I32": torch.int32,
     "I64": torch.int64,
     "U32": torch.uint32,

@@ -29,6 +29,7 @@ from axk1.checkpoint.names import (
 )
 from axk1.checkpoint.sums import check_sums
 from axk1.config import AXK1Config
+from axk1.quantized.plan import PACKED
 
 if TYPE_CHECKING:
     from axk1.quantized.plan import Plan
@@ -268,8 +269,10 @@ def _check_shape(file: Path, key: str, packed: StoredTensor) -> None:
     """The shape beside a packed weight is only a note, and has to be the right one."""
     with safe_open(file, framework="pt") as opened:
         noted = opened.get_tensor(key).tolist()
-    if noted != [packed.shape[0], 8 * packed.shape[1]]:
-        raise CheckpointError(f"tensor {key!r} says {noted}, but its weight is {list(packed.shape)} words.", file, key)
+    per_item = PACKED.get(packed.dtype, 1)
+    if noted != [packed.shape[0], packed.shape[1] * per_item]:
+        held = f"{list(packed.shape)} {packed.dtype}"
+        raise CheckpointError(f"tensor {key!r} says {noted}, but its weight is {held}.", file, key)
 
 
 def _sum_is_finite(tensor: torch.Tensor) -> bool:

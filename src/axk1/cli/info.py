@@ -43,7 +43,7 @@ def info(
         f"{', '.join(found.dtypes)}, {mtp}",
         highlight=False,
     )
-    for table in (_parts(found), _bytes(found), _cache(found)):
+    for table in (_parts(found), *_formats(found), _bytes(found), _cache(found)):
         console.print(table)
 
 
@@ -71,6 +71,15 @@ def _parts(found: "Info") -> "Table":
     ):
         table.add_row(label, f"{size:,}", f"{size / found.total:.2%}")
     return table
+
+
+def _formats(found: "Info") -> "list[Table]":
+    if not found.formats:
+        return []
+    table = _table("Formats", "of", "in layers")
+    for each in found.formats:
+        table.add_row(each.format, each.part, each.layers)
+    return [table]
 
 
 def _bytes(found: "Info") -> "Table":

@@ -28,7 +28,7 @@ def plan(
     machines: Annotated[bool, typer.Option("--machines", help="List the machines, and stop.")] = False,
     scheme: Annotated[
         str | None,
-        typer.Option(help="Format of the weights: bf16, fp8, int8, int4, int4-64, mlx-4, q4_k, ... As stored."),
+        typer.Option(help="Format of the weights: bf16, fp8, int8, int4, int4-64, int3, mlx-4, q4_k, ... As stored."),
     ] = None,
     engine: Annotated[
         str | None, typer.Option(help="axk1, vllm, sglang, ktransformers, llamacpp or mlx. Default: by machine.")

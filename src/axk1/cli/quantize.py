@@ -1,8 +1,8 @@
-"""`axk1 quantize`: weights in eight or four bits."""
+"""`axk1 quantize`: weights in eight, four or three bits."""
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ class Kind(str, Enum):  # noqa: UP042 - typer shows the values as choices
 
     int8 = "int8"
     int4 = "int4"
+    int3 = "int3"
     fp8 = "fp8"
 
 
@@ -26,8 +27,18 @@ class Activations(str, Enum):  # noqa: UP042
 def quantize(
     source: Annotated[str, typer.Argument(help="Checkpoint to read: folder, name on the hub, or HTTP address.")],
     target: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an unfinished run.")],
-    scheme: Annotated[Kind, typer.Option(help="Format of the weights of attention, MLPs and experts.")],
-    group_size: Annotated[int, typer.Option(help="int4: weights that share a scale: 128, 64 or 32.")] = 128,
+    scheme: Annotated[Kind | None, typer.Option(help="Format of the weights of attention, MLPs and experts.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Instead: a file, TOML or JSON, that says which layers and parts have which.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Instead: bytes of all tensors, such as 230GB, within which layers get three to eight bits."),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Weights that share a scale, 128, 64 or 32; by itself 128 of int4, 64 of int3."),
+    ] = None,
     activations: Annotated[
         Activations, typer.Option(help="Round activations too; vLLM reads int8 and fp8 experts only with it.")
     ] = Activations.none,
@@ -47,11 +58,12 @@ def quantize(
     from axk1.cli.progress import byte_progress
     from axk1.kernels.rounding import rounded
 
+    wanted, formats = _wanted(scheme, recipe, budget)
     with byte_progress("quantising") as progress:
         files = quantize_checkpoint(
             source,
             target,
-            scheme.name,
+            wanted,
             group_size,
             None if activations is Activations.none else activations.name,
             max_shard_size,
@@ -60,7 +72,22 @@ def quantize(
             rounded,
         )
     size = sum(noted["bytes"] for noted in read_json(target / MANIFEST)["files"].values())
-    typer.echo(f"{target}: {len(files)} weight file(s), {size_text(size)}, {scheme.value}")
+    typer.echo(f"{target}: {len(files)} weight file(s), {size_text(size)}, {formats}")
+
+
+def _wanted(scheme: Kind | None, recipe: Path | None, budget: str | None) -> tuple[Any, str]:
+    """What ``quantize_checkpoint`` takes as its scheme, and its name."""
+    from axk1.checkpoint.budget import Budget
+    from axk1.checkpoint.recipe import read_recipe
+    from axk1.load import parse_size
+
+    if sum(given is not None for given in (scheme, recipe, budget)) != 1:
+        raise ValueError("Give one of --scheme, --recipe and --budget.")
+    if scheme is not None:
+        return scheme.name, scheme.value
+    if recipe is not None:
+        return read_recipe(recipe), f"by {recipe}"
+    return Budget(parse_size(budget or "", "--budget")), f"within {budget}"
 
 
 def _hand_on(command: str, file: Path) -> None:

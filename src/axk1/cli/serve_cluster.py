@@ -83,13 +83,15 @@ class Cluster:
 def serve_cluster(asked: Cluster) -> None:
     """Prints the plan and starts the engine; ends with its exit code."""
     from axk1.integrations.launch import explain, run, sglang, vllm
+    from axk1.integrations.launch.order import check_formats
     from axk1.load import resolve_hub_name
     from axk1.plan.hardware import find_hardware
 
     if asked.weights is None:
         asked = replace(asked, model=str(resolve_hub_name(asked.model)))
-    hardware = find_hardware(asked.nodes, asked.gpus, asked.gpu_memory, asked.device)
     found = _weights(asked.model, asked.weights, asked.mtp)
+    check_formats(asked.engine, found)
+    hardware = find_hardware(asked.nodes, asked.gpus, asked.gpu_memory, asked.device)
     python = run.find_engine(asked.engine)
     order = replace(_order(asked, hardware, found), loader=run.fast_loader(asked.engine, python))
     make = vllm.commands if asked.engine == "vllm" else sglang.commands

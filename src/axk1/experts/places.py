@@ -14,15 +14,15 @@ from axk1.checkpoint.files import Stored
 from axk1.checkpoint.names import detect_layout, detect_prefix
 from axk1.checkpoint.shards import read_places
 from axk1.config import AXK1Config
-from axk1.kernels.native import DTYPES, EXTENTS, FILE_PAGE, INT4, INT8, Extent, Place, StoredMatrix
-from axk1.quantized.plan import FUSED, Plan, Scheme
+from axk1.kernels.native import DTYPES, EXTENTS, FILE_PAGE, INT3, INT4, INT8, Extent, Place, StoredMatrix
+from axk1.quantized.plan import FUSED, PACKED, Plan, Scheme
 
 GAP = 16 * FILE_PAGE
 """Bytes between two pieces that are read along with them: faster than two reads."""
 LINE = 64
 """Bytes: float32 scales begin at a multiple."""
 WORDS = {"BF16": torch.bfloat16, "F32": torch.float32}
-FORMATS = {"int8": INT8, "int4": INT4}
+FORMATS = {"int8": INT8, "int4": INT4, "int3": INT3}
 
 
 class Piece(NamedTuple):
@@ -118,16 +118,16 @@ class ExpertTable:
         if scheme.kind not in FORMATS:
             tensor = self._stored.tensors[f"{base}.weight"]
             raise CheckpointError(
-                f"holds experts in {scheme.kind}; streamed are int4, int8, bfloat16 and float32. Quantise the original "
-                "with --scheme int4, or load it without --expert-cache.",
+                f"holds experts in {scheme.kind}; streamed are int3, int4, int8, bfloat16 and float32. Quantise the "
+                "original with --scheme int4, or load it without --expert-cache.",
                 tensor.file,
             )
-        name = f"{base}.weight_packed" if scheme.kind == "int4" else f"{base}.weight"
-        rows, columns = self._stored.tensors[name].shape
+        name = f"{base}.weight_packed" if scheme.packed else f"{base}.weight"
+        rows, items = self._stored.tensors[name].shape
+        columns = int(items * PACKED[self._stored.tensors[name].dtype]) if scheme.packed else items
         scale = f"{base}.weight_scale"
         wide = ITEM_BYTES[self._stored.tensors[scale].dtype]
-        packed = 8 if scheme.kind == "int4" else 1
-        return Matrix(FORMATS[scheme.kind], rows, columns * packed, self._pieces[name], self._pieces[scale], wide)
+        return Matrix(FORMATS[scheme.kind], rows, columns, self._pieces[name], self._pieces[scale], wide)
 
     def _slice(self, name: str, expert: int) -> Matrix:
         """One expert of a fused tensor."""

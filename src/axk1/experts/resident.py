@@ -53,9 +53,9 @@ class ResidentExperts:
         """How each tensor of a matrix is read, by what is added to the matrix's name."""
         if scheme is None:
             return {"": lambda m: self._read(m.values, self._table.dtype, m.rows)}
-        if scheme.kind == "int4":
-            return {"_packed": lambda m: self._read(m.values, torch.int32, m.rows), "_scale": self._scale}
-        return {"": lambda m: self._read(m.values, torch.int8, m.rows), "_scale": self._scale}
+        dtype = {"int4": torch.int32, "int3": torch.uint8}.get(scheme.kind, torch.int8)
+        suffix = "_packed" if scheme.packed else ""
+        return {suffix: lambda m: self._read(m.values, dtype, m.rows), "_scale": self._scale}
 
     def _scale(self, matrix: Matrix) -> Tensor:
         assert matrix.scales is not None

@@ -16,7 +16,7 @@ from axk1.kernels.build import library
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Formats of states, caches and plain weights."""
-INT8, INT4, LOSSLESS = 2, 3, 4
+INT8, INT4, INT3, LOSSLESS = 2, 3, 4, 5
 
 
 class Matrix(ctypes.Structure):
@@ -139,9 +139,9 @@ def _functions() -> ctypes.CDLL | None:
         "axk1_run": (c_int, [c_void_p, POINTER(StepFields)]),
         "axk1_speculate": (c_int, [c_void_p, c_void_p, POINTER(StepFields), POINTER(StepFields), c_int64]),
         "axk1_linear": (c_int, [POINTER(Matrix), c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64]),
-        "axk1_round_int4": (
+        "axk1_round": (
             c_int,
-            [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_float, c_float, c_void_p, c_void_p, c_void_p],
+            [c_void_p, *[c_int64] * 4, c_void_p, c_int64, c_float, c_float, c_void_p, c_void_p, c_void_p],
         ),
         "axk1_lossless_side": (c_int64, [c_void_p, c_int64, c_int64, c_int64]),
         "axk1_pack_lossless": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int64]),
@@ -180,8 +180,9 @@ def numbers(values: Sequence[int]) -> Any:
 
 
 def matrix(weight: Tensor, side: Tensor | None = None) -> Matrix:
-    """A weight ``[..., columns]`` as rows: float32 or bfloat16; int8 with one scale per row; uint8 with two int4 values
-    per byte and scales, or with what ``pack_lossless`` returned beside it.
+    """A weight ``[..., columns]`` as rows: float32 or bfloat16; int8 with one scale per row; int4 in int32 and int3 in
+    uint8, as ``axk1.quantized`` packs them, with one per group; or uint8 with what ``pack_lossless`` returned beside
+    it.
 
     Raises:
         ValueError: another dtype, or memory that is not contiguous or not the CPU's.
@@ -194,15 +195,14 @@ def matrix(weight: Tensor, side: Tensor | None = None) -> Matrix:
     if side is None and weight.dtype in DTYPES:
         return Matrix(weight.data_ptr(), DTYPES[weight.dtype], rows, columns, None, 0)
     floats = side is not None and side.dtype == torch.float32
-    if side is None or not (floats or side.dtype == torch.uint8):
-        raise ValueError(f"The kernels read float32, bfloat16, and scaled int8 and int4 weights, not {weight.dtype}.")
-    beside = (side.data_ptr(), side.nbytes)
-    if weight.dtype == torch.int8 and floats:
-        return Matrix(weight.data_ptr(), INT8, rows, columns, *beside)
-    if weight.dtype == torch.uint8:
-        kind, wide = (INT4, 2 * columns) if floats else (LOSSLESS, columns // 3 * 2)
-        return Matrix(weight.data_ptr(), kind, rows, wide, *beside)
-    raise ValueError(f"The kernels read float32, bfloat16, and scaled int8 and int4 weights, not {weight.dtype}.")
+    formats = {torch.int8: (INT8, columns), torch.int32: (INT4, 8 * columns), torch.uint8: (INT3, columns // 3 * 8)}
+    if side is not None and side.dtype == torch.uint8 and weight.dtype == torch.uint8:
+        kind, wide = LOSSLESS, columns // 3 * 2
+    elif side is not None and floats and weight.dtype in formats:
+        kind, wide = formats[weight.dtype]
+    else:
+        raise ValueError(f"The kernels read float32, bfloat16, and scaled int8, int4 and int3, not {weight.dtype}.")
+    return Matrix(weight.data_ptr(), kind, rows, wide, side.data_ptr(), side.nbytes)
 
 
 class Layers:
@@ -358,23 +358,24 @@ def pack_lossless(weight: Tensor) -> tuple[Tensor, Tensor]:
     return packed, side
 
 
-def round_int4(
-    weight: Tensor, group: int, clips: Sequence[float], largest: float
+def round_packed(
+    weight: Tensor, bits: int, group: int, clips: Sequence[float], largest: float
 ) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """A contiguous ``[O, I]`` weight in float32 or bfloat16 to int4, in this thread.
+    """A contiguous ``[O, I]`` weight in float32 or bfloat16 to int4 or int3, in this thread.
 
     Returns:
-        Words ``[O, I / 8]`` int32, scales ``[O, I / group]`` float32, and the sums of the squared errors and weights.
+        Words ``[O, I / 8]`` int32 or bytes ``[O, 3 I / 8]`` uint8, scales ``[O, I / group]`` float32, and the sums of
+        the squared errors and weights.
 
     Raises:
         ValueError: a weight that is not finite, or another ``group`` than 32, 64 or 128.
     """
     outputs, inputs = weight.shape
-    packed = torch.empty(outputs, inputs // 8, dtype=torch.int32)
+    packed = torch.empty(outputs, inputs * bits // 8, dtype=torch.uint8)
     scales = torch.empty(outputs, inputs // group)
     shares, squares = (ctypes.c_float * len(clips))(*clips), (c_double * 2)()
     tiny = torch.finfo(torch.bfloat16).tiny
     places = (packed.data_ptr(), scales.data_ptr(), squares)
-    arguments = (DTYPES[weight.dtype], scales.numel(), group, shares, len(clips), largest, tiny, *places)
-    _check(_loaded().axk1_round_int4(weight.data_ptr(), *arguments))
-    return packed, scales, (squares[0], squares[1])
+    arguments = (DTYPES[weight.dtype], bits, scales.numel(), group, shares, len(clips), largest, tiny, *places)
+    _check(_loaded().axk1_round(weight.data_ptr(), *arguments))
+    return packed.view(torch.int32) if bits == 4 else packed, scales, (squares[0], squares[1])

@@ -157,7 +157,7 @@ def _attention(layer: AXK1DecoderLayer, config: AXK1Config) -> Iterator[tuple[st
     for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"):
         yield f"self_attn.{name}", _linear(getattr(attention, name))
     kv_b = attention.kv_b_proj
-    if type(kv_b) is QuantizedLinear and kv_b.scheme.kind == "int4":
+    if type(kv_b) is QuantizedLinear and kv_b.scheme.packed:
         raise Foreign  # it is read in columns too
     yield "post_attention_layernorm", _norm(layer.post_attention_layernorm, config.rms_norm_eps)
 
@@ -208,9 +208,9 @@ def _linear(module: nn.Module) -> Weight:
 
 
 def _quantized(values: Tensor, scale: Tensor) -> Weight:
-    """int8 with a scale per row and int4 per group; fp8 is left to PyTorch."""
-    group = 2 * values.shape[-1] // scale.shape[-1]
-    if values.dtype == torch.int8 or (values.dtype == torch.uint8 and group % 32 == 0):
+    """int8 with a scale per row, int4 and int3 per group; fp8 is left to PyTorch."""
+    group = 8 * values.shape[-1] // scale.shape[-1]  # of int4
+    if values.dtype in (torch.int8, torch.uint8) or (values.dtype == torch.int32 and group % 32 == 0):
         return Weight(values, scale)
     raise Foreign
 

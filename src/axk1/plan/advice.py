@@ -13,11 +13,12 @@ from axk1.plan.speed import decode
 from axk1.plan.weights import Weights, weights_as
 
 LADDERS: dict[str, tuple[str, ...]] = {
+    "axk1": ("bf16", "fp8", "int4-32", "int4-64", "int4-128", "int3-64"),
     "mlx": ("mlx-8", "mlx-6", "mlx-5", "mlx-4", "mlx-3", "mlx-2"),
     "llamacpp": ("bf16", "q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"),
 }
 """Formats by engine, from most bits to fewest."""
-OURS = ("bf16", "fp8", "int4-32", "int4-64", "int4-128", "int3")
+OURS = ("bf16", "fp8", "int4-32", "int4-64", "int4-128")
 WORTH = 1.05
 """A change that gains less is not named."""
 

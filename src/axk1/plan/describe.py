@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from axk1.checkpoint.compressed import held_specs
+from axk1.checkpoint.compressed import PartFormat, held_specs, mixed_formats
 from axk1.checkpoint.held import model_specs, read_held
 from axk1.checkpoint.hub import HubId, hub_folder
 from axk1.checkpoint.names import PARTS, Layout, TensorSpec
@@ -17,7 +17,7 @@ from axk1.plan.bounds import expanded_bytes, latent_bytes
 from axk1.plan.formats import plain_specs, stored_as
 from axk1.plan.weights import Sizes, active_parameters, sum_sizes
 
-FORMATS = ("fp32", "bf16", "fp8", "int8", "int4")
+FORMATS = ("fp32", "bf16", "fp8", "int8", "int4", "int3")
 """What an unquantised model is also sized in, as ``axk1 quantize`` writes it (fp32: twice bf16)."""
 CONTEXTS = (4_096, 32_768, 131_072)
 
@@ -56,6 +56,8 @@ class Info:
     mtp_layers: int
     quantization: str | None
     """The formats of the matrices of a quantised checkpoint."""
+    formats: tuple[PartFormat, ...] = ()
+    """By part and layer, where they are mixed by layer."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -85,7 +87,8 @@ def describe(name: str) -> Info:
     dtypes = tuple(sorted({tensor.dtype for tensor in stored.tensors.values()}))
     specs = held_specs(model_specs(stored, config, held.layout), plan, stored.tensors)
     kinds = ", ".join(dict.fromkeys(str(scheme) for _, scheme in plan.groups)) if plan else None
-    return _info(name, config, specs, held.layout, dtypes, len(stored.files), len(held.specs), sizes, kinds)
+    info = _info(name, config, specs, held.layout, dtypes, len(stored.files), len(held.specs), sizes, kinds)
+    return replace(info, formats=mixed_formats(config, plan) if plan else ())
 
 
 def _info(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from axk1.checkpoint.compressed import GROUP_SIZES, ITEM_BYTES, make_plan, stored_specs
+from axk1.checkpoint.compressed import DEFAULT_GROUP, GROUP_SIZES, ITEM_BYTES, make_plan, stored_specs
 from axk1.checkpoint.names import ROUTER_BIAS, Layout, TensorSpec, expected_tensors
 from axk1.config import AXK1Config
 from axk1.quantized.plan import KINDS, Kind, Plan
@@ -42,7 +42,7 @@ class Stored:
 
 def known_formats() -> tuple[str, ...]:
     """Names that :func:`stored_as` takes."""
-    ours = [kind for kind in KINDS] + [f"int4-{size}" for size in GROUP_SIZES]
+    ours = [kind for kind in KINDS] + [f"{kind}-{size}" for kind in DEFAULT_GROUP for size in GROUP_SIZES]
     return (*FLOATS, *ours, *(f"mlx-{bits}" for bits in MLX_BITS), *GGUF)
 
 

@@ -28,7 +28,7 @@ class Weights:
     stored: str
     """``bf16``, ``fp8``, ``int4``, ...: the format of most matrices."""
     group_size: int | None = None
-    """Inputs that share a scale, of int4 experts."""
+    """Inputs that share a scale, of int4 and int3 experts."""
 
     @property
     def sizes(self) -> Sizes:
@@ -92,7 +92,7 @@ def read_weights(folder: Path) -> Weights:
     held = read_held(folder)
     widest = max(held.specs, key=lambda spec: spec.size)
     stored = held.plan.kind if held.plan else {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}[widest.dtype]
-    return Weights(held.config, held.specs, stored, _group_size(held.plan))
+    return Weights(held.config, held.specs, stored, _group_size(held.config, held.plan))
 
 
 def weights_as(config: AXK1Config, stored: str) -> Weights:
@@ -102,7 +102,7 @@ def weights_as(config: AXK1Config, stored: str) -> Weights:
         ValueError: no such format.
     """
     found = stored_as(config, stored)
-    return Weights(config, found.specs, stored, _group_size(found.plan))
+    return Weights(config, found.specs, stored, _group_size(config, found.plan))
 
 
 def released_weights(stored: str, mtp: bool = False) -> Weights:
@@ -131,7 +131,7 @@ def config_weights(values: Mapping[str, Any], stored: str | None = None) -> Weig
 
     plan = plan_of(config)
     if stored is None and plan:
-        return Weights(config, tuple(quantized_specs(config, plan)), plan.kind, _group_size(plan))
+        return Weights(config, tuple(quantized_specs(config, plan)), plan.kind, _group_size(config, plan))
     return weights_as(config, stored or "bf16")
 
 
@@ -158,9 +158,11 @@ def without_mtp(weights: Weights) -> Weights:
     return replace(weights, config=config, tensors=tensors)
 
 
-def _group_size(plan: Plan | None) -> int | None:
-    schemes = plan.expert_schemes("model.layers.1.mlp.experts") if plan else None
-    return schemes[1].group_size if schemes else None
+def _group_size(config: AXK1Config, plan: Plan | None) -> int | None:
+    """The largest of any layer's experts: what divides that divides the others."""
+    layers = range(config.num_hidden_layers) if plan else ()
+    found = [plan.expert_schemes(f"model.layers.{layer}.mlp.experts") for layer in layers if config.is_moe_layer(layer)]  # pyright: ignore[reportOptionalMemberAccess]
+    return max((schemes[1].group_size or 0 for schemes in found if schemes), default=0) or None
 
 
 def moe_layers(config: AXK1Config) -> int:

@@ -1,4 +1,4 @@
-"""The number formats: rounding to int8, int4 and fp8, packing, and back.
+"""The number formats: rounding to int8, int4, int3 and fp8, packing, and back.
 
 All are symmetric: a weight is its stored value times a scale. Shapes: O outputs, I inputs, G inputs that share a scale.
 A scale is rounded to bfloat16 before the weights are, so that storing it in bfloat16 loses nothing.
@@ -6,16 +6,21 @@ A scale is rounded to bfloat16 before the weights are, so that storing it in bfl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from axk1.quantized.plan import Scheme
 
-LARGEST = {"int8": 127.0, "fp8": torch.finfo(torch.float8_e4m3fn).max, "int4": 7.0}
-"""The stored value that a row's or group's largest weight gets (int4 reaches to -8 on the other side)."""
-CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""int4: each group is tried with its largest weight clipped to these shares; the one of least squared error stays."""
+LARGEST = {"int8": 127.0, "fp8": torch.finfo(torch.float8_e4m3fn).max, "int4": 7.0, "int3": 3.0}
+"""The stored value that a row's or group's largest weight gets (int4 reaches to -8 on the other side, int3 to -4)."""
+CLIPS = {
+    "int4": (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7),
+    "int3": tuple(sign * share for share in (1.0, 0.85, 0.75, 0.68, 0.6) for sign in (1, -1)),
+}
+"""Each group is tried with its largest weight clipped to these shares; the one of least squared error stays. A negative
+one makes a negative scale: with so few values it matters on which side of zero there is one more."""
 _BLOCK = 1 << 22  # values worked on at once: a matrix of K1 in fp32, seven times over, would be 3.7 GB
 
 
@@ -23,9 +28,14 @@ class Quantized(NamedTuple):
     """A matrix in a format of this module."""
 
     values: torch.Tensor
-    """int8 ``[..., O, I]``, float8_e4m3fn ``[..., O, I]``, or four-bit values packed into int32 ``[..., O, I / 8]``."""
+    """int8 ``[..., O, I]``, float8_e4m3fn ``[..., O, I]``, int4 packed into int32 ``[..., O, I / 8]``, or int3
+    packed into uint8 ``[..., O, 3 I / 8]``."""
     scale: torch.Tensor
-    """float32 ``[..., O, 1]``, int4 ``[..., O, I / G]``."""
+    """float32 ``[..., O, 1]``, int4 and int3 ``[..., O, I / G]``."""
+
+
+Rounder = Callable[[torch.Tensor, Scheme], tuple[Quantized, tuple[float, float]]]
+"""Rounds a matrix; returns the sums of the squared errors and of the squared weights with it."""
 
 
 def quantize(weight: torch.Tensor, scheme: Scheme) -> Quantized:
@@ -41,7 +51,8 @@ def quantize(weight: torch.Tensor, scheme: Scheme) -> Quantized:
 
 def dequantize(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """``[..., O, I]`` of what :class:`Quantized` holds: multiplied in float32, rounded to ``dtype`` once."""
-    numbers = unpack_int4(values) if values.dtype == torch.int32 else values
+    unpack = {torch.int32: unpack_int4, torch.uint8: unpack_int3}.get(values.dtype)
+    numbers = unpack(values) if unpack else values
     grouped = numbers.float().unflatten(-1, (scale.shape[-1], -1))
     return (grouped * scale.float().unsqueeze(-1)).flatten(-2).to(dtype)
 
@@ -75,6 +86,32 @@ def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(-2).to(torch.int8) - 8
 
 
+def pack_int3(values: torch.Tensor) -> torch.Tensor:
+    """Whole numbers from -4 to 3 ``[..., I]``, I a multiple of 32, to uint8 ``[..., 3 I / 8]``.
+
+    Of each 32 values, plus 4, come the lower two bits, eight bytes: of value ``8 j + i`` in byte i, from bit 2 j on;
+    then the upper bits, four bytes: of value ``8 j + i`` in byte j, bit i.
+    """
+    octets = (values.to(torch.int16) + 4).to(torch.uint8).unflatten(-1, (-1, 4, 8))
+    shifts, bits = _places(values)
+    twos, ones = (octets & 3) << shifts, (octets >> 2) << bits
+    return torch.cat([twos.sum(-2, dtype=torch.uint8), ones.sum(-1, dtype=torch.uint8)], dim=-1).flatten(-2)
+
+
+def unpack_int3(packed: torch.Tensor) -> torch.Tensor:
+    """uint8 ``[..., 3 I / 8]`` to int8 ``[..., I]``."""
+    twos, ones = packed.unflatten(-1, (-1, 12)).split([8, 4], dim=-1)
+    shifts, bits = _places(packed)
+    octets = (twos.unsqueeze(-2) >> shifts & 3) | (ones.unsqueeze(-1) >> bits & 1) << 2
+    return octets.flatten(-3).to(torch.int8) - 4
+
+
+def _places(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """From which bit on the lower two bits of four values stand in a byte, and the upper one of eight."""
+    eight = torch.arange(8, dtype=torch.uint8, device=like.device)
+    return 2 * eight[:4].unsqueeze(-1), eight
+
+
 def stored_scale(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``scale`` as a file of ``dtype`` weights holds it: in that type, unless it would change."""
     narrow = scale.to(dtype)
@@ -87,25 +124,25 @@ def _quantize(weight: torch.Tensor, scheme: Scheme) -> Quantized:
     if not largest.isfinite().all():
         raise ValueError("holds NaN or infinity")
     scale = _scale(largest, scheme)
-    if scheme.kind == "int4":
+    if scheme.packed:
         scale = _best_scale(grouped, largest, scheme)
-    numbers = grouped * (1 / scale) if scheme.kind == "int4" else grouped / scale
+    numbers = grouped * (1 / scale) if scheme.packed else grouped / scale
     rounded = _round(numbers, scheme).flatten(-2)
     scale = scale.squeeze(-1)
-    if scheme.kind == "int4":
-        return Quantized(pack_int4(rounded), scale)
+    if scheme.packed:
+        return Quantized(pack_int4(rounded) if scheme.kind == "int4" else pack_int3(rounded), scale)
     return Quantized(rounded.to(torch.int8 if scheme.kind == "int8" else torch.float8_e4m3fn), scale)
 
 
 def _scale(largest: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     scale = (largest / LARGEST[scheme.kind]).bfloat16().float()
     # a group of zeros, or of numbers so small that their scale would be none
-    return torch.where(scale < torch.finfo(torch.bfloat16).tiny, 1.0, scale)
+    return torch.where(scale.abs() < torch.finfo(torch.bfloat16).tiny, 1.0, scale)
 
 
 def _round(numbers: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     limit = LARGEST[scheme.kind]
-    lowest = -limit - (scheme.kind == "int4")
+    lowest = -limit - scheme.packed
     clamped = numbers.clamp(lowest, limit)
     return clamped if scheme.kind == "fp8" else clamped.round()
 
@@ -114,7 +151,7 @@ def _best_scale(grouped: torch.Tensor, largest: torch.Tensor, scheme: Scheme) ->
     """Of least squared error. Errors are compared as whole numbers: in whatever order they are summed, and by whatever
     processor, the same scale is found."""
     best, least = torch.ones_like(largest), torch.full_like(largest, 2**62, dtype=torch.int64)
-    for clip in CLIPS:
+    for clip in CLIPS[scheme.kind]:
         scale = _scale(largest * clip, scheme)
         numbers = grouped * (1 / scale)
         factor = torch.where(largest > 0, scale / largest * 2**13, 0.0)  # errors in shares of the largest weight

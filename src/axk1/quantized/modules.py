@@ -19,7 +19,13 @@ from axk1.modeling.moe import AXK1Experts, one_by_one
 from axk1.quantized.formats import Quantized, dequantize
 from axk1.quantized.plan import FUSED, Plan, Scheme
 
-TYPES = {"I8": torch.int8, "I32": torch.int32, "F8_E4M3": torch.float8_e4m3fn, "BF16": torch.float32}
+TYPES = {
+    "I8": torch.int8,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "BF16": torch.float32,
+}
 """Types in memory by their word in a file; scales, bfloat16 in files, are float32 here."""
 INT8_TOKENS = 17
 """Schemes with eight-bit activations round them from this many tokens on (fewer are not accepted by CUDA's product)."""
@@ -40,17 +46,15 @@ class _Quantized(nn.Module):
         return self
 
     def _values(self, name: str) -> torch.Tensor:
-        """The stored values of ``name`` for compiled operators: int8, fp8, or uint8 with two four-bit values each."""
-        if name in self._buffers:
-            return self.get_buffer(name)
-        return self.get_buffer(f"{name}_packed").view(torch.uint8)
+        """The stored values of ``name``, as ``Quantized`` has them."""
+        return self.get_buffer(name if name in self._buffers else f"{name}_packed")
 
 
 class QuantizedLinear(_Quantized):
     """``x W^T + b`` with a quantised W ``[O, I]``.
 
-    Buffers: ``weight`` int8 or float8_e4m3fn ``[O, I]``, or ``weight_packed`` int32 ``[O, I / 8]``; ``weight_scale``
-    float32 ``[O, groups]``.
+    Buffers: ``weight`` int8 or float8_e4m3fn ``[O, I]``, or ``weight_packed`` int32 ``[O, I / 8]`` (int4) or uint8
+    ``[O, 3 I / 8]`` (int3); ``weight_scale`` float32 ``[O, groups]``.
     """
 
     weight_scale: torch.Tensor
@@ -66,13 +70,12 @@ class QuantizedLinear(_Quantized):
 
     @property
     def values(self) -> torch.Tensor:
-        """int8 or float8_e4m3fn ``[O, I]``, or uint8 ``[O, I / 2]``, in each byte the first value in the low half."""
+        """The values alone, as they are stored."""
         return self._values("weight")
 
     def quantized(self) -> Quantized:
         """The matrix as it is stored."""
-        stored = self._buffers.get("weight")
-        return Quantized(self.get_buffer("weight_packed") if stored is None else stored, self.weight_scale)
+        return Quantized(self.values, self.weight_scale)
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The matrix ``[O, I]`` that this module multiplies by."""
@@ -92,8 +95,8 @@ class QuantizedExperts(_Quantized):
     """All routed experts in two stacks, as in ``AXK1Experts``.
 
     Buffers: ``gate_up_proj`` ``[E, 2F, D]`` (gate rows first) and ``down_proj`` ``[E, D, F]``, int8 or float8_e4m3fn,
-    or ``gate_up_proj_packed`` and ``down_proj_packed`` int32 with an eighth of the columns; ``gate_up_proj_scale`` and
-    ``down_proj_scale`` float32 ``[E, rows, groups]``.
+    or ``gate_up_proj_packed`` and ``down_proj_packed``, int32 with an eighth of the columns (int4) or uint8 with three
+    eighths (int3); ``gate_up_proj_scale`` and ``down_proj_scale`` float32 ``[E, rows, groups]``.
     """
 
     gate_up_proj_scale: torch.Tensor
@@ -112,19 +115,17 @@ class QuantizedExperts(_Quantized):
 
     @property
     def gate_up_values(self) -> torch.Tensor:
-        """``[E, 2F, D]`` int8 or float8_e4m3fn, or uint8 ``[E, 2F, D / 2]``, the first value in the low half."""
+        """Of gate and up, as they are stored."""
         return self._values("gate_up_proj")
 
     @property
     def down_values(self) -> torch.Tensor:
-        """``[E, D, F]`` int8 or float8_e4m3fn, or uint8 ``[E, D, F / 2]``, the first value in the low half."""
+        """Of down, as they are stored."""
         return self._values("down_proj")
 
     def quantized(self, matrix: str) -> Quantized:
         """The stack ``gate_up_proj`` or ``down_proj`` as it is stored."""
-        stored = self._buffers.get(matrix)
-        values = self.get_buffer(f"{matrix}_packed") if stored is None else stored
-        return Quantized(values, self.get_buffer(f"{matrix}_scale"))
+        return Quantized(self._values(matrix), self.get_buffer(f"{matrix}_scale"))
 
     def dequantized(self, matrix: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The stack ``gate_up_proj`` ``[E, 2F, D]`` or ``down_proj`` ``[E, D, F]`` that this module multiplies by."""

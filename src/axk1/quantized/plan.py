@@ -5,17 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
-Kind = Literal["int8", "int4", "fp8"]
+Kind = Literal["int8", "int4", "int3", "fp8"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 METHOD = "compressed-tensors"
-FORMATS = {"int8": "int-quantized", "int4": "pack-quantized", "fp8": "float-quantized"}
+FORMATS = {
+    "int8": "int-quantized",
+    "int4": "pack-quantized",
+    "int3": "plane-pack-quantized",  # ours: compressed-tensors packs three bits otherwise, ten weights to a word
+    "fp8": "float-quantized",
+}
 MIXED = "mixed-precision"
 """What the whole is called where each group names its own format."""
 FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """The stacks of all experts' matrices in memory, and the matrices of one expert that each is made of, rows in order."""
-_TYPES: dict[tuple[str, int], Kind] = {("int", 8): "int8", ("int", 4): "int4", ("float", 8): "fp8"}
+_TYPES: dict[tuple[str, int], Kind] = {("int", 8): "int8", ("int", 4): "int4", ("int", 3): "int3", ("float", 8): "fp8"}
+PACKED = {"I32": 8, "U8": Fraction(8, 3)}
+"""Weights of an item of ``weight_packed``, by its type in safetensors' words: int4 and int3."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +40,17 @@ class Scheme:
         text = f"{self.kind} in groups of {self.group_size}" if self.group_size else self.kind
         return f"{text} with eight-bit activations" if self.activations else text
 
+    @property
+    def packed(self) -> bool:
+        """Whether values are parts of bytes, and scales those of groups."""
+        return self.kind in ("int4", "int3")
+
     def tensors(self, outputs: int, inputs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         """What stands for a matrix's ``weight`` in a file: names, types in safetensors' words, shapes."""
         scale = ("BF16", (outputs, inputs // (self.group_size or inputs)))
-        if self.kind == "int4":
-            packed = ("I32", (outputs, inputs // 8))
+        if self.packed:
+            word = "I32" if self.kind == "int4" else "U8"
+            packed = (word, (outputs, int(inputs / PACKED[word])))
             return {"weight_packed": packed, "weight_scale": scale, "weight_shape": ("I64", (2,))}
         word = "I8" if self.kind == "int8" else "F8_E4M3"
         return {"weight": (word, (outputs, inputs)), "weight_scale": scale}
@@ -45,13 +59,13 @@ class Scheme:
         """The scheme as a group of ``config_groups``."""
         number = "float" if self.kind == "fp8" else "int"
         weights = {
-            "num_bits": 4 if self.kind == "int4" else 8,
+            "num_bits": {"int4": 4, "int3": 3}.get(self.kind, 8),
             "type": number,
             "symmetric": True,
             "strategy": "group" if self.group_size else "channel",
             "group_size": self.group_size,
             "dynamic": False,
-            "observer": "mse" if self.kind == "int4" else "minmax",
+            "observer": "mse" if self.packed else "minmax",
         }
         activations = {"num_bits": 8, "type": number, "symmetric": True, "strategy": "token", "dynamic": True}
         return {
@@ -74,8 +88,10 @@ class Scheme:
         strategy, stored = weights.get("strategy"), group.get("format") or default_format
         size = weights.get("group_size") if strategy == "group" else None
         readable = weights.get("symmetric", True) and not weights.get("dynamic")
-        readable = readable and strategy in (("channel", "group") if kind == "int4" else ("channel",))
-        readable = readable and (strategy != "group" or _is_size(size))
+        readable = readable and strategy in {"int4": ("channel", "group"), "int3": ("group",)}.get(
+            kind or "", ("channel",)
+        )
+        readable = readable and (strategy != "group" or _is_size(size, 32 if kind == "int3" else 8))
         if (
             kind is None
             or not readable
@@ -85,7 +101,7 @@ class Scheme:
             words = {key: weights.get(key) for key in ("num_bits", "type", "symmetric", "group_size", "actorder")}
             raise ValueError(
                 f"weights are quantised as {words} in format {stored!r}; read are symmetric int8 and fp8 with a scale "
-                "a channel, and int4 with a scale a group, as `axk1 quantize` writes them"
+                "a channel, and int4 and int3 with a scale a group, as `axk1 quantize` writes them"
             )
         return cls(kind, size, _dynamic_activations(group.get("input_activations"), kind))
 
@@ -182,7 +198,11 @@ def _dynamic_activations(activations: Mapping[str, Any] | None, kind: Kind) -> b
     if not activations:
         return False
     found = (activations.get("num_bits"), activations.get("type"), activations.get("strategy"))
-    if found != (8, "float" if kind == "fp8" else "int", "token") or not activations.get("dynamic") or kind == "int4":
+    if (
+        found != (8, "float" if kind == "fp8" else "int", "token")
+        or not activations.get("dynamic")
+        or kind in ("int4", "int3")
+    ):
         raise ValueError(f"activations are quantised as {dict(activations)}; read are 8 bits, a scale for each token")
     return True
 
@@ -203,8 +223,8 @@ def _names(values: Any, where: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and value > 0 and value % 8 == 0
+def _is_size(value: Any, unit: int) -> bool:
+    return isinstance(value, int) and value > 0 and value % unit == 0
 
 
 def _matches(name: str, target: str) -> bool:

@@ -107,7 +107,7 @@ def test_the_nano(build: Path, nano_f32: Path) -> None:
     assert distance(build, nano_f32, ours(NANO), prompts(3, 6_000)[2]) < CLOSE
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "int3", "fp8"])
 def test_a_quantised_source(build: Path, tmp_path: Path, scheme: Any) -> None:
     """Its rounded weights, in full."""
     folder = save(tmp_path / "model", rope_parameters=YARN)

@@ -9,6 +9,7 @@ from typing import Literal
 from axk1.plan.hardware import Hardware
 from axk1.plan.memory import Spare, Step
 from axk1.plan.placement import Choice
+from axk1.plan.weights import Weights
 
 Engine = Literal["vllm", "sglang"]
 ENGINES: tuple[Engine, ...] = ("vllm", "sglang")
@@ -16,6 +17,19 @@ SPARE: dict[Engine, Spare] = {"vllm": "middle", "sglang": "last"}
 PARSER = "axk1"
 """The reasoning and tool-call parsers that our plugins register in both engines."""
 SECRET = "***"
+
+
+def check_formats(engine: Engine, weights: Weights) -> None:
+    """Refuses weights that ``engine`` has no way to read, before anything is started.
+
+    Raises:
+        ValueError: some have three bits.
+    """
+    if any(spec.dtype == "U8" for spec in weights.tensors):
+        raise ValueError(
+            f"{engine} reads no weights of three bits: quantise the original with --scheme int4 for it, or leave "
+            "--engine out, and axk1's own server reads these."
+        )
 
 
 @dataclass(frozen=True)

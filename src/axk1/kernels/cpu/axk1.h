@@ -9,9 +9,9 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-enum { AXK1_FLOAT32, AXK1_BFLOAT16, AXK1_INT8, AXK1_INT4, AXK1_LOSSLESS };
+enum { AXK1_FLOAT32, AXK1_BFLOAT16, AXK1_INT8, AXK1_INT4, AXK1_INT3, AXK1_LOSSLESS };
 
-/* Rows of `columns` values. `side`: float32 scales of int8 (one per row) and of int4 (one per group, groups of equal size), or
+/* Rows of `columns` values. `side`: float32 scales of int8 (one per row) and of int4 and int3 (one per group, groups of equal size), or
  * what axk1_pack_lossless wrote beside the values. A vector has one row. */
 typedef struct {
     const void* data;
@@ -112,10 +112,10 @@ int64_t axk1_stream_trace(axk1_stream* stream, int64_t on, int64_t* out, int64_t
 /* out [rows, outputs] = x [rows, columns] times the weight, both of `format`. */
 int axk1_linear(const axk1_matrix* weight, int64_t exact, const void* x, int64_t format, int64_t rows, void* out, int64_t threads);
 
-/* Rounds `groups` groups of `group` (32, 64 or 128) float32 or bfloat16 weights to int4, two in a byte, each with the scale of
- * least squared error among `tries` clips of its largest weight, which is stored as `largest`; a scale below `tiny` becomes 1.
- * squares: the sums of the squared errors and of the squared weights. One thread. */
-int axk1_round_int4(const void* weight, int64_t format, int64_t groups, int64_t group, const float* clips, int64_t tries, float largest, float tiny,
+/* Rounds `groups` groups of `group` (32, 64 or 128) float32 or bfloat16 weights to `bits`, 4 or 3, as int4 and int3 are packed,
+ * each with the scale of least squared error among `tries` clips of its largest weight, which is stored as `largest`; a clip may
+ * be negative, and a scale below `tiny` becomes 1. squares: the sums of the squared errors and weights. One thread. */
+int axk1_round(const void* weight, int64_t format, int64_t bits, int64_t groups, int64_t group, const float* clips, int64_t tries, float largest, float tiny,
                     uint8_t* packed, float* scales, double* squares);
 
 /* bfloat16 [rows, columns] in twelve bits: first the bytes that are needed beside the values, then packing. */

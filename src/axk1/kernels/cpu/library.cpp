@@ -127,15 +127,20 @@ int axk1_linear(const axk1_matrix* weight, int64_t exact, const void* x, int64_t
     });
 }
 
-int axk1_round_int4(const void* weight, int64_t format, int64_t groups, int64_t group, const float* clips, int64_t tries, float largest, float tiny,
+int axk1_round(const void* weight, int64_t format, int64_t bits, int64_t groups, int64_t group, const float* clips, int64_t tries, float largest, float tiny,
                     uint8_t* packed, float* scales, double* squares) {
     return guarded([&] {
         expect(format == AXK1_FLOAT32 || format == AXK1_BFLOAT16, "weights that are no floats");
+        expect(bits == 3 || bits == 4, "weights to round to other than 3 or 4 bits");
         expect(tries >= 1 && tries <= kTries, "too many clips");
-        Clips given{{}, largest, tiny};
-        for (int i = 0; i < kTries; ++i) given.shares[i] = clips[std::min<int64_t>(i, tries - 1)];
-        if (format == AXK1_FLOAT32) round_int4(static_cast<const float*>(weight), groups, group, given, packed, scales, squares);
-        else round_int4(static_cast<const uint16_t*>(weight), groups, group, given, packed, scales, squares);
+        Clips given{{}, int(tries), largest, tiny};
+        std::copy_n(clips, tries, given.shares);
+        const auto round = [&](const auto* values) {
+            if (bits == 4) round_weights<4>(values, groups, group, given, packed, scales, squares);
+            else round_weights<3>(values, groups, group, given, packed, scales, squares);
+        };
+        if (format == AXK1_FLOAT32) round(static_cast<const float*>(weight));
+        else round(static_cast<const uint16_t*>(weight));
     });
 }
 

@@ -17,12 +17,12 @@ namespace axk1 {
 constexpr int64_t kStream = 64 << 10, kTile = 64;
 
 struct Matrix {
-    enum Kind { kFloat32, kBFloat16, kInt8, kInt4, kLossless };
+    enum Kind { kFloat32, kBFloat16, kInt8, kInt4, kInt3, kLossless };
     Kind kind = kFloat32;
     const void* data = nullptr;
     int64_t length = 0, stride = 0;   // values of a row, and from one row to the next
-    const float* scale = nullptr;     // int8: one per row, int4: one per group
-    int64_t group = 0;                // values per scale
+    const float* scale = nullptr;     // int8: one per row, int4 and int3: one per group
+    int64_t group = 0;                // values per scale, where it is not one per row
     const uint8_t* bases = nullptr;   // lossless: the largest exponent of each block
     const int32_t* starts = nullptr;  // the first of each row's blocks in `raw`
     const uint16_t* raw = nullptr;
@@ -30,7 +30,10 @@ struct Matrix {
 
     explicit operator bool() const { return data != nullptr; }
 
-    int64_t bits() const { return kind == kFloat32 ? 32 : kind == kBFloat16 ? 16 : kind == kInt8 ? 8 : kind == kInt4 ? 4 : 12; }  // per value
+    int64_t bits() const {  // per value
+        constexpr int64_t kBits[] = {32, 16, 8, 4, 3, 12};
+        return kBits[kind];
+    }
     int64_t bytes(int64_t rows) const { return rows * stride * bits() / 8; }
 
     // Rows that a thread takes at a time.
@@ -44,7 +47,7 @@ struct Matrix {
         Matrix rest = *this;
         rest.data = static_cast<const char*>(data) + bytes(row);
         if (bases) rest.bases = bases + row * length / 64, rest.starts = starts + row;
-        if (scale) rest.scale = scale + (kind == kInt4 ? row * (length / group) : row);
+        if (scale) rest.scale = scale + (group ? row * (length / group) : row);
         return rest;
     }
 

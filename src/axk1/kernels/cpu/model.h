@@ -172,7 +172,7 @@ public:
             Layer& layer = *layers[i];
             const std::string where = " in layer " + std::to_string(i);
             expect_full(attention_slots(layer), where);
-            expect(layer.attention.kv_b.kind != Matrix::kInt4, "int4 weights for kv_b_proj, which is read in columns too");
+            expect(!layer.attention.kv_b.group, "weights of a few bits for kv_b_proj, which is read in columns too");
             std::vector<Slot> rest = layer.dense ? dense_slots(layer) : moe_slots(layer);
             expect(layer.dense || rule.experts, "neither an MLP nor experts" + where);
             if (layer.streamed) std::erase_if(rest, [](const Slot& slot) { return std::string(slot.name).starts_with("mlp.experts."); });

@@ -65,6 +65,11 @@ inline Lanes widened(const Matrix& row, int64_t column) {
         load_int4(row.values<uint8_t>() + first / 2, lanes(values), lanes(values + kLanes));
         return lanes(values + (column - first)) * row.scale[column / row.group];
     }
+    if (row.kind == Matrix::kInt3) {
+        Lanes block[Int3::kBlock / kLanes];
+        load_int3(row.values<uint8_t>() + column / Int3::kBlock * Int3::kBytes, block);
+        return block[column % Int3::kBlock / kLanes] * row.scale[column / row.group];
+    }
     if (count >= kLanes)
         return row.kind == Matrix::kBFloat16 ? load_bfloat16(row.values<uint16_t>() + column) : load_int8(row.values<int8_t>() + column) * *row.scale;
     alignas(64) float values[kLanes] = {};

@@ -1,4 +1,4 @@
-// Rounding to four bits, bit for bit as axk1.quantized.formats does: every group tries several clips of its largest weight, and
+// Rounding to four or three bits, bit for bit as axk1.quantized.formats does: every group tries several clips of its largest weight, and
 // the one of least squared error stays. Errors are compared as whole numbers, so that no order of summing matters.
 #pragma once
 
@@ -9,12 +9,13 @@
 
 namespace axk1 {
 
-constexpr int kTries = 8;            // clips, the last one repeated
+constexpr int kTries = 16;             // clips at most
 constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, which is then in the low bits
 constexpr int32_t kWholeBits = 0x4B400000;
 
 struct Clips {
-    float shares[kTries];
+    float shares[kTries];  // a negative one makes a negative scale
+    int count;
     float largest, tiny;  // the stored value of a group's largest weight; below it, a scale would be none
 };
 
@@ -36,8 +37,11 @@ inline Lanes product(const Lanes& v, float factor) {
     return done;
 }
 
-// The whole number nearest to each, from -8 to 7, in the low bits.
-inline LanesI32 whole(const Lanes& number) { return clamped(bits_of(number + kWhole), kWholeBits - 8, kWholeBits + 7); }
+// The whole number nearest to each, from -8 to 7 or from -4 to 3, in the low bits.
+template <int Bits>
+inline LanesI32 whole(const Lanes& number) {
+    return clamped(bits_of(number + kWhole), kWholeBits - (1 << (Bits - 1)), kWholeBits + (1 << (Bits - 1)) - 1);
+}
 
 // Eight values of four bits, each in a byte, to four bytes.
 inline uint32_t nibbles(uint64_t bytes) {
@@ -46,7 +50,19 @@ inline uint32_t nibbles(uint64_t bytes) {
     return uint32_t(bytes | bytes >> 16);
 }
 
-template <int Group>
+// 32 values of three bits, each in a byte, to the twelve bytes of Int3.
+inline void planes(const uint8_t* bytes, uint8_t* packed) {
+    uint64_t low = 0;
+    for (int i = 0; i < 4; ++i) {
+        uint64_t eight;
+        std::memcpy(&eight, bytes + 8 * i, 8);
+        low |= (eight & 0x0303030303030303ull) << 2 * i;
+        packed[8 + i] = uint8_t((eight >> 2 & 0x0101010101010101ull) * 0x0102040810204080ull >> 56);  // a bit of each byte
+    }
+    std::memcpy(packed, &low, 8);
+}
+
+template <int Group, int Bits>
 struct RoundedGroup {
     static constexpr int kParts = Group / kLanes;
     Lanes x[kParts];
@@ -77,7 +93,7 @@ struct RoundedGroup {
         LanesI32 total = {};
         for (int i = 0; i < kParts; ++i) {
             const Lanes number = product(x[i], inverse);
-            const LanesI32 nearest = whole(number);
+            const LanesI32 nearest = whole<Bits>(number);
             const Lanes share = product(reinterpret_cast<const Lanes&>(nearest) - kWhole - number, factor);
             const LanesI32 steps = clamped(bits_of(share + kWhole) - kWholeBits, -4096, 4096);
             total += steps * steps;
@@ -92,21 +108,21 @@ struct RoundedGroup {
     float best_scale(const Clips& clips) const {
         const float most = largest();
         float scales[kTries], inverses[kTries], factors[kTries];
-        for (int i = 0; i < kTries; ++i) {
+        for (int i = 0; i < clips.count; ++i) {
             const float exact = most * clips.shares[i] / clips.largest;
             uint32_t bits;
             std::memcpy(&bits, &exact, 4);
             bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;  // to bfloat16
             float scale;
             std::memcpy(&scale, &bits, 4);
-            scales[i] = scale < clips.tiny ? 1.0f : scale;
+            scales[i] = std::fabs(scale) < clips.tiny ? 1.0f : scale;
             inverses[i] = 1.0f / scales[i];
             factors[i] = scales[i] / most * 8192.0f;
         }
         if (most == 0) return 1.0f;
         float best = 1.0f;
         uint32_t least = std::numeric_limits<uint32_t>::max();
-        for (int i = 0; i < kTries; ++i) {
+        for (int i = 0; i < clips.count; ++i) {
             const uint32_t found = error(inverses[i], factors[i]);
             if (found < least) best = scales[i], least = found;
         }
@@ -119,39 +135,43 @@ struct RoundedGroup {
         Lanes errors = {}, sizes = {};
         const float inverse = 1.0f / scale;
         for (int i = 0; i < kParts; ++i) {
-            const LanesI32 nearest = whole(product(x[i], inverse));
+            const LanesI32 nearest = whole<Bits>(product(x[i], inverse));
             const Lanes off = (reinterpret_cast<const Lanes&>(nearest) - kWhole) * scale - x[i];
-            const Bytes bytes = __builtin_convertvector(nearest - (kWholeBits - 8), Bytes);
+            const Bytes bytes = __builtin_convertvector(nearest - (kWholeBits - (1 << (Bits - 1))), Bytes);
             std::memcpy(stored + i * kLanes, &bytes, sizeof bytes);
             errors += off * off, sizes += x[i] * x[i];
         }
-        for (int i = 0; i < Group; i += 8) {
-            uint64_t eight;
-            std::memcpy(&eight, stored + i, 8);
-            const uint32_t word = nibbles(eight);
-            std::memcpy(packed + i / 2, &word, 4);
+        if constexpr (Bits == 3) {
+            for (int i = 0; i < Group; i += 32) planes(stored + i, packed + i / 8 * 3);
+        } else {
+            for (int i = 0; i < Group; i += 8) {
+                uint64_t eight;
+                std::memcpy(&eight, stored + i, 8);
+                const uint32_t word = nibbles(eight);
+                std::memcpy(packed + i / 2, &word, 4);
+            }
         }
         error += sum(errors), size += sum(sizes);
     }
 };
 
-template <int Group, class Stored>
+template <int Group, int Bits, class Stored>
 inline void round_groups(const Stored* weight, int64_t groups, const Clips& clips, uint8_t* packed, float* scales, double* squares) {
-    RoundedGroup<Group> group;
+    RoundedGroup<Group, Bits> group;
     double error = 0, size = 0;
     for (int64_t g = 0; g < groups; ++g) {
         group.read(weight + g * Group);
         scales[g] = group.best_scale(clips);
-        group.write(scales[g], packed + g * Group / 2, error, size);
+        group.write(scales[g], packed + g * Group * Bits / 8, error, size);
     }
     squares[0] = error, squares[1] = size;
 }
 
-template <class Stored>
-inline void round_int4(const Stored* weight, int64_t groups, int64_t group, const Clips& clips, uint8_t* packed, float* scales, double* squares) {
-    if (group == 32) round_groups<32>(weight, groups, clips, packed, scales, squares);
-    else if (group == 64) round_groups<64>(weight, groups, clips, packed, scales, squares);
-    else if (group == 128) round_groups<128>(weight, groups, clips, packed, scales, squares);
+template <int Bits, class Stored>
+inline void round_weights(const Stored* weight, int64_t groups, int64_t group, const Clips& clips, uint8_t* packed, float* scales, double* squares) {
+    if (group == 32) round_groups<32, Bits>(weight, groups, clips, packed, scales, squares);
+    else if (group == 64) round_groups<64, Bits>(weight, groups, clips, packed, scales, squares);
+    else if (group == 128) round_groups<128, Bits>(weight, groups, clips, packed, scales, squares);
     else throw std::invalid_argument("groups of other than 32, 64 or 128 values");
 }
 

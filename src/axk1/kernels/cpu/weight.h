@@ -26,11 +26,11 @@ inline Matrix matrix(const axk1_matrix& given, bool exact) {
     m.kind = Matrix::Kind(given.format), m.data = given.data, m.length = m.stride = given.columns, m.exact = exact;
     if (m.kind == Matrix::kInt8) {
         expect(given.side && given.side_bytes == given.rows * 4, "int8 weights without one scale per row");
-    } else if (m.kind == Matrix::kInt4) {
+    } else if (m.kind == Matrix::kInt4 || m.kind == Matrix::kInt3) {
         const int64_t scales = given.side_bytes / 4;
-        expect(given.side && scales > 0 && scales % given.rows == 0 && given.columns % (scales / given.rows) == 0, "int4 weights whose scales do not divide their rows");
+        expect(given.side && scales > 0 && scales % given.rows == 0 && given.columns % (scales / given.rows) == 0, "weights of a few bits whose scales do not divide their rows");
         m.group = given.columns / (scales / given.rows);
-        expect(m.group % 32 == 0, "int4 weights with a scale for " + std::to_string(m.group) + " values; it must be a multiple of 32");
+        expect(m.group % 32 == 0, "weights of a few bits with a scale for " + std::to_string(m.group) + " values; it must be a multiple of 32");
     } else if (m.kind == Matrix::kLossless) {
         const int64_t blocks = given.rows * (given.columns / 64), fixed = padded_bytes(blocks) + padded_bytes(given.rows * 4);
         expect(given.columns % 64 == 0 && given.side && given.side_bytes >= fixed, "weights that are not packed without loss");

@@ -3,6 +3,7 @@
 
 #include "bfloat16.h"
 #include "float32.h"
+#include "int3.h"
 #include "int4.h"
 #include "int8.h"
 #include "lossless.h"
@@ -24,6 +25,7 @@ inline auto with_format(Matrix::Kind kind, const Some& some) {
         case Matrix::kBFloat16: return some.template operator()<BFloat16>();
         case Matrix::kInt8: return some.template operator()<Int8>();
         case Matrix::kInt4: return some.template operator()<Int4>();
+        case Matrix::kInt3: return some.template operator()<Int3>();
         default: return some.template operator()<Lossless>();
     }
 }
@@ -85,7 +87,7 @@ inline void Matrix::add_weighted(int64_t rows, const float* p, int64_t p_stride,
         const auto add = [&]<class F>() { Wide<F>::template add_weighted<T>(*this, rows, p + t * p_stride, p_stride, columns, out + t * out_stride, out_stride, t == 0 ? fetch : nullptr); };
         if (kind == kFloat32) add.template operator()<Float32>();
         else if (kind == kBFloat16) add.template operator()<BFloat16>();
-        else add.template operator()<Int8>();  // int4 is never summed by rows: groups lie along them
+        else add.template operator()<Int8>();  // int4 and int3 are never summed by rows: groups lie along them
     });
 }
 
@@ -96,7 +98,7 @@ inline void Matrix::read(float* out) const {
         } else {
             for (int64_t i = 0; i < length; ++i) {
                 const float value = F::one(values<typename F::Stored>(), i);
-                out[i] = scale ? value * scale[kind == kInt4 ? i / group : 0] : value;
+                out[i] = scale ? value * scale[group ? i / group : 0] : value;
             }
         }
     });

@@ -64,6 +64,24 @@ inline void load_int4(const uint8_t* p, Lanes& first, Lanes& second) {
     second = Lanes(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(values, 8))));
 }
 
+// 32 values of three bits, stored plus 4, as Int3 has them.
+inline __m256i bytes_of_int3(const uint8_t* p) {
+    int64_t low;
+    int32_t high;
+    std::memcpy(&low, p, 8), std::memcpy(&high, p + 8, 4);
+    const __m256i twos = _mm256_and_si256(_mm256_srlv_epi64(_mm256_set1_epi64x(low), _mm256_set_epi64x(6, 4, 2, 0)), _mm256_set1_epi8(3));
+    const __m256i each = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0), bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+    const __m256i fours = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(high), each), bit), bit);
+    return _mm256_or_si256(twos, _mm256_andnot_si256(fours, _mm256_set1_epi8(-4)));  // without the four, four less
+}
+#define AXK1_LOAD_INT3
+inline void load_int3(const uint8_t* p, Lanes* out) {
+    const __m256i values = bytes_of_int3(p);
+    const __m128i halves[2] = {_mm256_castsi256_si128(values), _mm256_extracti128_si256(values, 1)};
+    for (int k = 0; k < 4; ++k)
+        out[k] = Lanes(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(k % 2 ? _mm_srli_si128(halves[k / 2], 8) : halves[k / 2])));
+}
+
 inline void transpose(Lanes* rows) {
     __m256 pairs[8], fours[8];
     #pragma GCC unroll 8

@@ -1,8 +1,9 @@
-// Products of int8 and int4 weights by whole numbers, on AVX2's multiplication of pairs of 16-bit numbers.
+// Products of int8, int4 and int3 weights by whole numbers, on AVX2's multiplication of pairs of 16-bit numbers.
 //
 // Inputs are rounded to whole numbers of 15 bits and a sign, with one scale per input: an error of 1.5e-5 of the largest.
 #pragma once
 
+#include "../../formats/int3.h"
 #include "../../formats/int4.h"
 #include "../../formats/int8.h"
 
@@ -147,6 +148,44 @@ struct Narrow<Int4> {
             }
             if (m.group == 32) g += 2;
             else if (++block == blocks) block = 0, ++g;
+        }
+        for (int r = 0; r < R; ++r)
+            for (int t = 0; t < T; ++t) out[t * out_stride + r] = sum_whole(sums[r][t]) * x.scales[t];
+    }
+};
+
+template <>
+struct Narrow<Int3> {
+    static constexpr bool kExists = true;
+    typedef WholeInputs Inputs;
+    static bool can(const Matrix&) { return true; }
+    static constexpr int rows_at_once(int inputs) { return inputs <= 2 ? 2 : 1; }
+
+    static Inputs prepare(const float* x, int64_t x_stride, int64_t inputs, int64_t length) {
+        return whole_inputs<Int3>(x, x_stride, inputs, length, [](int16_t*, int64_t) {});
+    }
+
+    template <int R, int T>
+    static void dot(const Matrix& m, const Inputs& x, float* out, int64_t out_stride) {
+        const auto* w = m.values<uint8_t>();
+        const int64_t groups = m.length / m.group, blocks = m.group / Int3::kBlock;
+        __m256 sums[R][T] = {};
+        for (int64_t b = 0, block = 0, g = 0; b < m.length; b += Int3::kBlock) {
+            #pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const uint8_t* place = w + (r * m.stride + b) / Int3::kBlock * Int3::kBytes;
+                __builtin_prefetch(place + kAhead, 0, 2);
+                const __m256i bytes = bytes_of_int3(place);
+                const __m256i first = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes)), second = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1));
+                const __m256 scale = _mm256_set1_ps(m.scale[r * groups + g]);
+                #pragma GCC unroll 6
+                for (int t = 0; t < T; ++t) {
+                    const auto* values = reinterpret_cast<const __m256i*>(x.values + t * x.stride + b);
+                    const __m256i whole = _mm256_add_epi32(_mm256_madd_epi16(first, _mm256_loadu_si256(values)), _mm256_madd_epi16(second, _mm256_loadu_si256(values + 1)));
+                    sums[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scale, sums[r][t]);
+                }
+            }
+            if (++block == blocks) block = 0, ++g;
         }
         for (int r = 0; r < R; ++r)
             for (int t = 0; t < T; ++t) out[t * out_stride + r] = sum_whole(sums[r][t]) * x.scales[t];

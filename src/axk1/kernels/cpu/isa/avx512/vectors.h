@@ -56,6 +56,21 @@ inline void load_int4(const uint8_t* p, Lanes& first, Lanes& second) {
     second = widened(_mm_unpackhi_epi8(low, high));
 }
 
+// 32 values of three bits, stored plus 4, as Int3 has them.
+inline __m256i bytes_of_int3(const uint8_t* p) {
+    int64_t low;
+    uint32_t high;
+    std::memcpy(&low, p, 8), std::memcpy(&high, p + 8, 4);
+    const __m256i twos = _mm256_and_si256(_mm256_srlv_epi64(_mm256_set1_epi64x(low), _mm256_set_epi64x(6, 4, 2, 0)), _mm256_set1_epi8(3));
+    return _mm256_mask_sub_epi8(twos, ~__mmask32(high), twos, _mm256_set1_epi8(4));
+}
+#define AXK1_LOAD_INT3
+inline void load_int3(const uint8_t* p, Lanes* out) {
+    const __m256i values = bytes_of_int3(p);
+    out[0] = Lanes(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(values))));
+    out[1] = Lanes(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(values, 1))));
+}
+
 // Sixteen vectors of sixteen words to those of their columns.
 inline void transpose(__m512i* rows) {
     __m512i pairs[16], fours[16];

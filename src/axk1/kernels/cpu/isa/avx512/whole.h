@@ -1,9 +1,10 @@
-// Products of int8 and int4 weights by whole numbers, on AVX-512's products of unsigned and signed bytes.
+// Products of int8, int4 and int3 weights by whole numbers, on AVX-512's products of unsigned and signed bytes.
 //
 // Inputs are rounded to whole numbers of 15 bits and a sign, with one scale per input (an error of 1.5e-5 of the largest), and
 // split into a high and a low byte.
 #pragma once
 
+#include "../../formats/int3.h"
 #include "../../formats/int4.h"
 #include "../../formats/int8.h"
 #include "bfloat16.h"
@@ -208,6 +209,113 @@ struct Narrow<Int4> {
         __m512 sums[T][4];
         for (int r = 0; r < R; r += S)
             lanes_of<S, T>(w + r * length / 2, m.scale + r * length / group, group, x, length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
+        for (int t = 0; t < T; ++t) {
+            narrow::totals<R>(sums[t], out + t * out_stride);
+            for (int r = 0; r < R; ++r) out[t * out_stride + r] *= x.scales[t];
+        }
+    }
+};
+
+template <>
+struct Narrow<Int3> {
+    static constexpr bool kExists = true;
+    static bool can(const Matrix& m) { return m.group == 32 || m.group % 64 == 0; }
+    static constexpr int rows_at_once(int) { return 4; }
+    struct Block {  // of 64 values: their bytes, and -4 times the sums of four
+        __m512i highs, lows, high_offsets, low_offsets;
+    };
+    struct Inputs {
+        const Block* blocks;
+        int64_t stride;
+        const float* scales;
+        const Inputs from(int64_t t) const { return {blocks + t * stride, stride, scales + t}; }
+    };
+    static constexpr int at_once(int inputs) { return inputs > 2 ? 2 : 4; }
+
+    static Inputs prepare(const float* x, int64_t x_stride, int64_t inputs, int64_t length) {
+        const int64_t stride = lines(length);
+        auto* blocks = memory<Int3, Block>(inputs * stride + lines(4 * inputs));
+        auto* scales = reinterpret_cast<float*>(blocks + inputs * stride);
+        const __m512i zero = _mm512_setzero_si512(), fours = _mm512_set1_epi8(4);
+        for (int64_t t = 0; t < inputs; ++t) {
+            const float most = largest_size(x + t * x_stride, length), factor = most > 0.0f ? narrow::kFixed / most : 0.0f;
+            scales[t] = most / narrow::kFixed;
+            for (int64_t b = 0; b < stride; ++b) {
+                alignas(64) int8_t upper[64], lower[64];
+                for (int64_t k = 0; k < 64; k += 16) {
+                    const __m512i whole = narrow::fixed(x + t * x_stride + b * 64 + k, length - b * 64 - k, factor);
+                    _mm_store_si128(reinterpret_cast<__m128i*>(upper + k), _mm512_cvtepi32_epi8(narrow::high(whole)));
+                    _mm_store_si128(reinterpret_cast<__m128i*>(lower + k), _mm512_cvtepi32_epi8(narrow::low(whole)));
+                }
+                Block& block = blocks[t * stride + b];
+                block.highs = _mm512_load_si512(upper), block.lows = _mm512_load_si512(lower);
+                block.high_offsets = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, fours, block.highs));
+                block.low_offsets = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, fours, block.lows));
+            }
+        }
+        return {blocks, stride, scales};
+    }
+
+    // 64 values, or the first 32, plus 4: one load, the two words of lower bits of each half spread, and the upper bits as a mask.
+    template <bool both>
+    static __m512i values_of(const uint8_t* place) {
+        const __m512i spread = _mm512_set_epi32(4, 3, 4, 3, 4, 3, 4, 3, 1, 0, 1, 0, 1, 0, 1, 0), shifts = _mm512_set_epi64(6, 4, 2, 0, 6, 4, 2, 0);
+        const __m512i words = _mm512_zextsi256_si512(_mm256_maskz_loadu_epi32(both ? 0x3f : 0x07, place));
+        const __m512i twos = _mm512_and_si512(_mm512_srlv_epi64(_mm512_permutexvar_epi32(spread, words), shifts), _mm512_set1_epi8(3));
+        uint32_t high[2] = {};
+        std::memcpy(high, place + 8, 4);
+        if constexpr (both) std::memcpy(high + 1, place + 20, 4);
+        return _mm512_mask_add_epi8(twos, __mmask64(uint64_t(high[1]) << 32 | high[0]), twos, _mm512_set1_epi8(4));
+    }
+
+    template <int S, int T>
+    static void lanes_of(const uint8_t* w, const float* scale, int64_t group, const Inputs& x, int64_t length, __m512 (*result)[4]) {
+        const int64_t groups = length / group, blocks = std::max<int64_t>(1, group / 64), row_bytes = length / Int3::kBlock * Int3::kBytes;
+        const bool halves = group == 32;
+        __m512 sums[S][T] = {};
+        int64_t first = 0, passed = 0;  // scale of this block, blocks that it has served
+        const auto add = [&]<bool both>(int64_t b) __attribute__((always_inline)) {
+            __m512i row[S];
+            __m512 scales[S];
+            #pragma GCC unroll 6
+            for (int r = 0; r < S; ++r) {
+                const uint8_t* place = w + r * row_bytes + b * 2 * Int3::kBytes;
+                __builtin_prefetch(place + kAhead, 0, 2);
+                row[r] = values_of<both>(place);
+                const float* mine = scale + r * groups + first;
+                scales[r] = _mm512_set1_ps(mine[0]);
+                if (halves && both) scales[r] = _mm512_mask_mov_ps(scales[r], 0xff00, _mm512_set1_ps(mine[1]));
+            }
+            #pragma GCC unroll 6
+            for (int t = 0; t < T; ++t) {
+                const Block block = x.blocks[t * x.stride + b];
+                #pragma GCC unroll 6
+                for (int r = 0; r < S; ++r) {
+                    const __m512i highs = _mm512_dpbusd_epi32(block.high_offsets, row[r], block.highs);
+                    const __m512i lows = _mm512_dpbusd_epi32(block.low_offsets, row[r], block.lows);
+                    const __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(highs, 8), lows);
+                    sums[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scales[r], sums[r][t]);
+                }
+            }
+            if (++passed == blocks) passed = 0, first += halves ? 2 : 1;
+        };
+        int64_t b = 0;
+        for (; b * 64 + 64 <= length; ++b) add.template operator()<true>(b);
+        if (b * 64 < length) add.template operator()<false>(b);
+        for (int r = 0; r < S; ++r)
+            for (int t = 0; t < T; ++t) result[t][r] = sums[r][t];
+    }
+
+    template <int R, int T>
+    static void dot(const Matrix& m, const Inputs& x, float* out, int64_t out_stride) {
+        constexpr int S = std::min(R, at_once(T));
+        const auto* w = static_cast<const uint8_t*>(m.data);
+        const int64_t length = m.length, group = m.group;
+        __m512 sums[T][4];
+        for (int r = 0; r < R; r += S) {
+            const uint8_t* rows = w + r * (length / Int3::kBlock * Int3::kBytes);
+            lanes_of<S, T>(rows, m.scale + r * (length / group), group, x, length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
+        }
         for (int t = 0; t < T; ++t) {
             narrow::totals<R>(sums[t], out + t * out_stride);
             for (int r = 0; r < R; ++r) out[t * out_stride + r] *= x.scales[t];
