@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from array import array
 from bisect import bisect_right
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
@@ -127,7 +128,7 @@ class Lines:
         for path in self.paths:
             with _opened(path) as file:
                 for number, line in enumerate(file, 1):
-                    if line.strip():
+                    if not _blank(line):
                         yield _record(path, number, line)
 
     def shuffled(self, seed: int, round_number: int) -> Iterator[Record]:
@@ -139,7 +140,7 @@ class Lines:
                 which = bisect_right(ends, place)
                 number = place - (ends[which] - len(self._offsets[which]))
                 files[which].seek(self._offsets[which][number])
-                if (line := files[which].readline()).strip():
+                if not _blank(line := files[which].readline()):
                     yield _record(self.paths[which], number + 1, line)
         finally:
             for file in files:
@@ -336,6 +337,10 @@ def _offsets(path: Path) -> array[int]:
             starts.append(place)
             place += len(line)
     return starts
+
+
+def _blank(line: bytes) -> bool:
+    return not line.removeprefix(BOM_UTF8).strip()
 
 
 def _record(path: Path, number: int, line: bytes) -> Record:
