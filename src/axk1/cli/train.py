@@ -69,7 +69,7 @@ def train(
     typer.echo("Loading PyTorch and transformers.", err=True)
     import torch
 
-    from axk1.train.recipe import Recipe
+    from axk1.train.recipe import Recipe, is_first
     from axk1.train.stages import export_model, run
 
     plan = Recipe.load(file, changes or ())
@@ -81,6 +81,8 @@ def train(
         return _show_estimate(plan)
     with _going_on() as say:
         final = run(plan, out, say)
+    if not is_first():  # of several processes
+        return
     if export is not None:
         export_model(final, Path(plan.tokenizer), export)
     typer.echo(f"Finished: {export or final}")

@@ -324,6 +324,11 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first() -> bool:
+    """Whether this is the process that writes what all have made."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _source(where: str, given: Any) -> Source:
     """A source of a stage's ``data``: a share, or a table."""
     if isinstance(given, dict):
