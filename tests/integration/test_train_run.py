@@ -576,6 +576,24 @@ def test_a_stage_goes_on_with_what_it_was_begun_with(recipe: Recipe, finished) -
         run(replace(recipe, batch_rows=3), out)
 
 
+def test_a_stage_that_has_learned_nothing_takes_other_values(recipe: Recipe, tmp_path, monkeypatch) -> None:
+    """Its data are packed again, for what it is run with now; the stage before it stays."""
+    import axk1.train.stages as stages
+
+    first, later = Stage("first", steps=1, **SHORT), Stage("later", steps=2, **SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "_run_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(replace(recipe, stage=[first, later]), tmp_path)
+    assert len(PackedRows(tmp_path / "later" / "data.npy")) == 4
+    before = (tmp_path / "first" / "data.npy").stat().st_mtime_ns
+    run(replace(recipe, stage=[first, replace(later, steps=3, row_tokens=800)]), tmp_path)
+    rows = PackedRows(tmp_path / "later" / "data.npy")
+    assert (len(rows), rows.row_tokens) == (6, 800)
+    assert (tmp_path / "first" / "data.npy").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "later" / "stage.json").read_text())["row_tokens"] == 800
+
+
 def test_a_missing_recipe_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         Recipe.load(tmp_path / "none.toml")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Rows = tuple[Any, Iterator[Any], int | None]
 """The tokenizer, rows ``[3, row_tokens]``, and how many there are, where that is known."""
 
+NANO = Path("models/nano")
+
 app = typer.Typer(no_args_is_help=True, help="Look at training data.")
 
 
@@ -45,13 +47,14 @@ def inspect(
     for name, value, least in (("--rows", rows, 1), ("--first", first, 0), ("--row-tokens", row_tokens, 1)):
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}.")
+    from axk1.cli.train import shipped
     from axk1.train.inspect import documents
 
     taken: dict[str, Taken] = {}
     if file.suffix == ".toml":
         words, packed, total = _stage_rows(file, stage, tokenizer, row_tokens, taken)
     else:
-        words, packed, total = _file_rows(file, tokenizer or Path("models/nano"), row_tokens or 256)
+        words, packed, total = _file_rows(file, tokenizer or shipped(NANO, NANO), row_tokens or 256)
     chosen = list(islice(packed, first, first + rows))
     if not chosen:
         raise ValueError(f"--first is {first}; {file} has {'fewer' if total is None else total} rows.")

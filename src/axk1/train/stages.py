@@ -194,27 +194,30 @@ def run(recipe: Recipe, out: Path, say: Say = _nothing) -> Path:
 
 
 def _check_begun(recipe: Recipe, stage: Stage, folder: Path) -> None:
-    """Writes down what ``stage`` is run with, or finds that it was begun with something else.
+    """Writes down what ``stage`` is run with, or finds that it was begun with something else. Of a stage that has made
+    no checkpoint, the data that were packed for something else are removed.
 
     Raises:
-        ValueError: it was.
+        ValueError: it was, and there is a checkpoint.
     """
     shared = {each.name: getattr(recipe, each.name) for each in fields(recipe)}
     for free in ("stage", "save_steps", "tensorboard"):
         del shared[free]
     given = json.loads(json.dumps({**asdict(stage), **shared}))
     record = folder / "stage.json"
-    if not record.is_file():
+    begun = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    name = next((name for name, value in given.items() if begun.get(name, value) != value), None)
+    if name is not None and (any(folder.glob("checkpoint-*")) or (folder / "final").exists()):
+        raise ValueError(
+            f'{folder} was begun with {name} = {json.dumps(begun[name])}, and stage "{stage.name}" has '
+            f"{json.dumps(given[name])} now: give another --out, or remove that folder and those of later stages."
+        )
+    if name is not None:
+        (folder / "data.npy").unlink(missing_ok=True)
+        shutil.rmtree(folder / "start", ignore_errors=True)
+    if name is not None or not begun:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(record, json.dumps(given, indent=1) + "\n")
-        return
-    begun = json.loads(record.read_text(encoding="utf-8"))
-    for name, value in given.items():
-        if begun.get(name, value) != value:
-            raise ValueError(
-                f'{folder} was begun with {name} = {json.dumps(begun[name])}, and stage "{stage.name}" has '
-                f"{json.dumps(value)} now: give another --out, or remove that folder and those of later stages."
-            )
 
 
 def _merged(stage: Stage, out: Path, folder: Path) -> Path:
