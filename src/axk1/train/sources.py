@@ -346,11 +346,13 @@ def _blank(line: bytes) -> bool:
 def _record(path: Path, number: int, line: bytes) -> Record:
     place = f"{path}, line {number}"
     try:
-        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
     except UnicodeDecodeError as error:
         return Record(place, {}, f"is not UTF-8 text: {error.reason} at byte {error.start} of the line.")
+    except json.JSONDecodeError as error:
+        return Record(place, {}, f"is no JSON: {error.msg}, column {error.colno}. Mend or remove the line.")
     except (ValueError, RecursionError) as error:
-        return Record(place, {}, f"{error}. Mend or remove the line.")
+        return Record(place, {}, f"is no JSON that can be read: {error}. Mend or remove the line.")
     if not isinstance(value, dict):
         return Record(place, {}, "is no JSON object. Mend or remove the line.")
     return Record(place, value)
