@@ -66,7 +66,8 @@ def as_kind(kind: str, folder: Path, records: list[dict[str, Any]]) -> str:
         return str(folder / "part-*.jsonl")
     import datasets
 
-    table = datasets.Dataset.from_list(records)
+    empty = dict.fromkeys(("text", "messages", "think"))  # a table has every column in every row
+    table = datasets.Dataset.from_list([{**empty, **record} for record in records])
     if kind == "parquet":
         table.to_parquet(folder / "a.parquet")
         return str(folder / "a.parquet")
