@@ -176,7 +176,7 @@ def test_a_run_that_was_cut_off_goes_on(recipe: Recipe, finished, tmp_path, monk
         ({"tokenizer": "no/such"}, "no/such"),
         (
             {"stage": [Stage("late", steps=2, learning_rate=1e-2, schedule="linear", data={"none.jsonl": 1.0})]},
-            'stage "late" takes examples from none.jsonl is missing, or no ordinary file',
+            'stage "late": none.jsonl is missing, or no ordinary file',
         ),
     ],
 )

@@ -310,7 +310,7 @@ def check_stage(recipe: Recipe, stage: Stage) -> None:
         try:
             check_source(name, source)
         except ValueError as error:
-            raise ValueError(f'stage "{stage.name}" takes examples from {error}') from None
+            raise ValueError(f'stage "{stage.name}": {error}') from None
     missing = [part for part in PARTS if stage.text and not (Path(recipe.corpus) / f"{part}.jsonl").is_file()]
     if missing:
         raise ValueError(
