@@ -342,12 +342,8 @@ def test_a_stage_makes_the_context_longer(recipe: Recipe, tmp_path) -> None:
             "row_tokens = 65 is more than the model's 64 positions: lower it, or",
         ),
         (
-            [Stage("a", 1, **SHORT, rope_parameters={"rope_type": "yarn", "factor": 2.0})],
-            """stage "a": rope_parameters['original_max_position_embeddings']=None is missing for yarn""",
-        ),
-        (
             [Stage("a", 1, **SHORT, rope_parameters=YARN | {"factor": 0.5})],
-            """stage "a": rope_parameters['original_max_position_embeddings']=64 must be a whole number from 1 to""",
+            """stage "a": rope_parameters['factor']=0.5 must be a number of at least 1""",
         ),
         (
             [Stage("a", 1, **SHORT, rope_parameters=YARN | {"factr": 1})],
@@ -373,6 +369,9 @@ def test_a_length_that_does_not_fit_is_said_first(recipe: Recipe, tmp_path, stag
 def test_rotary_settings_have_a_type() -> None:
     with pytest.raises(ValueError, match='stage "a": rope_parameters has no rope_type, such as "yarn"'):
         Stage("a", 1, **SHORT, rope_parameters={"factor": 2.0, "original_max_position_embeddings": 64})
+    for missing in ("factor", "original_max_position_embeddings"):
+        with pytest.raises(ValueError, match=f'stage "a": rope_parameters has no {missing}, which yarn needs'):
+            Stage("a", 1, **SHORT, rope_parameters={key: value for key, value in YARN.items() if key != missing})
 
 
 def test_a_corrupt_line_of_a_later_stage_shows_before_training(recipe: Recipe, tmp_path) -> None:

@@ -91,6 +91,9 @@ class Stage:
                 raise ValueError(f"{where}: tasks.{task} = {share!r} must be a share, 0 or more")
         if self.rope_parameters and "rope_type" not in self.rope_parameters:
             raise ValueError(f'{where}: rope_parameters has no rope_type, such as "yarn"')
+        for key in ("factor", "original_max_position_embeddings"):  # transformers would take the model's own length
+            if self.rope_parameters.get("rope_type") == "yarn" and key not in self.rope_parameters:
+                raise ValueError(f"{where}: rope_parameters has no {key}, which yarn needs")
         for key, share in self.merge.items():
             if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share):
                 raise ValueError(f"{where}: merge.{key} = {share!r} must be a number")
