@@ -124,7 +124,7 @@ def test_text_files_are_documents(tokenizer, tmp_path: Path) -> None:
     found = [bytes(e.input_ids[:-1]).decode() for e in source_examples(str(tmp_path / "*.txt"), tokenizer, 50)]
     assert found == [f"document {number}" for number in range(5)]
     stream = endless_examples(str(tmp_path / "*.txt"), tokenizer, 50, seed=0)
-    assert len({bytes(next(stream).input_ids).hex() for _ in range(5)}) == 5
+    assert len({tuple(next(stream).input_ids) for _ in range(5)}) == 5
     (tmp_path / "6.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"6\.txt: is not UTF-8 text"):
         list(source_examples(str(tmp_path / "*.txt"), tokenizer, 50))
