@@ -404,7 +404,7 @@ def test_several_processes_see_the_same_rows_in_the_same_order(recipe: Recipe, t
     (tmp_path / "own.toml").write_text(text + f"data = {{ '{tmp_path / 'a.jsonl'}' = 1.0 }}\n")
 
     def train(out: str, ranks: int) -> None:
-        torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port=0"] if ranks > 1 else []
+        torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"] if ranks > 1 else []
         command = [sys.executable, *torchrun, "-m", "axk1", "train", str(tmp_path / "own.toml")]
         done = subprocess.run(
             [*command, "--threads", "1", "--out", str(tmp_path / out)], capture_output=True, text=True, timeout=500

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_hub import data_hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import SIZES, make_tokenizer
@@ -338,36 +335,3 @@ def test_inspect_shows_a_stage_of_a_recipe(tokenizer, tmp_path: Path) -> None:
     assert json.loads(found.output) == json.loads(json.dumps([shown]))
     wrong = CliRunner().invoke(app, ["data", "inspect", str(tmp_path / "own.toml"), "--stage", "sort"])
     assert wrong.exit_code == 2 and "has the stages short, long" in wrong.output + str(wrong.exception)
-
-
-@needs_datasets
-@pytest.mark.slow
-def test_the_hub_is_streamed_as_far_as_rows_need_it(tokenizer, tmp_path: Path) -> None:
-    """Of a dataset in four files the first rows take one, whose texts arrive; an unknown name is one sentence."""
-    import datasets
-
-    (tmp_path / "files" / "data").mkdir(parents=True)
-    for number in range(4):
-        texts = [{"text": f"{number}-{place} " + "z" * 200} for place in range(100)]
-        file = tmp_path / "files" / "data" / f"train-{number:05}-of-00004.parquet"
-        datasets.Dataset.from_list(texts).to_parquet(file)
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-
-    def inspect(name: str, address: str) -> subprocess.CompletedProcess:
-        settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-        command = ["data", "inspect", name, "--rows", "1", "--json", "--tokenizer", str(tmp_path / "tokenizer")]
-        whole = [sys.executable, "-m", "axk1", *command]
-        return subprocess.run(whole, env=os.environ | settings, capture_output=True, text=True, timeout=300)
-
-    with data_hub("some/texts", tmp_path / "files") as (address, asked):
-        done = inspect("some/texts", address)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)[0][0]["parts"][0][1].startswith("0-")
-        fetched = {Path(path).name for _, path, sent in asked if path.endswith("parquet") and sent}
-        assert fetched == {"train-00000-of-00004.parquet"}
-        wrong = inspect("some/others", address)
-    gone = inspect("some/texts", "http://127.0.0.1:9")
-    for name, found in (("some/others", wrong), ("some/texts", gone)):
-        words = f"{name}, no file or folder here, cannot be read as a dataset: "
-        assert found.returncode == 2 and words in " ".join(found.stderr.split())
-    assert not list((tmp_path / "home").rglob("*.arrow"))
