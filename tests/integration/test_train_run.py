@@ -10,7 +10,6 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,34 +79,6 @@ def test_a_stage_ends_with_its_curves(finished) -> None:
     assert "Loss, nats a token" in few and "Gradient norm" not in few
     with pytest.raises(ValueError, match="Stage a logged nothing to draw"):
         draw_curves("a", [{"train_runtime": 1.0, "step": 3}])
-
-
-@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_tensorboard_shows_what_is_logged(recipe: Recipe, finished, tmp_path, monkeypatch) -> None:
-    """Every value of ``log.jsonl`` at its step, once, also where a run was cut off after its last checkpoint."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    import axk1.train.stages as stages
-
-    class Cut(stages.RouterBalance):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 5 and args.output_dir.endswith("sft"):
-                raise KeyboardInterrupt
-
-    (tmp_path / "pretrain").symlink_to(finished[0] / "pretrain")
-    shown = replace(recipe, tensorboard=True, save_steps=3)
-    with monkeypatch.context() as patch:
-        patch.setattr(stages, "RouterBalance", Cut)
-        with pytest.raises(KeyboardInterrupt):
-            run(shown, tmp_path)
-    run(shown, tmp_path)
-    log = [json.loads(line) for line in (tmp_path / "sft" / "log.jsonl").read_text().splitlines()[1:]]
-    found = EventAccumulator(str(tmp_path / "sft" / "tensorboard"))
-    found.Reload()
-    for name in ("loss", "lm_loss", "mtp_loss", "expert_load", "router_bias", "acceptance", "grad_norm"):
-        points = [(event.step, event.value) for event in found.Scalars(f"train/{name}")]
-        expected = [(line["step"], line[name]) for line in log if "lm_loss" in line]
-        assert points == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected], name
 
 
 def test_tensorboard_that_is_missing_is_said_first(recipe: Recipe, tmp_path, monkeypatch) -> None:

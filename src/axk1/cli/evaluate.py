@@ -34,25 +34,9 @@ def evaluate(
     ] = "templates",
     repeats: Annotated[int, typer.Option(help="Replies to each problem, drawn anew; needs a temperature.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.0,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Of a reply. Default: 256, or with --tasks what the task says.")
-    ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="Tasks of lm-eval in place of our problems, such as aime25.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="With --tasks: the first so many problems of each.")] = None,
-    include: Annotated[Path | None, typer.Option(help="With --tasks: a folder with tasks of your own.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Of a reply.")] = 256,
 ) -> None:
     """Ask held-out problems in five languages, in Think and in Non-Think, and report what was right."""
-    if tasks is not None:
-        from axk1.cli.evaluate_tasks import evaluate_tasks
-
-        options.check_threads(threads)
-        where = {"device": device, "threads": threads, "expert_cache": expert_cache}
-        evaluate_tasks(model, tasks, limit, include, batch_size, max_new_tokens, as_json, **where)
-        return
-    if limit is not None or include is not None:
-        raise ValueError("--limit and --include are for --tasks; --problems says how many of our problems are asked.")
     if count < 1:
         raise ValueError(f"--problems is {count}; it must be at least 1.")
     if batch_size < 1:
@@ -82,7 +66,7 @@ def evaluate(
                     problems,
                     think,
                     batch_size=batch_size,
-                    max_new_tokens=256 if max_new_tokens is None else max_new_tokens,
+                    max_new_tokens=max_new_tokens,
                     sampling=Sampling(temperature=temperature, seed=seed * 1_000 + repeat),
                     progress=lambda done, task=task, before=before: progress.update(task, completed=before + done),
                 )

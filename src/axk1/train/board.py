@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
 
 def check_board() -> None:
@@ -20,6 +20,6 @@ def board(folder: Path, steps_done: int) -> TensorBoardCallback:
     """Writes to ``folder``, which ``tensorboard --logdir`` shows; points after ``steps_done`` of an earlier run, which
     was cut off, are dropped."""
     from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     return TensorBoardCallback(SummaryWriter(str(folder), purge_step=steps_done + 1))

@@ -70,7 +70,9 @@ class _LossParts(Trainer):
         if (self.state.global_step + 1) % self.args.logging_steps == 0:
             for name, value in accepted_drafts(cast(AXK1ForCausalLM, self.model), inputs).items():
                 self.parts.setdefault(name, []).append(value)
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        # a rank's loss is its part of the whole step's, and DDP takes the mean of the ranks' gradients
+        loss = outputs.loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         means = {name: sum(values) / len(values) for name, values in self.parts.items() if values}
