@@ -22,8 +22,8 @@ themselves; `python docs/licences.py` writes this page from an environment, and 
 of `constraints.txt`.
 
 Not listed: builds of PyTorch for GPUs bring NVIDIA's or AMD's libraries under those companies' own terms, the extras
-(`train`, `serve`, `vllm`, `sglang`, `dev`) have packages of their own, and the corpus that the nano's tokenizer was
-trained on has [its own table](tokenizer.md#the-corpus).
+(`train`, `data`, `serve`, `vllm`, `sglang`, `dev`) have packages of their own, and the corpus that the nano's tokenizer
+was trained on has [its own table](tokenizer.md#the-corpus).
 
 | package | needed by | licence |
 |---|---|---|

@@ -6,14 +6,20 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from scripted import SIZES, make_tokenizer
 
+from axk1.train import board
+from axk1.train.curves import PANELS, draw_curves
+from axk1.train.packing import PackedRows
 from axk1.train.progress import StopAtStep
 from axk1.train.recipe import Recipe, Stage
 from axk1.train.stages import export_model, run
@@ -60,7 +66,26 @@ def test_losses_fall_and_are_logged_apart(finished) -> None:
     losses = [line for line in log if "lm_loss" in line]
     assert losses[-1]["lm_loss"] < losses[0]["lm_loss"]
     assert all(abs(line["loss"] - line["lm_loss"] - 0.3 * line["mtp_loss"]) < 0.02 for line in losses)
-    assert all(1 <= line["expert_load"] <= SIZES["n_routed_experts"] for line in losses)
+    assert all(1 <= line["expert_load"] <= line["expert_load_max"] <= SIZES["n_routed_experts"] for line in losses)
+    assert all(0 <= line["acceptance"] <= 1 and line["router_bias"] > 0 and line["grad_norm"] > 0 for line in losses)
+
+
+def test_a_stage_ends_with_its_curves(finished) -> None:
+    """An SVG whose text is text, with a panel for everything that was logged."""
+    root = ET.parse(finished[0] / "pretrain" / "curves.svg").getroot()
+    texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {*PANELS, "pretrain: 4 steps", "next token", "MTP", "optimizer step"} <= set(texts)
+    few = draw_curves("a", [{"step": 1, "lm_loss": 2.0, "grad_norm": float("inf")}, {"step": 3, "lm_loss": 1.0}])
+    assert "Loss, nats a token" in few and "Gradient norm" not in few
+    with pytest.raises(ValueError, match="Stage a logged nothing to draw"):
+        draw_curves("a", [{"train_runtime": 1.0, "step": 3}])
+
+
+def test_tensorboard_that_is_missing_is_said_first(recipe: Recipe, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(board, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"TensorBoard is not installed: pip install 'axk1\[train\]'"):
+        run(replace(recipe, tensorboard=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_left_alone(recipe: Recipe, finished) -> None:
@@ -122,7 +147,7 @@ def test_a_run_that_was_cut_off_goes_on(recipe: Recipe, finished, tmp_path, monk
         ({"tokenizer": "no/such"}, "no/such"),
         (
             {"stage": [Stage("late", steps=2, learning_rate=1e-2, schedule="linear", data={"none.jsonl": 1.0})]},
-            'stage "late" takes examples from none.jsonl, which is missing',
+            'stage "late": none.jsonl is missing, or no ordinary file',
         ),
     ],
 )
@@ -151,7 +176,8 @@ def test_ctrl_c_stops_after_a_step_and_nothing_is_lost(recipe, finished, tmp_pat
     (tmp_path / "pretrain").symlink_to(finished[0] / "pretrain")
     with pytest.raises(KeyboardInterrupt):
         run(recipe, tmp_path, say)
-    assert lines[0] == "pretrain (1 of 2): finished before" and lines[1].startswith("sft (2 of 2): 6 steps in ")
+    begun = lines.index("pretrain (1 of 2): finished before")
+    assert lines[begun + 1].startswith("sft (2 of 2): 6 steps in ")
     assert any(re.fullmatch(r"sft: [01] of 12 rows of training data", line) for line in lines)
     assert lines[-1].startswith("Stopping after this step, with a checkpoint")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -225,6 +251,157 @@ def test_stages_begin_with_others_and_with_sums_and_learn_files(recipe, finished
     log = [json.loads(line) for line in (tmp_path / "both" / "log.jsonl").read_text().splitlines()]
     losses = [line["lm_loss"] for line in log if "lm_loss" in line]
     assert losses[-1] < losses[0]
+
+
+SHORT = {"learning_rate": 1e-2, "schedule": "constant"}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def test_a_stage_makes_the_context_longer(recipe: Recipe, tmp_path) -> None:
+    """From 64 to 256 positions by YaRN: the next stage and the export keep it, which read on where the first ends."""
+    from axk1.chat import load
+    from axk1.generation.sampling import GREEDY
+
+    rows = [{"text": f"{n} and {n} again, and once more {n}. " * 12} for n in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data: dict[str, Any] = {"data": {str(tmp_path / "a.jsonl"): 1.0}}
+    first, longer, last, plain = (
+        Stage("first", steps=2, **SHORT, **data),
+        Stage("longer", steps=3, row_tokens=256, batch_rows=1, rope_parameters=YARN, **SHORT, **data),
+        Stage("last", steps=1, row_tokens=200, **SHORT, **data),
+        Stage("plain", steps=1, start="first", **SHORT, **data),
+    )
+    model = SIZES | {"max_position_embeddings": 64}
+    long = replace(recipe, row_tokens=64, model=model, stage=[first, longer, last, plain])
+    run(long, tmp_path / "run")
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    texts = {}
+    for name in ("first", "longer", "last", "plain"):
+        export_model(tmp_path / "run" / name / "final", tmp_path / "tokenizer", tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        rope, positions = config["rope_parameters"], config["max_position_embeddings"]
+        extended = name in ("longer", "last")
+        assert (rope["rope_type"], positions) == (("yarn", 256) if extended else ("default", 64)), name
+        assert rope["rope_theta"] == 10_000
+        taken = json.loads((tmp_path / name / "tokenizer_config.json").read_text())["model_max_length"]
+        assert taken == positions
+        question = [{"role": "user", "content": "7 and 7 again. " * 9}]
+        chat = load(tmp_path / name)
+        assert 64 < len(chat.prompt(question, False)) < 240
+        if not extended:
+            with pytest.raises(ValueError, match="64"):
+                chat.reply(question, think=False, sampling=GREEDY, max_new_tokens=8)
+            continue
+        texts[name] = chat.reply(question, think=False, sampling=GREEDY, max_new_tokens=8)
+    assert all(reply.prompt_tokens > 64 for reply in texts.values())
+    shapes = {stage.name: PackedRows(tmp_path / "run" / stage.name / "data.npy") for stage in long.stage}
+    assert {name: (len(held), held.row_tokens) for name, held in shapes.items()} == {
+        "first": (4, 64),
+        "longer": (3, 256),
+        "last": (2, 200),
+        "plain": (2, 64),
+    }
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        (
+            [Stage("a", 1, **SHORT, row_tokens=65)],
+            "row_tokens = 65 is more than the model's 64 positions: lower it, or",
+        ),
+        (
+            [Stage("a", 1, **SHORT, rope_parameters=YARN | {"factor": 0.5})],
+            """stage "a": rope_parameters['factor']=0.5 must be a number of at least 1""",
+        ),
+        (
+            [Stage("a", 1, **SHORT, rope_parameters=YARN | {"factr": 1})],
+            """stage "a": rope_parameters['factr']=1 is no setting that this model knows""",
+        ),
+        (
+            [
+                Stage("a", 1, **SHORT),
+                Stage("b", 1, **SHORT, rope_parameters=YARN),
+                Stage("c", 1, **SHORT, merge={"a": 0.5, "b": 0.5}),
+            ],
+            'stage "c" merges "a" and "b", whose lengths or rotary settings differ',
+        ),
+    ],
+)
+def test_a_length_that_does_not_fit_is_said_first(recipe: Recipe, tmp_path, stages, words) -> None:
+    model = SIZES | {"max_position_embeddings": 64}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        run(replace(recipe, row_tokens=64, model=model, stage=stages), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rotary_settings_have_a_type() -> None:
+    with pytest.raises(ValueError, match='stage "a": rope_parameters has no rope_type, such as "yarn"'):
+        Stage("a", 1, **SHORT, rope_parameters={"factor": 2.0, "original_max_position_embeddings": 64})
+    for missing in ("factor", "original_max_position_embeddings"):
+        with pytest.raises(ValueError, match=f'stage "a": rope_parameters has no {missing}, which yarn needs'):
+            Stage("a", 1, **SHORT, rope_parameters={key: value for key, value in YARN.items() if key != missing})
+
+
+def test_a_corrupt_line_of_a_later_stage_shows_before_training(recipe: Recipe, tmp_path) -> None:
+    """And where it is skipped, how many were is said and kept."""
+    lines = [json.dumps({"text": f"text {n} " * 20}) for n in range(30)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines[:20], "{", *lines[20:]]))
+    file, said = str(tmp_path / "a.jsonl"), []
+    stages = [Stage("first", 1, **SHORT), Stage("second", 2, **SHORT, data={file: 1.0})]
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 21: .*Mend or remove the line"):
+        run(replace(recipe, stage=stages), tmp_path / "run", said.append)
+    assert not list((tmp_path / "run").rglob("checkpoint-*")) and not any("building" in line for line in said)
+    stages[1] = replace(stages[1], data={file: {"share": 1.0, "corrupt": "skip"}})
+    run(replace(recipe, stage=stages), tmp_path / "again", said.append)
+    taken = json.loads((tmp_path / "again" / "second" / "data.json").read_text())[file]
+    assert taken["corrupt"] == taken["rounds"] + 1 and taken["first_corrupt"].startswith(f"{file}, line 21: ")
+    assert any(line.startswith(f"second: {file}: {taken['examples']} examples, ") for line in said)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_several_processes_see_the_same_rows_in_the_same_order(recipe: Recipe, tmp_path) -> None:
+    """One process, two, and two that go on from the checkpoint of one: the losses of every step, and the weights."""
+    from safetensors.torch import load_file
+
+    lines = [{"text": f"{n} and {n * n} " * (n % 9 + 5)} for n in range(200)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = f"preset = 'nano'\ntokenizer = '{recipe.tokenizer}'\nrow_tokens = 160\nbatch_rows = 4\nsave_steps = 2\n"
+    text += "dtype = 'float32'\n[model]\n" + "".join(f"{key} = {value}\n" for key, value in SIZES.items())
+    text += "[[stage]]\nname = 'a'\nsteps = 6\nlearning_rate = 1e-3\nschedule = 'linear'\n"
+    (tmp_path / "own.toml").write_text(text + f"data = {{ '{tmp_path / 'a.jsonl'}' = 1.0 }}\n")
+
+    def train(out: str, ranks: int) -> None:
+        torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"] if ranks > 1 else []
+        command = [sys.executable, *torchrun, "-m", "axk1", "train", str(tmp_path / "own.toml")]
+        done = subprocess.run(
+            [*command, "--threads", "1", "--out", str(tmp_path / out)], capture_output=True, text=True, timeout=500
+        )
+        assert done.returncode == 0, done.stderr
+
+    train("one", 1)
+    train("two", 2)
+    (tmp_path / "both" / "a").mkdir(parents=True)
+    for name in ("checkpoint-4", "data.npy", "data.json", "stage.json"):
+        source = tmp_path / "one" / "a" / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / "both" / "a" / name)
+    train("both", 2)
+    logs, weights = {}, {}
+    for name in ("one", "two", "both"):
+        log = (tmp_path / name / "a" / "log.jsonl").read_text().splitlines()[1:]
+        logs[name] = [json.loads(line) for line in log if "lm_loss" in line]
+        weights[name] = load_file(tmp_path / name / "a" / "final" / "model.safetensors")
+    assert [line["step"] for line in logs["one"]] == [1, 2, 3, 4, 5, 6]
+    for other in ("two", "both"):
+        for one, two in zip(logs["one"], logs[other], strict=True):
+            for key in ("loss", "lm_loss", "mtp_loss", "grad_norm", "router_bias"):
+                assert two[key] == pytest.approx(one[key], abs=2e-4), (other, one["step"], key)
+        for key, value in weights["one"].items():
+            assert torch.allclose(value, weights[other][key], atol=1e-5), (other, key)
+    assert (tmp_path / "one" / "a" / "data.npy").read_bytes() == (tmp_path / "two" / "a" / "data.npy").read_bytes()
 
 
 def test_the_number_format_is_what_the_processor_is_fast_in(recipe, monkeypatch) -> None:
@@ -367,6 +544,24 @@ def test_a_stage_goes_on_with_what_it_was_begun_with(recipe: Recipe, finished) -
         run(other, out)
     with pytest.raises(ValueError, match="pretrain was begun with batch_rows = 2"):
         run(replace(recipe, batch_rows=3), out)
+
+
+def test_a_stage_that_has_learned_nothing_takes_other_values(recipe: Recipe, tmp_path, monkeypatch) -> None:
+    """Its data are packed again, for what it is run with now; the stage before it stays."""
+    import axk1.train.stages as stages
+
+    first, later = Stage("first", steps=1, **SHORT), Stage("later", steps=2, **SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "_run_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(replace(recipe, stage=[first, later]), tmp_path)
+    assert len(PackedRows(tmp_path / "later" / "data.npy")) == 4
+    before = (tmp_path / "first" / "data.npy").stat().st_mtime_ns
+    run(replace(recipe, stage=[first, replace(later, steps=3, row_tokens=800)]), tmp_path)
+    rows = PackedRows(tmp_path / "later" / "data.npy")
+    assert (len(rows), rows.row_tokens) == (6, 800)
+    assert (tmp_path / "first" / "data.npy").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "later" / "stage.json").read_text())["row_tokens"] == 800
 
 
 def test_a_missing_recipe_is_named(tmp_path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from axk1.cli.train import _shipped
+from axk1.cli.train import shipped
 from axk1.kernels.instructions import of_this_machine, usable
 
 ROOT = Path(__file__).parents[2]
@@ -75,11 +75,11 @@ def test_images_hold_what_the_package_is_built_from_and_needs(engine):
 
 def test_a_shipped_recipe_is_found_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert _shipped(Path("nano"), Path("recipes/nano.toml")).samefile(ROOT / "recipes" / "nano.toml")
-    assert _shipped(Path("models/nano"), Path("models/nano")).samefile(ROOT / "models" / "nano")
+    assert shipped(Path("nano"), Path("recipes/nano.toml")).samefile(ROOT / "recipes" / "nano.toml")
+    assert shipped(Path("models/nano"), Path("models/nano")).samefile(ROOT / "models" / "nano")
     (tmp_path / "own.toml").touch()
-    assert _shipped(Path("own.toml"), Path("recipes/own.toml.toml")) == Path("own.toml")
-    assert _shipped(Path("none"), Path("recipes/none.toml")) == Path("none")
+    assert shipped(Path("own.toml"), Path("recipes/own.toml.toml")) == Path("own.toml")
+    assert shipped(Path("none"), Path("recipes/none.toml")) == Path("none")
 
 
 @pytest.mark.parametrize("name", ["none", "none.toml"])
@@ -87,7 +87,7 @@ def test_a_recipe_that_does_not_exist(name):
     from axk1.train.stages import Recipe
 
     with pytest.raises(ValueError, match="does not exist"):
-        Recipe.load(_shipped(Path(name), Path(name)))
+        Recipe.load(shipped(Path(name), Path(name)))
 
 
 @pytest.mark.slow

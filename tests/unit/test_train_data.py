@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 from axk1.chat import Chat, Reply
 from axk1.cli.main import app
 from axk1.tasks import Problem, generate
-from axk1.train.data import endless_examples, file_examples, reply_example
+from axk1.train.data import reply_example
 from axk1.train.overlap import write_overlap
 from axk1.train.packing import packed_whole, save_rows
+from axk1.train.sources import endless_examples, source_examples
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,9 @@ def tokenizer():
     return make_tokenizer()
 
 
-def write(path: Path, *lines: object) -> Path:
+def write(path: Path, *lines: object) -> str:
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return path
+    return str(path)
 
 
 def user(text: str) -> dict[str, str]:
@@ -46,7 +47,7 @@ def test_texts_and_conversations(tokenizer, tmp_path: Path) -> None:
         {"messages": [user("1?"), assistant("one"), user("2?"), assistant("two", reasoning_content="one more")]},
         {"messages": [user("long " * 60), assistant("left out")]},
     ]
-    found = list(file_examples(write(tmp_path / "a.jsonl", *lines), tokenizer, 120))
+    found = list(source_examples(write(tmp_path / "a.jsonl", *lines), tokenizer, 120))
     assert [learned(tokenizer, e) for e in found] == [
         "abcdef<|endoftext|>",
         "one<|im_end|>",
@@ -54,10 +55,10 @@ def test_texts_and_conversations(tokenizer, tmp_path: Path) -> None:
     ]
     prompts = [tokenizer.decode(e.input_ids) for e in found[1:]]
     assert "</think>one" in prompts[0] and prompts[1].count("<think>") >= 1
-    pieces = list(file_examples(tmp_path / "a.jsonl", tokenizer, 4))[:2]
+    pieces = list(source_examples(str(tmp_path / "a.jsonl"), tokenizer, 4))[:2]
     assert [len(piece.input_ids) for piece in pieces] == [4, 3]
     (tmp_path / "b.txt").write_text("plain text")
-    assert [learned(tokenizer, e) for e in file_examples(tmp_path / "b.txt", tokenizer, 50)] == [
+    assert [learned(tokenizer, e) for e in source_examples(str(tmp_path / "b.txt"), tokenizer, 50)] == [
         "plain text<|endoftext|>"
     ]
 
@@ -90,17 +91,17 @@ def test_a_reply_is_what_the_model_would_write(tokenizer) -> None:
 )
 def test_a_wrong_line_is_named(tokenizer, tmp_path: Path, line: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        list(file_examples(write(tmp_path / "a.jsonl", {"text": "fine"}, line), tokenizer, 50))
+        list(source_examples(write(tmp_path / "a.jsonl", {"text": "fine"}, line), tokenizer, 50))
 
 
 def test_files_that_hold_nothing(tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read: No such file"):
-        list(file_examples(tmp_path / "none.jsonl", tokenizer, 50))
+    with pytest.raises(ValueError, match=r"none.jsonl is missing, or no ordinary file"):
+        list(source_examples(str(tmp_path / "none.jsonl"), tokenizer, 50))
     with pytest.raises(ValueError, match="holds no example of at most 50 tokens"):
-        list(file_examples(write(tmp_path / "a.jsonl", ""), tokenizer, 50))
+        list(source_examples(write(tmp_path / "a.jsonl", ""), tokenizer, 50))
     (tmp_path / "b.jsonl").write_bytes(b'{"text": "\xff"}')
-    with pytest.raises(ValueError, match=r"b.jsonl is not UTF-8 text"):
-        list(file_examples(tmp_path / "b.jsonl", tokenizer, 50))
+    with pytest.raises(ValueError, match=r"b.jsonl, line 1: is not UTF-8 text: .* at byte 10 of the line"):
+        list(source_examples(str(tmp_path / "b.jsonl"), tokenizer, 50))
 
 
 def test_examples_go_round_in_another_order(tokenizer, tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_overlap_is_what_both_modes_solve(tokenizer, tmp_path: Path) -> None:
     for think, plain in zip(lines[::2], lines[1::2], strict=True):
         assert think["messages"][0] == plain["messages"][0]
         assert think["messages"][1]["reasoning_content"] == "so" and "reasoning_content" not in plain["messages"][1]
-    assert len(list(file_examples(tmp_path / "overlap.jsonl", tokenizer, 4096))) == 20
+    assert len(list(source_examples(str(tmp_path / "overlap.jsonl"), tokenizer, 4096))) == 20
 
 
 def test_inspect_shows_documents_and_what_is_learned(tokenizer, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_inspect_shows_documents_and_what_is_learned(tokenizer, tmp_path: Path) 
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     lines = [{"text": "abc"}, {"messages": [user("1?"), assistant("one")]}]
     path = write(tmp_path / "a.jsonl", *lines)
-    save_rows(tmp_path / "data.npy", packed_whole(file_examples(path, tokenizer, 200), 200, tokenizer.pad_token_id))
+    save_rows(tmp_path / "data.npy", packed_whole(source_examples(path, tokenizer, 200), 200, tokenizer.pad_token_id))
     options = ["--tokenizer", str(tmp_path / "tokenizer"), "--row-tokens", "200"]
     shown = [CliRunner().invoke(app, ["data", "inspect", str(f), *options]) for f in (path, tmp_path / "data.npy")]
     assert shown[0].exit_code == 0, shown[0].output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from axk1.config import AXK1Config
 from axk1.modeling import AXK1ForCausalLM
 from axk1.plan.describe import describe
 from axk1.plan.training import estimate_graft
-from axk1.train.estimate import estimate, graft_sentences
+from axk1.train.estimate import estimate, graft_sentences, sentences
 from axk1.train.muon import MuonAdamW, parameter_groups
 from axk1.train.recipe import Recipe
 
@@ -82,6 +83,26 @@ def test_a_module_for_k1_by_shapes(recipe: Recipe) -> None:
     own = sum(p.numel() for p in model.model.mtp_layers[0].parameters())
     assert estimate_graft(small, muon=False).parameters == own
     assert estimate_graft(small, muon=False).module == 4 * 4 * own
+
+
+def test_the_example_of_longer_contexts_is_a_recipe(tmp_path: Path) -> None:
+    """K1's lengths as docs/recipes.md has them: the same tokens a step, positions and rotary settings by stage."""
+    page = (RECIPES.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (text,) = (block for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if 'preset = "k1"' in block)
+    (tmp_path / "k1.toml").write_text(text)
+    recipe = Recipe.load(tmp_path / "k1.toml")
+    found = [recipe.config(stage) for stage in recipe.stage]
+    assert [config.max_position_embeddings for config in found] == [4_096, 16_384, 32_768]
+    assert [(config.rope_parameters or {})["rope_type"] for config in found] == ["default", "yarn", "yarn"]
+    assert [(config.rope_parameters or {}).get("factor") for config in found] == [None, 4.0, 8.0]
+    shapes = [recipe.at(stage) for stage in recipe.stage]
+    assert {shape.row_tokens * shape.batch_rows for shape in shapes} == {2**22}
+    for stage, shape, config in zip(recipe.stage, shapes, found, strict=True):
+        assert shape.row_tokens == config.max_position_embeddings, stage.name
+    lines = sentences(estimate(recipe))
+    assert lines[0].startswith("518,983,059,456 parameters")
+    assert "16k: 100 steps, 419,430,400 tokens in rows of 16,384, " in lines[3]
+    assert "5,033,164,800 tokens, 20,133 MB of disk for them" in lines[-1]
 
 
 def test_a_dry_run_of_a_module_needs_no_checkpoint() -> None:

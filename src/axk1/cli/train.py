@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from axk1.train.recipe import Recipe
 
 
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write losses and loads for TensorBoard too, into the run's folder.")
+]
+
+
 class _RecipeOrCommand(TyperGroup):
     """`axk1 train FILE` runs a recipe: what is no command of the group is given to `recipe`."""
 
@@ -52,10 +57,11 @@ def train(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take, and start nothing.")] = False,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Run every stage of a recipe that is not finished yet, resuming the one that was cut off (`axk1 train RECIPE`)."""
     options.check_threads(threads)
-    file = _shipped(recipe, Path("recipes") / f"{recipe}.toml")
+    file = shipped(recipe, Path("recipes") / f"{recipe}.toml")
     if not file.is_file():
         raise ValueError(
             f"{file} does not exist, or is no ordinary file: give the path of a recipe such as recipes/nano.toml."
@@ -63,17 +69,20 @@ def train(
     typer.echo("Loading PyTorch and transformers.", err=True)
     import torch
 
-    from axk1.train.recipe import Recipe
+    from axk1.train.recipe import Recipe, is_first
     from axk1.train.stages import export_model, run
 
     plan = Recipe.load(file, changes or ())
-    plan = replace(plan, tokenizer=str(_shipped(Path(plan.tokenizer), Path(plan.tokenizer))))
+    plan = replace(plan, tokenizer=str(shipped(Path(plan.tokenizer), Path(plan.tokenizer))))
+    plan = replace(plan, tensorboard=plan.tensorboard or tensorboard)
     if threads is not None:
         torch.set_num_threads(threads)
     if dry_run:
         return _show_estimate(plan)
     with _going_on() as say:
         final = run(plan, out, say)
+    if not is_first():  # of several processes
+        return
     if export is not None:
         export_model(final, Path(plan.tokenizer), export)
     typer.echo(f"Finished: {export or final}")
@@ -101,6 +110,7 @@ def mtp(
     seed: Annotated[int, typer.Option(help="Of replies and training.")] = 0,
     threads: options.Threads = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what memory it takes, and start nothing.")] = False,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Train an MTP module for a finished checkpoint, which drafts tokens for it (`--drafts` of other commands).
 
@@ -117,13 +127,17 @@ def mtp(
 
     from axk1.checkpoint.convert import attach_module
     from axk1.generation.sampling import Sampling
+    from axk1.train.board import check_board
     from axk1.train.graft import graft
     from axk1.train.own_replies import from_file, own_replies
     from axk1.train.recipe import Settings, Stage
 
     if threads is not None:
         torch.set_num_threads(threads)
-    settings = Settings(seed=seed, row_tokens=row_tokens, batch_rows=batch_rows, weight_decay=0.02)
+    if tensorboard:
+        check_board()
+    shape = {"row_tokens": row_tokens, "batch_rows": batch_rows}
+    settings = Settings(seed=seed, **shape, weight_decay=0.02, tensorboard=tensorboard)
     rates: dict[str, Any] = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
     stage = Stage("mtp", steps, schedule="linear", learn="mtp", drafts=drafts, **rates)
     with _going_on() as say:
@@ -185,7 +199,7 @@ def _show_estimate(plan: Recipe) -> None:
         typer.echo(line)
 
 
-def _shipped(path: Path, name: Path) -> Path:
+def shipped(path: Path, name: Path) -> Path:
     """``path``, or where there is nothing, the file or folder ``name`` that comes with axk1, if there is one."""
     package = Path(axk1.__file__).parent
     places = [package / name, package.parents[1] / name]  # installed; in a clone, src/axk1/../..

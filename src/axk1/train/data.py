@@ -1,82 +1,61 @@
-"""Training examples from files: texts and conversations as JSONL, plain text.
+"""Training examples of records: texts and conversations.
 
-A line of JSONL is ``{"text": ...}``, learned whole, or ``{"messages": [...]}``, whose last message is the assistant's
-and is learned; ``reasoning_content`` in it makes it a Think reply (or ``"think": true``).
+A record is ``{"text": ...}``, learned whole, or ``{"messages": [...]}``, whose last message is the assistant's and is
+learned; ``reasoning_content`` in it makes it a Think reply (or ``"think": true``).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from random import Random
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from axk1.chat.prompt import plain_ids, prompt_ids
-from axk1.files import read_text
 from axk1.train.examples import Example
 
 TURN_END = "<|im_end|>"
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and object of every line of a JSONL file that is not blank.
+def record_examples(
+    value: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+    length: int,
+    text: str = "text",
+    messages: str = "messages",
+) -> Iterator[Example]:
+    """The examples of one record: pieces of a text, or a conversation if it has at most ``length`` tokens.
+
+    Args:
+        text, messages: the names that these have in the record; "" is none.
 
     Raises:
-        ValueError: naming the line that is none, or a file that cannot be read.
+        ValueError: it is neither a text nor a conversation.
     """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                value = json.loads(line)
-                if not isinstance(value, dict):
-                    raise ValueError("is no JSON object")
-                yield number, value
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
-    except (json.JSONDecodeError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path}, line {number}: {error}. Mend or remove the line.") from None
-
-
-def file_examples(path: Path, tokenizer: PreTrainedTokenizerFast, length: int) -> Iterator[Example]:
-    """The examples of one file, in its order; texts in pieces of at most ``length`` tokens.
-
-    Conversations longer than that are left out, since a reply cannot be learned without its prompt.
-
-    Raises:
-        ValueError: naming the line, for what is neither a text nor a conversation, and a file that holds nothing.
-    """
-    none = True
-    if path.suffix != ".jsonl":
-        yield from text_pieces(read_text(path), tokenizer, length)
+    given = {name: value[column] for name, column in (("text", text), ("messages", messages)) if _holds(value, column)}
+    if len(given) != 1:
+        names = [f"'{column}'" for column in (text, messages) if column]
+        raise ValueError(f"give either {' or '.join(names)}." if len(names) > 1 else f"give {names[0]}.")
+    if "text" in given:
+        if not isinstance(given["text"], str):
+            raise ValueError(f"'{text}' must be text.")
+        yield from text_pieces(given["text"], tokenizer, length)
         return
-    for number, value in read_lines(path):
-        try:
-            for example in _examples(value, tokenizer, length):
-                none = False
-                yield example
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-    if none:
-        raise ValueError(f"{path} holds no example of at most {length} tokens.")
+    think = {"think": value["think"]} if _holds(value, "think") else {}
+    example = conversation({"messages": _without_none(given["messages"]), **think}, tokenizer)
+    if len(example.input_ids) <= length:
+        yield example
 
 
-def endless_examples(path: Path, tokenizer: PreTrainedTokenizerFast, length: int, seed: int) -> Iterator[Example]:
-    """The examples of a file over and over, each time in another order; the same for the same seed.
+def _holds(value: Mapping[str, Any], column: str) -> bool:
+    """A table has a value in every column, which is None where there is none."""
+    return bool(column) and value.get(column) is not None
 
-    Raises:
-        ValueError: as :func:`file_examples`.
-    """
-    rng, examples = Random(f"{path.name}/{seed}"), list(file_examples(path, tokenizer, length))
-    while True:
-        rng.shuffle(examples)
-        yield from examples
+
+def _without_none(messages: Any) -> Any:
+    if not isinstance(messages, list):
+        return messages
+    return [{k: v for k, v in each.items() if v is not None} if isinstance(each, dict) else each for each in messages]
 
 
 def text_pieces(text: str, tokenizer: PreTrainedTokenizerFast, length: int) -> Iterator[Example]:
@@ -96,19 +75,6 @@ def reply_example(
     thought = [*plain_ids(tokenizer, reasoning), marks[0]] if think else []
     reply = [*thought, *plain_ids(tokenizer, answer), marks[1]]
     return Example(prompt + reply, [False] * len(prompt) + [True] * len(reply))
-
-
-def _examples(value: dict[str, Any], tokenizer: PreTrainedTokenizerFast, length: int) -> Iterator[Example]:
-    if ("text" in value) == ("messages" in value):
-        raise ValueError("give either 'text' or 'messages'.")
-    if "text" in value:
-        if not isinstance(value["text"], str):
-            raise ValueError("'text' must be text.")
-        yield from text_pieces(value["text"], tokenizer, length)
-        return
-    example = conversation(value, tokenizer)
-    if len(example.input_ids) <= length:
-        yield example
 
 
 def conversation(value: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> Example:

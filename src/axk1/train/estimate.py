@@ -9,6 +9,7 @@ import torch
 from axk1.modeling import AXK1ForCausalLM
 from axk1.plan.training import GraftEstimate, count_parameters, training_bytes, training_flops
 from axk1.train.muon import parameter_groups
+from axk1.train.packing import TOKEN_BYTES
 from axk1.train.recipe import Recipe, Stage
 
 
@@ -35,7 +36,8 @@ def estimate(recipe: Recipe) -> Estimate:
     with torch.device("meta"):
         model = AXK1ForCausalLM(config)
     found = count_parameters(config)
-    tokens = [stage.steps * recipe.batch_rows * recipe.row_tokens for stage in recipe.stage]
+    shapes = [recipe.at(stage) for stage in recipe.stage]
+    tokens = [s.steps * here.batch_rows * here.row_tokens for s, here in zip(recipe.stage, shapes, strict=True)]
     flops = [training_flops(found, n, s.learn != "all") for s, n in zip(recipe.stage, tokens, strict=True)]
     memory = max(training_bytes(found.total, _states(model, stage)) for stage in recipe.stage)
     return Estimate(found.total, found.active, memory, tuple(zip(recipe.stage, tokens, flops, strict=True)))
@@ -69,7 +71,9 @@ def sentences(found: Estimate) -> list[str]:
         f"{found.memory / 1e6:,.0f} MB of weights, gradients and optimizer states, and activations on top",
     ]
     for stage, tokens, flops in found.stages:
-        lines.append(f"{stage.name}: {stage.steps:,} steps, {tokens:,} tokens, {flops:.1e} FLOPs")
+        rows = f" in rows of {stage.row_tokens:,}" if stage.row_tokens else ""
+        lines.append(f"{stage.name}: {stage.steps:,} steps, {tokens:,} tokens{rows}, {flops:.1e} FLOPs")
     tokens = sum(tokens for _, tokens, _ in found.stages)
     flops = sum(flops for _, _, flops in found.stages)
-    return [*lines, f"in all {tokens:,} tokens, {flops:.1e} FLOPs"]
+    disk = TOKEN_BYTES * tokens / 1e6
+    return [*lines, f"in all {tokens:,} tokens, {disk:,.0f} MB of disk for them, {flops:.1e} FLOPs"]

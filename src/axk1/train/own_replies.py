@@ -11,10 +11,11 @@ from axk1.chat import load
 from axk1.chat.batch import Record, answer_records, read_finished, read_records
 from axk1.generation.sampling import Sampling
 from axk1.load import load_tokenizer
-from axk1.train.data import file_examples, reply_example
+from axk1.train.data import reply_example
 from axk1.train.examples import Example
 from axk1.train.graft import Texts
 from axk1.train.progress import Paced, Say
+from axk1.train.sources import source_examples
 
 KEPT_OUT = 10
 """One in so many prompts is for measuring."""
@@ -70,7 +71,7 @@ def own_replies(
 
 
 def from_file(model: Path, data: Path, row_tokens: int) -> Texts:
-    """The examples of a file (:func:`axk1.train.data.file_examples`); one in ten is kept out."""
-    examples: list[Example] = list(file_examples(data, load_tokenizer(model), row_tokens))
+    """The examples of a source (:func:`axk1.train.sources.source_examples`); one in ten is kept out."""
+    examples: list[Example] = list(source_examples(str(data), load_tokenizer(model), row_tokens))
     train = [example for place, example in enumerate(examples) if place % KEPT_OUT]
     return Texts(train, {data.stem: examples[::KEPT_OUT]})

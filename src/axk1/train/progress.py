@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 Say = Callable[[str], None]
@@ -66,8 +67,16 @@ class StopAtStep(TrainerCallback):
         self.say, self.asked, self.stopped = say, False, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.asked and state.global_step < state.max_steps:
+        if self._agreed(args.device) and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
+
+    def _agreed(self, device: Any) -> bool:
+        """Whether any of the processes was asked: they end after the same step."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self.asked
+        asked = torch.tensor(int(self.asked), device=device)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        return bool(asked)
 
     @contextmanager
     def on_interrupt(self) -> Iterator[None]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from axk1.config import PRESETS, AXK1Config
 from axk1.tasks import TASKS as TEMPLATE_TASKS
 from axk1.tasks.situations import TASKS as SITUATION_TASKS
+from axk1.train.board import check_board
 from axk1.train.corpus import PARTS
+from axk1.train.sources import Source, check_source
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt", "polynomial")
 DTYPES = ("auto", "bfloat16", "float32")
@@ -40,8 +44,9 @@ class Stage:
     """The stage whose weights it begins with; empty: the stage before."""
     merge: dict[str, float] = field(default_factory=dict)
     """Earlier stages whose weighted sum it begins with (``axk1 merge``), in place of ``start``."""
-    data: dict[str, float] = field(default_factory=dict)
-    """JSONL or text files (``axk1.train.data``) and the share of tokens from each."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Files, folders or names on the hub, and the share of tokens from each, or a table with the fields of
+    :class:`axk1.train.sources.Source`."""
     text: float = 0.0
     think: float = 0.65
     dialogue: float = 0.08
@@ -56,6 +61,15 @@ class Stage:
     """What is trained: ``all``, or ``mtp`` for the MTP modules after a trunk that stays as it is, to the bit."""
     drafts: int = 0
     """Tokens the MTP module learns to draft one after the other; 0: as many as there are modules."""
+    row_tokens: int = 0
+    """Length of this stage's rows; 0: the recipe's."""
+    batch_rows: int = 0
+    """Rows of a step of this stage; 0: the recipe's."""
+    rope_parameters: dict[str, Any] = field(default_factory=dict)
+    """Rotary settings from this stage on, in place of those before; ``rope_theta`` stays unless it is among them."""
+    max_position_embeddings: int = 0
+    """Positions of the model from this stage on; 0: ``factor`` times ``original_max_position_embeddings`` of
+    ``rope_parameters`` where these have both, else those before."""
 
     def __post_init__(self) -> None:
         where = f'stage "{self.name}"'
@@ -65,7 +79,8 @@ class Stage:
         _one_of(where, "schedule", self.schedule, SCHEDULES)
         _within(where, self, 1, math.inf, "steps")
         _within(where, self, 0, self.steps, "warmup_steps")
-        _within(where, self, 0, math.inf, "muon_learning_rate", "drafts")
+        _within(where, self, 0, math.inf, "muon_learning_rate", "drafts", "row_tokens", "batch_rows")
+        _within(where, self, 0, math.inf, "max_position_embeddings")
         _within(where, self, 0, 1, "text", "think", "dialogue", "templates")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"{where}: learning_rate = {self.learning_rate} must be above 0")
@@ -74,18 +89,42 @@ class Stage:
                 raise ValueError(f"{where}: tasks.{task} is no task{_closest(task, TASKS)}")
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
                 raise ValueError(f"{where}: tasks.{task} = {share!r} must be a share, 0 or more")
-        for name in ("merge", "data"):
-            for key, share in getattr(self, name).items():
-                if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share):
-                    raise ValueError(f"{where}: {name}.{key} = {share!r} must be a number")
-        if min(self.data.values(), default=0) < 0 or sum(self.data.values()) + self.text > 1 + 1e-9:
-            raise ValueError(f"{where}: the shares of data and text must be 0 or more, and 1 at most in all")
+        if self.rope_parameters and "rope_type" not in self.rope_parameters:
+            raise ValueError(f'{where}: rope_parameters has no rope_type, such as "yarn"')
+        for key in ("factor", "original_max_position_embeddings"):  # transformers would take the model's own length
+            if self.rope_parameters.get("rope_type") == "yarn" and key not in self.rope_parameters:
+                raise ValueError(f"{where}: rope_parameters has no {key}, which yarn needs")
+        for key, share in self.merge.items():
+            if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share):
+                raise ValueError(f"{where}: merge.{key} = {share!r} must be a number")
+        if sum(source.share for source in self.sources().values()) + self.text > 1 + 1e-9:
+            raise ValueError(f"{where}: the shares of data and text must be 1 at most in all")
         if self.start and self.merge:
             raise ValueError(f"{where}: start and merge both say what it begins with; leave one out")
         if self.merge and (len(self.merge) < 2 or abs(sum(self.merge.values()) - 1) > 1e-6):
             raise ValueError(f"{where}: merge must name two stages or more, whose shares sum to 1")
         if self.tasks and not any(self.tasks.values()):
             raise ValueError(f"{where}: all shares of its tasks are 0; leave the task that it is for")
+
+    def sources(self) -> dict[str, Source]:
+        """What ``data`` says, by the names of files, folders and datasets.
+
+        Raises:
+            ValueError: a share or a table that makes no sense, in one sentence.
+        """
+        return {name: _source(f'stage "{self.name}": data."{name}"', given) for name, given in self.data.items()}
+
+    def changes(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of the configuration that this stage changes; ``before`` are the rotary settings until then."""
+        rope, found = self.rope_parameters, {}
+        if rope:
+            found["rope_parameters"] = {"rope_theta": before.get("rope_theta"), **rope}
+        if self.max_position_embeddings:
+            found["max_position_embeddings"] = self.max_position_embeddings
+        elif "factor" in rope and "original_max_position_embeddings" in rope:
+            with suppress(TypeError, ValueError, OverflowError):  # the configuration says what is wrong with them
+                found["max_position_embeddings"] = int(rope["factor"] * rope["original_max_position_embeddings"])
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +145,8 @@ class Settings:
     save_steps: int = 100
     dtype: str = "auto"
     """Of matrix products, ``bfloat16`` or ``float32``; ``auto``: bfloat16 where the processor is fast in it."""
+    tensorboard: bool = False
+    """Write what is logged for TensorBoard too, to ``tensorboard`` in the folder of each stage."""
 
     def __post_init__(self) -> None:
         where = "the recipe"
@@ -180,8 +221,8 @@ class Recipe(Settings):
             named = f"{path} with {', '.join(changes)}" if changes else str(path)
             raise ValueError(f"{named} is not a valid recipe: {str(error).rstrip('.')}.") from None
 
-    def config(self) -> AXK1Config:
-        """The model's configuration while it is trained.
+    def config(self, stage: Stage | None = None) -> AXK1Config:
+        """The model's configuration while it is trained: at the beginning, or in ``stage``.
 
         Raises:
             ValueError: an unknown field, or values that contradict each other.
@@ -194,7 +235,36 @@ class Recipe(Settings):
         if unknown is not None:
             known = tuple(AXK1Config.preset(self.preset).to_dict())
             raise ValueError(f"The recipe's model.{unknown} is no field{_closest(unknown, known)}.")
-        return AXK1Config.preset(self.preset, **{**training, **self.model})
+        config = AXK1Config.preset(self.preset, **{**training, **self.model})
+        changes = self._changes(stage, config) if stage is not None else {}
+        try:
+            return AXK1Config.preset(self.preset, **{**training, **self.model, **changes}) if changes else config
+        except ValueError as error:
+            raise ValueError(f'stage "{stage.name if stage else ""}": {error}') from None
+
+    def at(self, stage: Stage) -> Recipe:
+        """The recipe with the rows of ``stage``."""
+        rows = {"row_tokens": stage.row_tokens, "batch_rows": stage.batch_rows}
+        return replace(self, **{name: value for name, value in rows.items() if value})
+
+    def begins_with(self, stage: Stage) -> list[Stage]:
+        """The stages whose weights ``stage`` begins with: none, one, or those that it merges."""
+        place = self.stage.index(stage)
+        names = list(stage.merge) or [stage.start or (self.stage[place - 1].name if place else "")]
+        return [each for each in self.stage if each.name in names]
+
+    def _changes(self, stage: Stage, first: AXK1Config) -> dict[str, Any]:
+        """What ``stage`` and the stages that it goes back to change of the configuration ``first``.
+
+        Raises:
+            ValueError: it merges stages of several configurations.
+        """
+        origins = [self._changes(origin, first) for origin in self.begins_with(stage)]
+        if any(other != origins[0] for other in origins[1:]):
+            names = " and ".join(f'"{name}"' for name in stage.merge)
+            raise ValueError(f'stage "{stage.name}" merges {names}, whose lengths or rotary settings differ.')
+        before = origins[0] if origins else {}
+        return {**before, **stage.changes(before.get("rope_parameters", first.rope_parameters))}
 
 
 def check_recipe(recipe: Recipe, tokenizer: Any) -> None:
@@ -213,22 +283,65 @@ def check_recipe(recipe: Recipe, tokenizer: Any) -> None:
         raise ValueError(
             f"The tokenizer {recipe.tokenizer} has no padding token or no chat template; see docs/tokenizer.md."
         )
-    if recipe.row_tokens > config.max_position_embeddings:
-        raise ValueError(
-            f"row_tokens = {recipe.row_tokens} is more than the model's {config.max_position_embeddings} positions."
-        )
+    if recipe.tensorboard:
+        check_board()
     for stage in recipe.stage:
-        if stage.learn == "mtp" and not config.num_nextn_predict_layers:
-            raise ValueError(f'stage "{stage.name}" trains MTP modules, and the model has none.')
-        for file in stage.data:
-            if not Path(file).is_file():
-                raise ValueError(f'stage "{stage.name}" takes examples from {file}, which is missing.')
-        missing = [part for part in PARTS if stage.text and not (Path(recipe.corpus) / f"{part}.jsonl").is_file()]
-        if missing:
-            raise ValueError(
-                f'stage "{stage.name}" takes text from {Path(recipe.corpus) / missing[0]}.jsonl, which is missing: run '
-                f"axk1 corpus build {recipe.corpus}."
-            )
+        check_stage(recipe, stage)
+
+
+def check_stage(recipe: Recipe, stage: Stage) -> None:
+    """What only files can tell of one stage.
+
+    Raises:
+        ValueError: its data are missing or do not fit the model, in one sentence.
+    """
+    config, here = recipe.config(stage), recipe.at(stage)
+    positions = config.max_position_embeddings
+    if here.row_tokens > positions:
+        raise ValueError(
+            f'stage "{stage.name}": row_tokens = {here.row_tokens} is more than the model\'s {positions} '
+            "positions: lower it, or set rope_parameters or max_position_embeddings of the stage."
+        )
+    if here.batch_rows % processes():
+        raise ValueError(
+            f'stage "{stage.name}": batch_rows = {here.batch_rows} cannot be shared out among {processes()} '
+            "processes: give a multiple of their number."
+        )
+    if stage.learn == "mtp" and not config.num_nextn_predict_layers:
+        raise ValueError(f'stage "{stage.name}" trains MTP modules, and the model has none.')
+    for name, source in stage.sources().items():
+        try:
+            check_source(name, source)
+        except ValueError as error:
+            raise ValueError(f'stage "{stage.name}": {error}') from None
+    missing = [part for part in PARTS if stage.text and not (Path(recipe.corpus) / f"{part}.jsonl").is_file()]
+    if missing:
+        raise ValueError(
+            f'stage "{stage.name}" takes text from {Path(recipe.corpus) / missing[0]}.jsonl, which is missing: run '
+            f"axk1 corpus build {recipe.corpus}."
+        )
+
+
+def processes() -> int:
+    """How many train together: as many as torchrun has started, else one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what all have made."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _source(where: str, given: Any) -> Source:
+    """A source of a stage's ``data``: a share, or a table."""
+    if isinstance(given, dict):
+        try:
+            return _built(Source, given, where)
+        except ValueError as error:
+            raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
+        raise ValueError(f"{where} = {given!r} must be a share from 0 to 1, or a table with one")
+    return Source(given)
 
 
 def _change(values: dict[str, Any], stages: list[dict[str, Any]], change: str) -> None:

@@ -112,7 +112,7 @@ def trunk_states(
     Raises:
         OSError: the disk is full or not writable.
     """
-    config, shape = weights.config, (len(rows), rows.rows.shape[2], weights.config.hidden_size)
+    config, shape = weights.config, (len(rows), rows.row_tokens, weights.config.hidden_size)
     final = States(folder / "states.bin", shape, dtype)
     if final.path.is_file():
         return final
@@ -171,8 +171,8 @@ def _embedded(weights: Weights, rows: PackedRows, states: States, batch_rows: in
 
 def _batches(rows: PackedRows, part: int, batch_rows: int) -> Iterator[torch.Tensor]:
     for start in range(0, len(rows), batch_rows):
-        yield torch.from_numpy(rows.rows[start : start + batch_rows, part].astype(np.int64))
+        yield torch.from_numpy(rows.read(start, start + batch_rows)[:, part].astype(np.int64))
 
 
 def _positions(rows: PackedRows, start: int, stop: int) -> torch.Tensor:
-    return torch.from_numpy(rows.rows[start:stop, 2].astype(np.int64))
+    return torch.from_numpy(rows.read(start, stop)[:, 2].astype(np.int64))
