@@ -43,9 +43,9 @@ def tokenizer():
 def cache(tmp_path_factory, monkeypatch) -> None:
     """Of the library, which copies what it reads."""
     if importlib.util.find_spec("datasets") is not None:
-        import datasets
+        from datasets import config
 
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def lines(path: Path, records: list[Any]) -> str:
@@ -102,7 +102,7 @@ def test_every_kind_holds_the_same(tokenizer, tmp_path: Path, kind: str) -> None
 @needs_datasets
 @pytest.mark.parametrize("kind", ["parquet", "folder"])
 def test_a_stream_holds_the_same_and_copies_nothing(tokenizer, tmp_path: Path, kind: str) -> None:
-    import datasets
+    from datasets import config
 
     name, source = as_kind(kind, tmp_path, RECORDS), Source(1.0, stream=True)
     expected = list(source_examples(lines(tmp_path / "plain.jsonl", RECORDS), tokenizer, 200))
@@ -112,7 +112,7 @@ def test_a_stream_holds_the_same_and_copies_nothing(tokenizer, tmp_path: Path, k
         for stream in (endless_examples(name, tokenizer, 200, 3, source) for _ in range(2))
     ]
     assert rounds[0] == rounds[1] != expected and sorted(rounds[0], key=repr) == sorted(expected, key=repr)
-    assert not list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
+    assert not list(Path(config.HF_DATASETS_CACHE).rglob("*.arrow"))
 
 
 def test_text_files_are_documents(tokenizer, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_what_is_no_source(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "a.parquet").touch()
     for name in ("some/name", str(tmp_path / "a.parquet"), str(tmp_path)):
         with pytest.raises(
-            ValueError, match=r"the library datasets, which is not installed: pip install 'axk1\[data\]'"
+            ValueError, match=r"the library datasets, which is not installed: in a clone, pip install '.\[data\]'"
         ):
             open_source(name)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -85,7 +85,8 @@ def _stage_rows(
     check_stage(recipe, stage)
     here = recipe.at(stage) if row_tokens is None else replace(recipe, row_tokens=row_tokens)
     words = load_tokenizer(tokenizer or shipped(Path(recipe.tokenizer), Path(recipe.tokenizer)))
-    return words, packed_rows(stage_examples(here, stage, words, taken), here.row_tokens, words.pad_token_id), None
+    pad = cast(int, words.pad_token_id)
+    return words, packed_rows(stage_examples(here, stage, words, taken), here.row_tokens, pad), None
 
 
 def _file_rows(file: Path, tokenizer: Path, row_tokens: int) -> Rows:
@@ -95,6 +96,7 @@ def _file_rows(file: Path, tokenizer: Path, row_tokens: int) -> Rows:
     from axk1.train.sources import Source, source_examples
 
     words = load_tokenizer(tokenizer)
+    pad = cast(int, words.pad_token_id)
     if file.suffix == ".npy":
         if not file.is_file():
             raise ValueError(f"{file} is missing, or no ordinary file.")
@@ -102,8 +104,8 @@ def _file_rows(file: Path, tokenizer: Path, row_tokens: int) -> Rows:
         return words, (row for place in range(len(held)) for row in held.read(place, place + 1)), len(held)
     examples = source_examples(str(file), words, row_tokens, Source(1.0, stream=True))
     if file.is_dir() or file.suffix == ".parquet" or not file.exists():
-        return words, packed_rows(examples, row_tokens, words.pad_token_id, last=True), None
-    whole = packed_whole(examples, row_tokens, words.pad_token_id)
+        return words, packed_rows(examples, row_tokens, pad, last=True), None
+    whole = packed_whole(examples, row_tokens, pad)
     return words, iter(whole), len(whole)
 
 

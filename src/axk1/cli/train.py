@@ -136,7 +136,7 @@ def mtp(
         torch.set_num_threads(threads)
     if tensorboard:
         check_board()
-    shape = {"row_tokens": row_tokens, "batch_rows": batch_rows}
+    shape: dict[str, Any] = {"row_tokens": row_tokens, "batch_rows": batch_rows}
     settings = Settings(seed=seed, **shape, weight_decay=0.02, tensorboard=tensorboard)
     rates: dict[str, Any] = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
     stage = Stage("mtp", steps, schedule="linear", learn="mtp", drafts=drafts, **rates)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def check_board() -> None:
     """Raises ValueError where TensorBoard is not installed."""
     if find_spec("tensorboard") is None:
-        raise ValueError("TensorBoard is not installed: pip install 'axk1[train]', or leave tensorboard out.")
+        raise ValueError("TensorBoard is not installed: in a clone, pip install '.[train]', or leave tensorboard out.")
 
 
 def board(folder: Path, steps_done: int) -> TensorBoardCallback:

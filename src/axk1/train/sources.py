@@ -392,7 +392,7 @@ def _library(name: str) -> Any:
         import datasets
     except ImportError:
         raise ValueError(
-            f"{name} is read by the library datasets, which is not installed: pip install 'axk1[data]'."
+            f"{name} is read by the library datasets, which is not installed: in a clone, pip install '.[data]'."
         ) from None
     datasets.disable_progress_bars()
     return datasets
