@@ -17,8 +17,8 @@ LLAMACPP_VERSION := 0.3.36
 LLAMACPP_PATCHES := $(sort $(wildcard docs/upstream/llama.cpp/*.patch))
 # A folder for each version and patch: switching back and forth builds nothing twice.
 LLAMACPP_BUILD := .llamacpp/$(LLAMACPP_VERSION)-$(shell cat $(LLAMACPP_PATCHES) | cksum | cut -d' ' -f1)
-# A process for each core, at most four; all tests of a file run in the same one.
-PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 20
+# A process for each core, at most four; all tests of a file run in the same one, in the order of files: slow ones are first.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-oldest test-transformers lint docs readme-demo hashes vendor bench-peers llamacpp engines engine-environments engines-vllm engines-sglang engines-mlx engines-llamacpp ray server-suites clean
