@@ -306,8 +306,6 @@ class ModelEngine:
         """One step, and what came of it."""
         try:
             self._admit()
-            whole = self.settings.prompt_tokens
-            self.loop.prompts.long_tokens = whole // 2 if self.loop.replying else whole
             self.loop.step()
             self._failed = 0
         except Exception as error:  # of the model: it may be over when the step is tried again

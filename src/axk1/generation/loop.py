@@ -139,7 +139,7 @@ class Loop:
         self.admit()
         number = self._next_drafts()
         turns = self.in_turns and number > 0
-        pieces = [] if turns and self.read_tokens else self.prompts.pieces()
+        pieces = [] if turns and self.read_tokens else self.prompts.pieces(len(self.replying))
         self.read_tokens = sum(size for _, size in pieces)
         self.replied = 0 if turns and pieces else len(self.replying)
         if pieces:

@@ -47,8 +47,6 @@ class Prompts:
         self.pool, self.tokens = pool, tokens
         self.piece: int | None = tokens
         """A prompt is cut at multiples of this only, and read in order; None: wherever it suits, and fairly."""
-        self.long_tokens = tokens
-        """Of long prompts in a step at most, where they can be cut anywhere."""
         self.most: int | None = None
         """Sequences that have pages, at most."""
         self.prefixes: Prefixes | None = None
@@ -106,10 +104,13 @@ class Prompts:
         self._refused = sequence, pool.returns
         return False
 
-    def pieces(self) -> list[tuple[Sequence, int]]:
-        """The sequences that read next, and how many tokens each. A page that several need is read by one of them."""
+    def pieces(self, replying: int = 0) -> list[tuple[Sequence, int]]:
+        """The sequences that read next, and how many tokens each. A page that several need is read by one of them.
+
+        Where prompts can be cut anywhere, long ones have half of a step's tokens while sequences are ``replying``.
+        """
         shares, claimed, left = [], set(), self._room
-        left_long = left if self.piece is not None else min(left, self.long_tokens)
+        left_long = left // 2 if replying and self.piece is None else left
         for sequence, most in self._order():
             if self.prefixes is not None:
                 self.prefixes.find(sequence)

@@ -24,6 +24,32 @@ constexpr float kFixed = 127 * 256 + 127;
 inline __m512i high(__m512i whole) { return _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8); }
 inline __m512i low(__m512i whole) { return _mm512_sub_epi32(whole, _mm512_slli_epi32(high(whole), 8)); }
 
+// 64 values at x, or as many as are left, to the two bytes of their whole numbers.
+inline void halves(const float* x, int64_t left, float factor, __m512i& highs, __m512i& lows) {
+    alignas(64) int8_t upper[64], lower[64];
+    for (int64_t k = 0; k < 64; k += 16) {
+        const __m512i whole = fixed(x + k, left - k, factor);
+        _mm_store_si128(reinterpret_cast<__m128i*>(upper + k), _mm512_cvtepi32_epi8(high(whole)));
+        _mm_store_si128(reinterpret_cast<__m128i*>(lower + k), _mm512_cvtepi32_epi8(low(whole)));
+    }
+    highs = _mm512_load_si512(upper), lows = _mm512_load_si512(lower);
+}
+
+// R rows times T inputs where a scale is for a group of columns: N::lanes_of has both already, but for the inputs' scales.
+template <class N, int R, int T>
+inline void dot_in_groups(const Matrix& m, const typename N::Inputs& x, float* out, int64_t out_stride) {
+    constexpr int S = std::min(R, N::at_once(T));
+    const auto* w = static_cast<const uint8_t*>(m.data);
+    const int64_t row_bytes = m.length * m.bits() / 8, groups = m.length / m.group;
+    __m512 sums[T][4];
+    for (int r = 0; r < R; r += S)
+        N::template lanes_of<S, T>(w + r * row_bytes, m.scale + r * groups, m.group, x, m.length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
+    for (int t = 0; t < T; ++t) {
+        totals<R>(sums[t], out + t * out_stride);
+        for (int r = 0; r < R; ++r) out[t * out_stride + r] *= x.scales[t];
+    }
+}
+
 }  // namespace narrow
 
 template <>
@@ -52,14 +78,7 @@ struct Narrow<Int8> {
             scales[t] = most / narrow::kFixed;
             __m512i high_sum = {}, low_sum = {};
             for (int64_t i = 0; i < stride; ++i) {
-                alignas(64) int8_t upper[64], lower[64];
-                for (int64_t k = 0; k < 64; k += 16) {
-                    const __m512i whole = narrow::fixed(x + t * x_stride + i * 64 + k, length - i * 64 - k, factor);
-                    _mm_store_si128(reinterpret_cast<__m128i*>(upper + k), _mm512_cvtepi32_epi8(narrow::high(whole)));
-                    _mm_store_si128(reinterpret_cast<__m128i*>(lower + k), _mm512_cvtepi32_epi8(narrow::low(whole)));
-                }
-                highs[t * stride + i] = _mm512_load_si512(upper);
-                lows[t * stride + i] = _mm512_load_si512(lower);
+                narrow::halves(x + t * x_stride + i * 64, length - i * 64, factor, highs[t * stride + i], lows[t * stride + i]);
                 high_sum = _mm512_dpbusd_epi32(high_sum, all, highs[t * stride + i]);
                 low_sum = _mm512_dpbusd_epi32(low_sum, all, lows[t * stride + i]);
             }
@@ -203,16 +222,7 @@ struct Narrow<Int4> {
 
     template <int R, int T>
     static void dot(const Matrix& m, const Inputs& x, float* out, int64_t out_stride) {
-        constexpr int S = std::min(R, at_once(T));
-        const auto* w = static_cast<const uint8_t*>(m.data);
-        const int64_t length = m.length, group = m.group;
-        __m512 sums[T][4];
-        for (int r = 0; r < R; r += S)
-            lanes_of<S, T>(w + r * length / 2, m.scale + r * length / group, group, x, length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
-        for (int t = 0; t < T; ++t) {
-            narrow::totals<R>(sums[t], out + t * out_stride);
-            for (int r = 0; r < R; ++r) out[t * out_stride + r] *= x.scales[t];
-        }
+        narrow::dot_in_groups<Narrow, R, T>(m, x, out, out_stride);
     }
 };
 
@@ -241,14 +251,8 @@ struct Narrow<Int3> {
             const float most = largest_size(x + t * x_stride, length), factor = most > 0.0f ? narrow::kFixed / most : 0.0f;
             scales[t] = most / narrow::kFixed;
             for (int64_t b = 0; b < stride; ++b) {
-                alignas(64) int8_t upper[64], lower[64];
-                for (int64_t k = 0; k < 64; k += 16) {
-                    const __m512i whole = narrow::fixed(x + t * x_stride + b * 64 + k, length - b * 64 - k, factor);
-                    _mm_store_si128(reinterpret_cast<__m128i*>(upper + k), _mm512_cvtepi32_epi8(narrow::high(whole)));
-                    _mm_store_si128(reinterpret_cast<__m128i*>(lower + k), _mm512_cvtepi32_epi8(narrow::low(whole)));
-                }
                 Block& block = blocks[t * stride + b];
-                block.highs = _mm512_load_si512(upper), block.lows = _mm512_load_si512(lower);
+                narrow::halves(x + t * x_stride + b * 64, length - b * 64, factor, block.highs, block.lows);
                 block.high_offsets = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, fours, block.highs));
                 block.low_offsets = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, fours, block.lows));
             }
@@ -308,18 +312,7 @@ struct Narrow<Int3> {
 
     template <int R, int T>
     static void dot(const Matrix& m, const Inputs& x, float* out, int64_t out_stride) {
-        constexpr int S = std::min(R, at_once(T));
-        const auto* w = static_cast<const uint8_t*>(m.data);
-        const int64_t length = m.length, group = m.group;
-        __m512 sums[T][4];
-        for (int r = 0; r < R; r += S) {
-            const uint8_t* rows = w + r * (length / Int3::kBlock * Int3::kBytes);
-            lanes_of<S, T>(rows, m.scale + r * (length / group), group, x, length, reinterpret_cast<__m512(*)[4]>(&sums[0][r]));
-        }
-        for (int t = 0; t < T; ++t) {
-            narrow::totals<R>(sums[t], out + t * out_stride);
-            for (int r = 0; r < R; ++r) out[t * out_stride + r] *= x.scales[t];
-        }
+        narrow::dot_in_groups<Narrow, R, T>(m, x, out, out_stride);
     }
 };
 
