@@ -83,7 +83,7 @@ def test_a_stage_ends_with_its_curves(finished) -> None:
 
 def test_tensorboard_that_is_missing_is_said_first(recipe: Recipe, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(board, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"TensorBoard is not installed: pip install 'axk1\[train\]'"):
+    with pytest.raises(ValueError, match=r"TensorBoard is not installed: in a clone, pip install '\.\[train\]'"):
         run(replace(recipe, tensorboard=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
