@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -66,7 +67,12 @@ def plain_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 def _markers(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
     """The control tokens as text: the special ones, and those in angle brackets such as ``<think>``."""
     added = tokenizer.added_tokens_decoder.values()
-    names = [t.content for t in added if t.special or (t.content.startswith("<") and t.content.endswith(">"))]
+    names = (t.content for t in added if t.special or (t.content.startswith("<") and t.content.endswith(">")))
+    return _any_of(frozenset(names))
+
+
+@lru_cache(maxsize=16)
+def _any_of(names: frozenset[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
 
 

@@ -121,8 +121,8 @@ struct Singles {
         }
 
         template <int M, bool fresh, bool two>
-        __attribute__((noinline)) void add_to(const float* const* x, Sums* sums) const {
-            for (int64_t g = 0; g < kVectors; g += kGroup) {
+        __attribute__((noinline)) void add_to(const float* const* x, Sums* sums, int64_t vectors) const {
+            for (int64_t g = 0; g < vectors; g += kGroup) {
                 Lanes s[M][kGroup];
                 #pragma GCC unroll 8
                 for (int m = 0; m < M; ++m)
@@ -199,10 +199,10 @@ struct Singles {
             if (k + 1 < depth) *place(k + 1, vector) = two;
         }
 
-        // sums[m] gains, or `fresh` becomes, what input m, x[m], gives with every row.
+        // sums[m] gains, or `fresh` becomes, what input m, x[m], gives with the rows of the first `vectors`, one, two or all.
         template <bool fresh>
-        void add(int64_t inputs, const float* const* x, Sums* sums) const {
-            with_number(inputs, [&]<int M>() { paired ? add_to<M, fresh, true>(x, sums) : add_to<M, fresh, false>(x, sums); });
+        void add(int64_t inputs, const float* const* x, Sums* sums, int64_t vectors = kVectors) const {
+            with_number(inputs, [&]<int M>() { paired ? add_to<M, fresh, true>(x, sums, vectors) : add_to<M, fresh, false>(x, sums, vectors); });
         }
     };
 };
@@ -227,8 +227,8 @@ namespace axk1 {
 
 // The same for any number of inputs, of `columns` values; the next ones are fetched meanwhile.
 template <class P, bool fresh>
-inline void add_all(const typename P::Panel& panel, int64_t inputs, int64_t columns, const Rows<typename P::Value>& x, Sums* sums) {
-    if constexpr (P::kArranges) return P::template add_all<fresh>(panel, inputs, columns, x, sums);
+inline void add_all(const typename P::Panel& panel, int64_t inputs, int64_t columns, const Rows<typename P::Value>& x, Sums* sums, int64_t vectors) {
+    if constexpr (P::kArranges) return P::template add_all<fresh>(panel, inputs, columns, x, sums, vectors);
     for (int64_t m = 0; m < inputs; m += kTogether) {
         const int64_t some = std::min<int64_t>(kTogether, inputs - m);
         const typename P::Value* rows[kTogether];
@@ -237,7 +237,7 @@ inline void add_all(const typename P::Panel& panel, int64_t inputs, int64_t colu
             if (m + some + i < inputs)
                 for (int64_t c = 0; c < columns; c += kLine / int64_t(sizeof(typename P::Value))) __builtin_prefetch(x(m + some + i) + c, 0, 3);
         }
-        panel.template add<fresh>(some, rows, sums + m);
+        panel.template add<fresh>(some, rows, sums + m, vectors);
     }
 }
 
@@ -301,8 +301,8 @@ inline void store_sums(const Sums& sums, int64_t count, float* out) {
 }
 
 template <class P>
-inline void store_values(const Sums& sums, int64_t count, typename P::Value* out) {
-    for (int64_t g = 0; g < kVectors && g * kLanes < count; ++g) P::store(sums[g], count - g * kLanes, out + g * kLanes);
+inline void store_values(const Lanes* sums, int64_t count, typename P::Value* out) {
+    for (int64_t g = 0; g * kLanes < count; ++g) P::store(sums[g], count - g * kLanes, out + g * kLanes);
 }
 
 // out += sums, `count` values.

@@ -32,8 +32,8 @@ class AttentionPrompt {
     const Tokens& tokens;
     const int64_t rows, width, joint, down_width;
     int64_t positions = 0, group = 1;  // of the longest sequence, a multiple of kWide; heads that are expanded at a time
-    Value *normed, *latents, *queries, *attended, *keys, *values, *value_rows, *cached;
-    Value *inputs, *value_inputs, *cached_inputs;  // arranged
+    Value *normed, *latents, *queries, *attended, *keys, *values, *value_rows;
+    Value *inputs, *value_inputs, *seen;  // arranged; `seen`: latents, one behind the other where inputs are not
     float* down;
 
 public:
@@ -45,9 +45,9 @@ public:
             space.take(normed, rows * P::padded(s.hidden)), space.take(down, rows * down_width), space.take(latents, rows * P::padded(s.query_rank));
             space.take(queries, rows * s.heads * width), space.take(attended, rows * P::padded(s.heads * s.value));
             space.take(keys, group * positions * P::padded(width)), space.take(values, group * s.value * positions);
-            space.take(value_rows, group * s.value * P::padded(s.latent)), space.take(cached, positions * P::padded(joint));
+            space.take(value_rows, group * s.value * P::padded(s.latent));
             space.take(inputs, arranged<P>(rows, std::max({s.hidden, s.query_rank, s.heads * s.value})));
-            space.take(value_inputs, arranged<P>(group * s.value, s.latent)), space.take(cached_inputs, arranged<P>(positions, s.latent));
+            space.take(value_inputs, arranged<P>(group * s.value, s.latent)), space.take(seen, P::kArranges ? arranged<P>(positions, s.latent) : positions * P::padded(s.latent));
         });
     }
 
@@ -78,11 +78,9 @@ public:
         team.barrier();
         team.each(rows, [&](int64_t row) { rotate_queries(row); });
         for (const Sequence& sequence : tokens.sequences) {
-            read_cached(team, cache, sequence);
-            const auto latents_seen = arranged_inputs<P>(team, {{cached, P::padded(joint)}, sequence.cached, cached_inputs}, s.latent);
             for (int64_t head = 0; head < s.heads; head += group) {
                 const int64_t count = std::min(group, s.heads - head), blocks = (sequence.tokens + kWide - 1) / kWide;
-                expand(team, w, cache, sequence, latents_seen, head, count);
+                expand(team, w, cache, sequence, head, count);
                 team.barrier();
                 team.dynamic(count * blocks, [&](int64_t item) {  // the last queries, which see most, first
                     attend(sequence, head, item % count, (blocks - 1 - item / count) * kWide);
@@ -114,81 +112,102 @@ private:
         }
     }
 
-    // A sequence's latents and rotated keys in one piece, as values of products.
-    void read_cached(Team& team, const Cache& cache, const Sequence& sequence) {
-        team.each((sequence.cached + kPage - 1) / kPage, [&](int64_t number) {
-            float* row = memory<AttentionPrompt, float>(joint);
-            for (int64_t column = number * kPage; column < std::min(sequence.cached, (number + 1) * kPage); ++column) {
-                const Matrix given = cache.row(sequence, column);
-                Value* out = cached + column * P::padded(joint);
-                if (cache.kind == P::kKind) {
-                    std::memcpy(out, given.data, joint * sizeof(Value));
-                } else {
-                    given.read(row);
-                    for (int64_t i = 0; i < joint; ++i) out[i] = P::from_float(row[i]);
-                }
-                if (P::padded(joint) > joint) out[joint] = 0;
+    // The rows of a page as values of products.
+    Rows<Value> values_of(const Matrix& page, int64_t count) const {
+        if (page.kind == P::kKind) return {page.template values<Value>(), page.stride};
+        struct Widened;
+        Value* out = memory<Widened, Value>(count * joint);
+        float* row = memory<AttentionPrompt, float>(joint);
+        for (int64_t i = 0; i < count; ++i) {
+            page.from(i).read(row);
+            for (int64_t k = 0; k < joint; ++k) out[i * joint + k] = P::from_float(row[k]);
+        }
+        return {out, joint};
+    }
+
+    // Keeps the latents of page `number` as inputs of products.
+    void keep_latents(const Rows<Value>& page, int64_t count, int64_t number) {
+        if constexpr (P::kArranges) {
+            const Wanted<P> some = {page, count, seen + number * P::arranged(kPage, s.latent)};
+            for (int64_t block = 0; block * kLanes < count; ++block) P::arrange(some, s.latent, block);
+        } else {
+            const int64_t stride = P::padded(s.latent);
+            for (int64_t i = 0; i < count; ++i) {
+                Value* out = seen + (number * kPage + i) * stride;
+                std::copy_n(page(i), s.latent, out);
+                if (stride > s.latent) out[s.latent] = 0;
             }
-        });
-        team.barrier();
+        }
     }
 
     // keys [count, positions, N + R] and, transposed, values [count, V, positions] of `count` heads from `head` on, of the
-    // latents of one sequence.
-    void expand(Team& team, const AttentionWeights& w, const Cache& cache, const Sequence& sequence, const typename P::Inputs& latents_seen,
-                int64_t head, int64_t count) {
-        const int64_t key_parts = (s.nope + kWide - 1) / kWide, each = s.nope + s.value, stride = P::padded(s.latent), key_width = P::padded(width);
+    // latents of one sequence. A page is read once: for its values, its rotated keys and, the first time, its latents.
+    void expand(Team& team, const AttentionWeights& w, const Cache& cache, const Sequence& sequence, int64_t head, int64_t count) {
+        const int64_t each = s.nope + s.value, stride = P::padded(s.latent), key_width = P::padded(width), head_size = positions * key_width;
         team.each(count * s.value, [&](int64_t row) {
             const Matrix weight = readable(w.kv_b.from((head + row / s.value) * each + s.nope + row % s.value), 1);
             for (int64_t i = 0; i < stride; i += kLanes) P::store(widened(weight, i), stride - i, value_rows + row * stride + i);
         });
         team.barrier();
         const auto value_weights = arranged_inputs<P>(team, {{value_rows, stride}, count * s.value, value_inputs}, s.latent);
-        team.dynamic(count * key_parts + (sequence.cached + kPage - 1) / kPage, [&](int64_t item) {
-            if (item >= count * key_parts) {
-                const int64_t number = item - count * key_parts, first = number * kPage;
-                Matrix page = cache.page(sequence, number);
-                page.length = s.latent;  // the rotated key is not expanded
-                multiply<P>({page}, std::min(kPage, sequence.cached - first), count * s.value, value_weights,
-                            [&](int64_t row, const Sums& sums) { store_values<P>(sums, kWide, values + row * positions + first); });
-                return;
-            }
-            const int64_t mine = item / key_parts, first = item % key_parts * kWide, wide = std::min(kWide, s.nope - first);
-            Value* out = keys + mine * positions * key_width;
-            multiply<P>({w.kv_b.from((head + mine) * each + first)}, wide, sequence.cached, latents_seen,
-                        [&](int64_t position, const Sums& sums) { store_values<P>(sums, wide, out + position * key_width + first); });
-            if (first) return;
-            for (int64_t position = 0; position < sequence.cached; ++position) {
-                Value* key = out + position * key_width + s.nope;
-                std::copy_n(cached + position * P::padded(joint) + s.latent, s.rope, key);
-                if (key_width > width) key[s.rope] = 0;
+        team.dynamic((sequence.cached + kPage - 1) / kPage, [&](int64_t number) {
+            const int64_t first = number * kPage, here = std::min(kPage, sequence.cached - first);
+            Matrix page = cache.page(sequence, number);
+            const Rows<Value> rows = values_of(page, here);
+            if (head == 0) keep_latents(rows, here, number);
+            for (int64_t mine = 0; mine < count; ++mine)
+                for (int64_t i = 0; i < here; ++i) {
+                    Value* key = keys + mine * head_size + (first + i) * key_width + s.nope;
+                    std::copy_n(rows(i) + s.latent, s.rope, key);
+                    if (key_width > width) key[s.rope] = 0;
+                }
+            page.length = s.latent;
+            multiply<P>({page}, here, count * s.value, value_weights,
+                        [&](int64_t row, const Sums& sums) { store_values<P>(sums, kWide, values + row * positions + first); });
+        });
+        team.barrier();
+        // A panel is a part of a head's keys, or all of two heads where these have few.
+        const auto latents_seen = inputs_of<P>({{seen, stride}, sequence.cached, seen});
+        const int64_t together = 2 * s.nope <= kWide ? 2 : 1, parts = (s.nope + kWide - 1) / kWide;
+        team.dynamic((count + together - 1) / together * parts, [&](int64_t item) {
+            const int64_t mine = item / parts * together, first = item % parts * kWide, wide = std::min(kWide, s.nope - first);
+            const Matrix weight = w.kv_b.from((head + mine) * each + first);
+            Value* out = keys + mine * head_size + first;
+            if (mine + 1 < count && together == 2) {
+                multiply<P>({weight, weight.from(each)}, wide, sequence.cached, latents_seen, [&](int64_t position, const Sums& sums) {
+                    for (int64_t i = 0; i < 2; ++i) store_values<P>(sums + i * kVectors / 2, wide, out + i * head_size + position * key_width);
+                });
+            } else {
+                multiply<P>({weight}, wide, sequence.cached, latents_seen,
+                            [&](int64_t position, const Sums& sums) { store_values<P>(sums, wide, out + position * key_width); });
             }
         });
     }
 
     // One head over up to 64 queries of a sequence from its token `first` on. Queries are the lanes: of scores [keys, 64], of
-    // the weights computed from these, and of the weighted sums of values [V, 64].
+    // the weights computed from these, and of the weighted sums of values [V, 64]. Few queries fill one or two of the vectors.
     void attend(const Sequence& sequence, int64_t head, int64_t mine, int64_t first) {
         thread_local typename P::Panel query, weights;
         const int64_t past = sequence.cached - sequence.tokens, key_width = P::padded(width);
         const int64_t count = std::min(kWide, sequence.tokens - first), last = past + first + count;  // columns that are seen
+        const int64_t vectors = count <= kLanes ? 1 : count <= 2 * kLanes ? 2 : kVectors;
         Sums *scores = memory<AttentionPrompt, Sums>(kKeys + (s.value + kLanes - 1) / kLanes * kLanes), *sums = scores + kKeys;
         for (int64_t v = 0; v < s.value; ++v)
             for (Lanes& each : sums[v]) each = Lanes{};
         Matrix block;
         block.kind = P::kKind, block.length = width, block.stride = s.heads * width;
         block.data = queries + (sequence.first + first) * s.heads * width + (head + mine) * width;
-        query.resize(width), query.pack(block, count, 0);
+        query.resize(width), query.pack(block, count, 0, 0, vectors);
         Sums largest, totals = {};
         for (Lanes& each : largest) each = Lanes{} + kHidden / 2;
         for (int64_t start = 0; start < last; start += kKeys) {
             const int64_t seen = std::min(kKeys, last - start);
             const Value *key = keys + (mine * positions + start) * key_width, *value = values + mine * s.value * positions + start;
-            add_all<P, true>(query, seen, width, {key, key_width}, scores);
+            add_all<P, true>(query, seen, width, {key, key_width}, scores, vectors);
             if (sequence.keep || start + seen > past + first) hide(scores, seen, past + first - start, sequence.keep ? sequence.keep + start : nullptr);
             weights.resize(seen);
-            take(scores, seen, largest, totals, weights, sums);
-            add_all<P, false>(weights, s.value, seen, {value, positions}, sums);
+            take(scores, seen, vectors, largest, totals, weights, sums);
+            add_all<P, false>(weights, s.value, seen, {value, positions}, sums, vectors);
         }
         store_attended(sums, totals, sequence.first + first, count, head + mine);
     }
@@ -217,9 +236,9 @@ private:
         }
     }
 
-    // Turns scores into weights relative to the largest so far, in a panel's order, and `sums` along with them.
-    void take(const Sums* scores, int64_t seen, Sums& largest, Sums& totals, typename P::Panel& weights, Sums* sums) const {
-        for (int64_t g = 0; g < kVectors; ++g) {
+    // Turns `vectors` of scores into weights relative to the largest so far, in a panel's order, and `sums` along with them.
+    void take(const Sums* scores, int64_t seen, int64_t vectors, Sums& largest, Sums& totals, typename P::Panel& weights, Sums* sums) const {
+        for (int64_t g = 0; g < vectors; ++g) {
             Lanes most = largest[g], total = {};
             for (int64_t k = 0; k < seen; ++k) most = maximum(most, scores[k][g]);
             for (int64_t k = 0; k < seen; k += 2) {

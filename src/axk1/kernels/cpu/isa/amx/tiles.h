@@ -142,7 +142,7 @@ struct Tiles : Pairs {
     }
 
     template <bool fresh>
-    static void add_all(const Panel& panel, int64_t inputs, int64_t columns, const Rows<uint16_t>& x, Sums* sums) {
+    static void add_all(const Panel& panel, int64_t inputs, int64_t columns, const Rows<uint16_t>& x, Sums* sums, int64_t vectors) {
         char* room = memory<Panel, char>(2 * tile::kSide * tile::chunks(columns) * kLine);
         Matrix rows;
         rows.kind = Matrix::kBFloat16, rows.length = columns, rows.stride = x.stride;
@@ -156,12 +156,11 @@ struct Tiles : Pairs {
             }
             float* out = reinterpret_cast<float*>(sums + m);
             const tile::Pack packs[4] = {panel.pack_of(0), panel.pack_of(1), panel.pack_of(2), panel.pack_of(3)};
-            if (!both) {
-                tile::products<1, 4, fresh>(sides, packs, columns, out, sizeof(Sums), none);
-                continue;
-            }
-            tile::products<2, 2, fresh>(sides, packs, columns, out, sizeof(Sums), none);
-            tile::products<2, 2, fresh>(sides, packs + 2, columns, out + 2 * kLanes, sizeof(Sums), none);
+            const auto some = [&]<int S, int P>(int64_t vector) { tile::products<S, P, fresh>(sides, packs + vector, columns, out + vector * kLanes, sizeof(Sums), none); };
+            if (vectors == 1) both ? some.template operator()<2, 1>(0) : some.template operator()<1, 1>(0);
+            else if (vectors == 2) both ? some.template operator()<2, 2>(0) : some.template operator()<1, 2>(0);
+            else if (both) some.template operator()<2, 2>(0), some.template operator()<2, 2>(2);
+            else some.template operator()<1, 4>(0);
         }
     }
 

@@ -49,35 +49,35 @@ struct Pairs {
 
     private:
 
-        template <int M, bool fresh>
+        template <int M, bool fresh, int V>
         __attribute__((noinline)) void add_to(const uint16_t* const* given, Sums* sums) const {
             const Pair* x[M];
-            __m512 s[M][kVectors];
+            __m512 s[M][V];
             #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
                 x[m] = reinterpret_cast<const Pair*>(given[m]);
                 #pragma GCC unroll 4
-                for (int g = 0; g < kVectors; ++g) s[m][g] = fresh ? _mm512_setzero_ps() : __m512(sums[m][g]);
+                for (int g = 0; g < V; ++g) s[m][g] = fresh ? _mm512_setzero_ps() : __m512(sums[m][g]);
             }
             const __m512i* w = start();
             Fetch fetch = ahead;
             for (int64_t k = 0; k < pairs; ++k, w += kVectors) {
                 if (fetch) fetch.more(kWide * 4);
-                const __m512bh first = __m512bh(w[0]), second = __m512bh(w[1]), third = __m512bh(w[2]), fourth = __m512bh(w[3]);
+                __m512bh rows[V];
+                #pragma GCC unroll 4
+                for (int g = 0; g < V; ++g) rows[g] = __m512bh(w[g]);
                 #pragma GCC unroll 8
                 for (int m = 0; m < M; ++m) {
                     const __m512bh both = __m512bh(_mm512_set1_epi32(int(x[m][k])));
-                    s[m][0] = _mm512_dpbf16_ps(s[m][0], first, both);
-                    s[m][1] = _mm512_dpbf16_ps(s[m][1], second, both);
-                    s[m][2] = _mm512_dpbf16_ps(s[m][2], third, both);
-                    s[m][3] = _mm512_dpbf16_ps(s[m][3], fourth, both);
+                    #pragma GCC unroll 4
+                    for (int g = 0; g < V; ++g) s[m][g] = _mm512_dpbf16_ps(s[m][g], rows[g], both);
                 }
             }
             ahead = fetch;
             #pragma GCC unroll 8
             for (int m = 0; m < M; ++m)
                 #pragma GCC unroll 4
-                for (int g = 0; g < kVectors; ++g) sums[m][g] = Lanes(s[m][g]);
+                for (int g = 0; g < V; ++g) sums[m][g] = Lanes(s[m][g]);
         }
 
         // Pairs k to k + 16 of vector `group`; row(i) are those of its row i.
@@ -131,8 +131,10 @@ struct Pairs {
         }
 
         template <bool fresh>
-        void add(int64_t inputs, const uint16_t* const* x, Sums* sums) const {
-            with_number(inputs, [&]<int M>() { add_to<M, fresh>(x, sums); });
+        void add(int64_t inputs, const uint16_t* const* x, Sums* sums, int64_t vectors = kVectors) const {
+            with_number(inputs, [&]<int M>() {
+                vectors == 1 ? add_to<M, fresh, 1>(x, sums) : vectors == 2 ? add_to<M, fresh, 2>(x, sums) : add_to<M, fresh, kVectors>(x, sums);
+            });
         }
     };
 };
