@@ -149,7 +149,8 @@ public:
 };
 
 // How many threads a call takes. Where others sleep for more than a third of a call, one of the cores is somebody else's: one
-// thread fewer, and after a while a call with it again.
+// thread fewer, and after a while a call with it again. Of two threads, one has to sleep for half of it: a second one that
+// has two thirds of its core, beside a server's other threads, is still worth a third more.
 class Crew {
     static constexpr int64_t kMillisecond = 1000000, kShortest = 20 * kMillisecond, kLongest = 640 * kMillisecond;
     int64_t missing = 0, lost = 0;  // threads that are left out; nanoseconds of late calls, less those of others
@@ -166,7 +167,7 @@ public:
     void record(int64_t threads, int64_t time, int64_t took, int64_t slept) {
         last = time;
         if (threads < 2 || took > kShortest) return;  // a long call may end beside others than it began
-        const bool late = 3 * slept > took * (threads - 1);
+        const bool late = std::min<int64_t>(threads, 3) * slept > took * (threads - 1);
         lost = std::max<int64_t>(late ? lost + took : lost - took, 0);
         if (lost > 3 * kMillisecond) {
             pause = time - since < kLongest ? std::min(2 * pause, kLongest) : kShortest;
