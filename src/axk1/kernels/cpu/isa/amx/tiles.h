@@ -1,7 +1,7 @@
 // Products of bfloat16 by AMX: one instruction multiplies sixteen rows by sixteen inputs over thirty-two columns.
 //
-// The rows of a weight are read as they lie; the inputs are arranged once for all weights, pairs of columns of sixteen inputs
-// side by side. A sum of one row and one input depends on nothing else, whatever they are computed with.
+// The rows of a weight are read as they lie, or copied tile by tile where many inputs pass: sixteen rows far apart are slow to
+// load. The inputs are arranged once for all weights, pairs of columns of sixteen inputs side by side. A sum of one row and one input depends on nothing else, whatever they are computed with.
 #pragma once
 
 #include "../avx512/panel.h"
@@ -33,10 +33,10 @@ inline __attribute__((always_inline)) void each(const What& what, std::integer_s
 template <int count, class What>
 inline __attribute__((always_inline)) void each(const What& what) { each(what, std::make_integer_sequence<int, count>()); }
 
-// Sixteen rows: their whole chunks of columns, and what is left after them, zeros at its end.
+// Sixteen rows: their whole chunks of columns, `step` bytes from one to the next, and a tile of what is left, zeros at its end.
 struct Side {
     const char *whole, *rest;
-    int64_t stride, rest_stride;  // bytes
+    int64_t stride, step;  // bytes
 };
 
 // Sixteen inputs, or vectors of a panel: pairs of columns, `stride` bytes from one pair to the next.
@@ -57,7 +57,7 @@ inline void products(const Side* sides, const Pack* packs, int64_t columns, floa
     });
     const auto chunk = [&](int64_t c, bool whole) __attribute__((always_inline)) {
         const auto load_side = [&]<int s>() __attribute__((always_inline)) {
-            load<4 + s % 2>(whole ? sides[s].whole + c * kLine : sides[s].rest, whole ? sides[s].stride : sides[s].rest_stride);
+            load<4 + s % 2>(whole ? sides[s].whole + c * sides[s].step : sides[s].rest, whole ? sides[s].stride : kLine);
         };
         if constexpr (S <= 2) each<S>(load_side);
         each<P>([&]<int p>() __attribute__((always_inline)) {
@@ -129,21 +129,23 @@ struct Tiles : Pairs {
         }
     }
 
-    // `here` rows, sixteen at most, of m; copied to `room`, of 16 * ceil(columns / 32) * 64 bytes, where they do not lie so
-    // or do not `stay`.
+    // `here` rows, sixteen at most, of m; copied to `room`, a tile for each chunk of columns, where they do not lie so or do not
+    // `stay`.
     static tile::Side side(const Matrix& m, int64_t here, char* room, bool stay = true) {
-        const int64_t whole = m.length / tile::kDepth, width = tile::chunks(m.length) * kLine;
+        const int64_t whole = m.length / tile::kDepth;
         const bool lies = stay && here == tile::kSide && m.kind == Matrix::kBFloat16;
-        const char* data = lies ? m.values<char>() : room;
-        for (int64_t i = 0; i < tile::kSide; ++i)
-            for (int64_t c = lies ? whole : 0; c * kLine < width; ++c)
-                _mm512_storeu_si512(room + i * width + c * kLine, i < here ? Panel::rounded_columns(m.from(i), c * tile::kDepth) : _mm512_setzero_si512());
-        return {data, room + whole * kLine, lies ? 2 * m.stride : width, width};
+        for (int64_t c = lies ? whole : 0; c < tile::chunks(m.length); ++c)
+            for (int64_t i = 0; i < tile::kSide; ++i)
+                _mm512_storeu_si512(room + c * tile::kBytes + i * kLine,
+                                    i < here ? Panel::rounded_columns(m.from(i), c * tile::kDepth) : _mm512_setzero_si512());
+        const char* rest = room + whole * tile::kBytes;
+        return lies ? tile::Side{m.values<char>(), rest, 2 * m.stride, kLine} : tile::Side{room, rest, kLine, tile::kBytes};
     }
 
     template <bool fresh>
     static void add_all(const Panel& panel, int64_t inputs, int64_t columns, const Rows<uint16_t>& x, Sums* sums, int64_t vectors) {
-        char* room = memory<Panel, char>(2 * tile::kSide * tile::chunks(columns) * kLine);
+        const int64_t size = tile::chunks(columns) * tile::kBytes;
+        char* room = memory<Panel, char>(2 * size);
         Matrix rows;
         rows.kind = Matrix::kBFloat16, rows.length = columns, rows.stride = x.stride;
         Fetch none;
@@ -152,7 +154,7 @@ struct Tiles : Pairs {
             const bool both = m + tile::kSide < inputs;
             for (int64_t s = 0; s <= both; ++s) {
                 rows.data = x(m + s * tile::kSide);
-                sides[s] = side(rows, std::min(tile::kSide, inputs - m - s * tile::kSide), room + s * tile::kSide * tile::chunks(columns) * kLine);
+                sides[s] = side(rows, std::min(tile::kSide, inputs - m - s * tile::kSide), room + s * size);
             }
             float* out = reinterpret_cast<float*>(sums + m);
             const tile::Pack packs[4] = {panel.pack_of(0), panel.pack_of(1), panel.pack_of(2), panel.pack_of(3)};
@@ -167,15 +169,16 @@ struct Tiles : Pairs {
     template <int parts, class Done>
     static void multiply(const Matrix (&w)[parts], int64_t each, int64_t inputs, const Inputs& x, const Done& done, Fetch next) {
         constexpr int64_t kGroups = 4, kOf = kGroups / parts;  // of sixteen rows: in all, of a part
+        constexpr int64_t kMany = 8;                           // blocks of inputs for which rows are copied
         const int64_t columns = w[0].length, chunks = tile::chunks(columns), blocks = (inputs + tile::kSide - 1) / tile::kSide;
-        char* room = memory<Tiles, char>(kGroups * tile::kSide * chunks * kLine);
+        char* room = memory<Tiles, char>(kGroups * chunks * tile::kBytes);
         tile::Side sides[kGroups];
         for (int p = 0; p < parts; ++p) {
             const Matrix plain = readable(w[p], std::min(each, kOf * tile::kSide));
             for (int64_t g = 0; g < kOf; ++g) {
                 const int64_t first = std::min(g * tile::kSide, each);
-                sides[p * kOf + g] = side(plain.from(first), std::clamp<int64_t>(each - first, 0, tile::kSide), room + (p * kOf + g) * tile::kSide * chunks * kLine,
-                                           parts == 1 || w[p].kind == Matrix::kBFloat16);  // what is unpacked stays until the next part
+                const bool stays = blocks < kMany && (parts == 1 || w[p].kind == Matrix::kBFloat16);  // what is unpacked is there until the next part
+                sides[p * kOf + g] = side(plain.from(first), std::clamp<int64_t>(each - first, 0, tile::kSide), room + (p * kOf + g) * chunks * tile::kBytes, stays);
             }
         }
         alignas(64) float found[kWide][2 * kLanes];
