@@ -153,8 +153,9 @@ EVERY_EXPERT = {"n_routed_experts": 8, "num_experts_per_tok": 8, "n_group": 2, "
 PROMPT_SHAPES: dict[str, dict[str, Any]] = {
     "dense": {"num_hidden_layers": 1},
     "experts": EVERY_EXPERT,  # all are chosen: no choice of a near-tie can differ
-    "odd widths": {**SHAPES["odd widths"], **EVERY_EXPERT, "num_attention_heads": 3, "hidden_size": 73, "q_lora_rank": 41, "kv_lora_rank": 25,
-                   "qk_nope_head_dim": 13, "v_head_dim": 21, "moe_intermediate_size": 39, "intermediate_size": 57},
+    "odd widths": {**SHAPES["odd widths"], **EVERY_EXPERT, "num_attention_heads": 3, "hidden_size": 73,
+                   "q_lora_rank": 41, "kv_lora_rank": 25, "qk_nope_head_dim": 13, "v_head_dim": 21,
+                   "moe_intermediate_size": 39, "intermediate_size": 57},
     "several panels": {"num_hidden_layers": 1, "hidden_size": 4136, "num_attention_heads": 1, "intermediate_size": 24},
     "heads in groups": {"num_hidden_layers": 1, "num_attention_heads": 200, "qk_nope_head_dim": 128, "v_head_dim": 128},
 }  # fmt: skip

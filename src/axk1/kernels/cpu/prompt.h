@@ -32,6 +32,7 @@ class AttentionPrompt {
     const Tokens& tokens;
     const int64_t rows, width, joint, down_width;
     int64_t positions = 0, group = 1;  // of the longest sequence, a multiple of kWide; heads that are expanded at a time
+    int64_t value_stride = 0;          // from one value to the next: a line more than positions, else rows share a few sets of a cache
     Value *normed, *latents, *queries, *attended, *keys, *values, *value_rows;
     Value *inputs, *value_inputs, *seen;  // arranged; `seen`: latents, one behind the other where inputs are not
     float* down;
@@ -40,11 +41,12 @@ public:
     AttentionPrompt(const AttentionShape& shape, const Tokens& all, Workspace& space)
         : s(shape), tokens(all), rows(all.count), width(shape.width()), joint(shape.joint()), down_width(shape.query_rank + joint) {
         for (const Sequence& sequence : all.sequences) positions = std::max(positions, (sequence.cached + kWide - 1) / kWide * kWide);
+        value_stride = positions + kLine / int64_t(sizeof(Value));
         group = std::clamp<int64_t>(kExpanded / (positions * (P::padded(width) + s.value) * int64_t(sizeof(Value))), 1, s.heads);
         space.divide([&] {
             space.take(normed, rows * P::padded(s.hidden)), space.take(down, rows * down_width), space.take(latents, rows * P::padded(s.query_rank));
             space.take(queries, rows * s.heads * width), space.take(attended, rows * P::padded(s.heads * s.value));
-            space.take(keys, group * positions * P::padded(width)), space.take(values, group * s.value * positions);
+            space.take(keys, group * positions * P::padded(width)), space.take(values, group * s.value * value_stride);
             space.take(value_rows, group * s.value * P::padded(s.latent));
             space.take(inputs, arranged<P>(rows, std::max({s.hidden, s.query_rank, s.heads * s.value})));
             space.take(value_inputs, arranged<P>(group * s.value, s.latent)), space.take(seen, P::kArranges ? arranged<P>(positions, s.latent) : positions * P::padded(s.latent));
@@ -163,7 +165,7 @@ private:
                 }
             page.length = s.latent;
             multiply<P>({page}, here, count * s.value, value_weights,
-                        [&](int64_t row, const Sums& sums) { store_values<P>(sums, kWide, values + row * positions + first); });
+                        [&](int64_t row, const Sums& sums) { store_values<P>(sums, kWide, values + row * value_stride + first); });
         });
         team.barrier();
         // A panel is a part of a head's keys, or all of two heads where these have few.
@@ -202,12 +204,12 @@ private:
         for (Lanes& each : largest) each = Lanes{} + kHidden / 2;
         for (int64_t start = 0; start < last; start += kKeys) {
             const int64_t seen = std::min(kKeys, last - start);
-            const Value *key = keys + (mine * positions + start) * key_width, *value = values + mine * s.value * positions + start;
+            const Value *key = keys + (mine * positions + start) * key_width, *value = values + mine * s.value * value_stride + start;
             add_all<P, true>(query, seen, width, {key, key_width}, scores, vectors);
             if (sequence.keep || start + seen > past + first) hide(scores, seen, past + first - start, sequence.keep ? sequence.keep + start : nullptr);
             weights.resize(seen);
             take(scores, seen, vectors, largest, totals, weights, sums);
-            add_all<P, false>(weights, s.value, seen, {value, positions}, sums, vectors);
+            add_all<P, false>(weights, s.value, seen, {value, value_stride}, sums, vectors);
         }
         store_attended(sums, totals, sequence.first + first, count, head + mine);
     }
