@@ -44,6 +44,8 @@ def test_biases_and_penalties(client, tokenizer):
     assert plain.split()[:5] == ["word"] * 5
     (other,) = tokenizer.encode("7", add_special_tokens=False)
     assert ask(client, logit_bias={str(other): 1e6}, max_tokens=3)["message"]["content"] == "777"
+    refused = client.post(PATH, json={**LONG, "logit_bias": {str(len(tokenizer)): 1}})  # a model may have more rows
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "logit_bias"
     for name in ("presence_penalty", "frequency_penalty"):
         assert ask(client, **{name: 1e6})["message"]["content"].split()[:3] != ["word"] * 3, name
 

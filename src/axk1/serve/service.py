@@ -150,6 +150,10 @@ class Service:
                 f"The prompt has {len(order.prompt)} tokens; {self.engine.max_tokens} fit, reply included.",
                 code="context_length_exceeded",
             )
+        if any(not 0 <= id < self.vocabulary for id in order.prompt):
+            raise Refusal(f"The prompt has token ids outside of the vocabulary of {self.vocabulary}.", param="prompt")
+        if any(not 0 <= id < self.vocabulary for id in order.sampling.logit_bias):
+            raise Refusal("logit_bias names token ids outside of the vocabulary.", param="logit_bias")
         seed = order.sampling.seed if order.sampling.seed is not None else secrets.randbelow(SEED_END)
         wanted = order.max_new_tokens
         return replace(

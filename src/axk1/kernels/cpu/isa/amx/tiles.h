@@ -1,7 +1,8 @@
 // Products of bfloat16 by AMX: one instruction multiplies sixteen rows by sixteen inputs over thirty-two columns.
 //
 // The rows of a weight are read as they lie, or copied tile by tile where many inputs pass: sixteen rows far apart are slow to
-// load. The inputs are arranged once for all weights, pairs of columns of sixteen inputs side by side. A sum of one row and one input depends on nothing else, whatever they are computed with.
+// load. The inputs are arranged once for all weights, pairs of columns of sixteen inputs side by side. A sum of one row and one
+// input depends on nothing else, whatever they are computed with.
 #pragma once
 
 #include "../avx512/panel.h"
