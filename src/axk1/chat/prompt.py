@@ -14,11 +14,18 @@ from axk1.tokenizer.render import render
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], think: bool = False, tools: Any = None
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Message],
+    think: bool = False,
+    tools: Any = None,
+    encode: Callable[[str], list[int]] | None = None,
 ) -> list[int]:
     """The prompt for a reply to ``messages``, ending in ``<think>`` or ``</think>``.
 
     A marker such as ``<|im_end|>`` inside a message is encoded like any other text: no message can end its own turn.
+
+    Args:
+        encode: what to use in place of :func:`text_ids`, with the same ids.
 
     Raises:
         ValueError: for messages or tools that are not right, or that the template refuses.
@@ -31,7 +38,8 @@ def prompt_ids(
     markers = _markers(tokenizer)
     written = [*texts(checked), *texts(functions)]
     if not any(markers.search(text) for text in written):
-        return text_ids(tokenizer, rendered(checked, functions))
+        text = rendered(checked, functions)
+        return text_ids(tokenizer, text) if encode is None else encode(text)
     joint = _unused(written)
 
     def broken(text: str) -> str:

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -22,6 +23,7 @@ from axk1.serve.replies import Choice, Failed, Order, Running, Step
 from axk1.serve.settings import Settings
 from axk1.serve.thinking import Closing
 from axk1.serve.tokens import TokenTexts
+from axk1.tokenizer.pieces import Pieces
 
 SEED_END = 2**63
 
@@ -46,6 +48,7 @@ class Service:
         self.metrics = Metrics(engine, settings.names[0])
         self.ready = False
         self.created = int(time.time())
+        self._pieces = Pieces(tokenizer)
         self._closing = Closing(tokenizer, settings.closing)
         self._grammars = Grammars(tokenizer, self.stop_ids)
         self._running: dict[str, Running] = {}
@@ -66,8 +69,11 @@ class Service:
             )
         return asked or self.settings.names[0]
 
-    async def prompt(self, messages: Any, think: bool, tools: Any = None) -> list[int]:
+    async def prompt(self, http: HttpRequest, messages: Any, think: bool, tools: Any = None, salt: str = "") -> list[int]:
         """The prompt of a conversation, in another thread, for it may be long.
+
+        Args:
+            salt: what is kept of it is for requests with the same one.
 
         Raises:
             Refusal: for messages or tools that are not right.
@@ -76,7 +82,8 @@ class Service:
             check_count(len(messages), self.settings.max_messages, "messages")
         self.check_tools(tools)
         with refusing("messages"):
-            return await asyncio.to_thread(prompt_ids, self.tokenizer, messages, think, tools)
+            encode = partial(self._pieces.encode, owner=_tenant(http, salt))
+            return await asyncio.to_thread(prompt_ids, self.tokenizer, messages, think, tools, encode)
 
     def check_tools(self, tools: Any) -> None:
         """Refuses too many tools, before anybody looks at one.
@@ -110,7 +117,8 @@ class Service:
         choices: list[Choice] = []
         try:
             for order in orders:
-                choices += await self._choices(order, len(choices), tenant_of(http))
+                order = replace(order, tenant=_tenant(http, order.tenant))
+                choices += await self._choices(order, len(choices))
         except BaseException:
             for choice in choices:
                 choice.generation.cancel()
@@ -122,12 +130,12 @@ class Service:
         self._running[running.id] = running
         return running
 
-    async def _choices(self, order: Order, first: int, tenant: str) -> list[Choice]:
+    async def _choices(self, order: Order, first: int) -> list[Choice]:
         if order.choices > self.settings.max_choices:
             most = self.settings.max_choices
             raise Refusal(f"n is {order.choices}; this server gives {most} choices at most.", param="n")
         check_count(len(order.stop), self.settings.max_stops, "stop strings", "stop")
-        order = self._fitted(order, tenant)
+        order = self._fitted(order)
         processors = await self._processors(order)
         thinking = order.thinking
         reasoning = self._closing.reasoning(thinking.budget) if thinking.think else None
@@ -142,7 +150,7 @@ class Service:
             raise
         return choices
 
-    def _fitted(self, order: Order, tenant: str) -> Order:
+    def _fitted(self, order: Order) -> Order:
         """``order`` with a seed, with no more tokens than the engine takes."""
         room = self.engine.max_tokens - len(order.prompt)
         if room < 1 and not (room == 0 and order.max_new_tokens == 0):
@@ -160,7 +168,6 @@ class Service:
             order,
             sampling=replace(order.sampling, seed=seed),
             max_new_tokens=None if wanted is None else min(wanted, room),
-            tenant=f"{tenant}/{order.tenant}",
         )
 
     async def _processors(self, order: Order) -> list[list[LogitsProcessor]]:
@@ -246,6 +253,11 @@ class Service:
         if running is None or running.tenant != tenant_of(http):
             raise Refusal(f"No reply {id[:100]!r} is being written.", 404, param="id", code="not_running")
         running.answer_now()
+
+
+def _tenant(http: HttpRequest, salt: str) -> str:
+    """Who shares prefixes and pieces of prompts with a request."""
+    return f"{tenant_of(http)}/{salt}"
 
 
 async def _left(http: HttpRequest) -> None:

@@ -64,7 +64,7 @@ def add_routes(routes: FastAPI, service: Service) -> None:
         ignored = body.others(ROUTE)
         model = service.model(body.model)
         counting = body.counting()
-        order = await _order(service, body)
+        order = await _order(service, body, http)
         running = await service.start("chatcmpl-", order, http)
         if body.stream:
             return Events(service, running, _stream(service, counting, running, model, http), headers(running, ignored))
@@ -78,7 +78,7 @@ def add_routes(routes: FastAPI, service: Service) -> None:
         return {"id": id, "object": "chat.completion.answer", "reasoning_ended": True}
 
 
-async def _order(service: Service, body: ChatBody) -> Order:
+async def _order(service: Service, body: ChatBody, http: Request) -> Order:
     mode, name = _tool_choice(body.tool_choice, bool(body.tools))
     answer = response_schema(body.response_format)
     rules = structured(body.structured_outputs, service)
@@ -99,7 +99,7 @@ async def _order(service: Service, body: ChatBody) -> Order:
         thinking=body.thinking,
     )
     return Order(
-        prompt=await service.prompt(body.messages, thinking.think, tools.shown),
+        prompt=await service.prompt(http, body.messages, thinking.think, tools.shown, body.cache_salt or ""),
         thinking=thinking,
         sampling=body.sampling(),
         choices=body.n or 1,

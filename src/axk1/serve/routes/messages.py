@@ -77,7 +77,7 @@ def add_routes(routes: FastAPI, service: Service) -> None:
         """Answers a conversation, whole or streamed."""
         named = body.others(ROUTE)
         model = service.model(body.model)
-        order, unread = await _order(service, body)
+        order, unread = await _order(service, body, http)
         running = await service.start("msg_", order, http)
         told = headers(running, [*named, *unread])
         if body.stream:
@@ -87,12 +87,12 @@ def add_routes(routes: FastAPI, service: Service) -> None:
         return JSONResponse(_message(running, model, content), headers=told)
 
     @routes.post(COUNT)
-    async def count(body: CountBody) -> JSONResponse:
+    async def count(body: CountBody, http: Request) -> JSONResponse:
         """The tokens of the prompt for a conversation."""
         named = body.others(COUNT)
         service.model(body.model)
         tools, unread = _tools(service, body)
-        prompt = await service.prompt(_messages(body), _thinking(service, body).think, tools.shown)
+        prompt = await service.prompt(http, _messages(body), _thinking(service, body).think, tools.shown)
         return JSONResponse({"input_tokens": len(prompt)}, headers=fields.header([*named, *unread]))
 
     @routes.post(ROUTE + "/{id}/answer")
@@ -102,7 +102,7 @@ def add_routes(routes: FastAPI, service: Service) -> None:
         return {"id": id, "type": "answer", "reasoning_ended": True}
 
 
-async def _order(service: Service, body: MessagesBody) -> tuple[Order, list[str]]:
+async def _order(service: Service, body: MessagesBody, http: Request) -> tuple[Order, list[str]]:
     config = body.output_config or {}
     thinking = _thinking(service, body, config.get("effort"), body.chat_template_kwargs)
     answer = response_schema(config.get("format"), "output_config.format")
@@ -113,7 +113,7 @@ async def _order(service: Service, body: MessagesBody) -> tuple[Order, list[str]
     with refusing():
         sampling, stop = Sampling(**given), check_stop(body.stop_sequences)
     order = Order(
-        prompt=await service.prompt(_messages(body), thinking.think, tools.shown),
+        prompt=await service.prompt(http, _messages(body), thinking.think, tools.shown),
         thinking=thinking,
         sampling=sampling,
         max_new_tokens=body.max_tokens,

@@ -64,7 +64,7 @@ def add_routes(routes: FastAPI, service: Service) -> None:
         """Answers an input, whole or streamed."""
         ignored = body.others(ROUTE)
         model = service.model(body.model)
-        order, unread = await _order(service, body)
+        order, unread = await _order(service, body, http)
         running = await service.start("resp_", order, http)
         telling = _Telling(service, body, running, model)
         told = headers(running, [*ignored, *unread])
@@ -80,7 +80,7 @@ def add_routes(routes: FastAPI, service: Service) -> None:
         return {"id": id, "object": "response.answer", "reasoning_ended": True}
 
 
-async def _order(service: Service, body: ResponsesBody) -> tuple[Order, list[str]]:
+async def _order(service: Service, body: ResponsesBody, http: Request) -> tuple[Order, list[str]]:
     answer = response_schema((body.text or {}).get("format"), "text.format")
     tools, unread = _tools(service, body, answer)
     effort = (body.reasoning or {}).get("effort")
@@ -90,7 +90,7 @@ async def _order(service: Service, body: ResponsesBody) -> tuple[Order, list[str
     unread += [f"text.{name}" for name in body.text or {} if name != "format"]
     unread += [f"reasoning.{name}" for name in body.reasoning or {} if name != "effort"]
     order = Order(
-        prompt=await service.prompt(_messages(body), thinking.think, tools.shown),
+        prompt=await service.prompt(http, _messages(body), thinking.think, tools.shown, body.cache_salt or ""),
         thinking=thinking,
         sampling=body.sampling(),
         max_new_tokens=body.max_output_tokens,

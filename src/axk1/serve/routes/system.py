@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
@@ -66,10 +66,10 @@ def add_routes(routes: FastAPI, service: Service) -> None:
         return _model(service, service.model(name))
 
     @routes.post("/tokenize")
-    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+    async def tokenize(body: TokenizeBody, http: Request) -> dict[str, Any]:
         """The tokens of a text, or of the prompt for a conversation."""
         service.model(body.model)
-        ids = await _tokens(service, body)
+        ids = await _tokens(service, body, http)
         strings = {"token_strs": [service.texts.name(id) for id in ids]} if body.return_token_strs else {}
         return {"count": len(ids), "max_model_len": service.engine.max_tokens, "tokens": ids, **strings}
 
@@ -96,10 +96,10 @@ def _model(service: Service, name: str) -> dict[str, Any]:
     }
 
 
-async def _tokens(service: Service, body: TokenizeBody) -> list[int]:
+async def _tokens(service: Service, body: TokenizeBody, http: Request) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise Refusal("Give a prompt or messages.", param="prompt")
     if body.prompt is not None:
         return service.encode(body.prompt, body.add_special_tokens is not False)
     thinking = choose(service.settings.think, template=body.chat_template_kwargs, budgets=budgets(body))
-    return await service.prompt(body.messages, thinking.think, body.tools)
+    return await service.prompt(http, body.messages, thinking.think, body.tools)
