@@ -69,7 +69,9 @@ class Service:
             )
         return asked or self.settings.names[0]
 
-    async def prompt(self, http: HttpRequest, messages: Any, think: bool, tools: Any = None, salt: str = "") -> list[int]:
+    async def prompt(
+        self, http: HttpRequest, messages: Any, think: bool, tools: Any = None, salt: str = ""
+    ) -> list[int]:
         """The prompt of a conversation, in another thread, for it may be long.
 
         Args:
