@@ -12,6 +12,7 @@ from fastapi import Request as HttpRequest
 from starlette.requests import ClientDisconnect
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
+from axk1.chat.pieces import Pieces
 from axk1.chat.prompt import prompt_ids, text_ids
 from axk1.engine.interface import Engine
 from axk1.serve.blocks import Whole
@@ -23,7 +24,6 @@ from axk1.serve.replies import Choice, Failed, Order, Running, Step
 from axk1.serve.settings import Settings
 from axk1.serve.thinking import Closing
 from axk1.serve.tokens import TokenTexts
-from axk1.tokenizer.pieces import Pieces
 
 SEED_END = 2**63
 

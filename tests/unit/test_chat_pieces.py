@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from axk1.tokenizer.pieces import Pieces
+from axk1.chat.pieces import Pieces
 
 FOLDER = Path(__file__).parents[2] / "models" / "nano"
 NANO = AutoTokenizer.from_pretrained(FOLDER)
