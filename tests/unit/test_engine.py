@@ -30,7 +30,7 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def settings(**given: Any) -> Settings:
-    return Settings(**{"pages": 40, "streams": 4, "drafts": NO_DRAFTS, "poison": True, **given})
+    return Settings(**{"pages": 40, "streams": 4, "drafts": NO_DRAFTS, "poison": True, "stream_interval": 0, **given})
 
 
 @pytest.fixture
@@ -606,6 +606,19 @@ def test_a_reader_gets_all_that_came_meanwhile_at_once(started) -> None:
     asyncio.run(slow())
     wake([left])
     assert left.max_new_tokens == 900
+
+
+@pytest.mark.parametrize("interval", [0.0, 60.0])
+def test_a_reader_is_told_of_the_first_token_of_the_end_and_else_in_turns(started, interval) -> None:
+    engine = started(stream_interval=interval)
+
+    async def main() -> list[int]:
+        generation = engine.submit(Request(prompt(8), GREEDY, max_new_tokens=200))
+        return [len(chunk.tokens) async for chunk in generation]
+
+    sizes = asyncio.run(main())
+    assert sum(sizes) == 200
+    assert len(sizes) <= 2 if interval else len(sizes) > 2
 
 
 def test_a_short_prompt_passes_a_long_one(started) -> None:

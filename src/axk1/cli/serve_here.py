@@ -123,7 +123,7 @@ def _engine_settings(asked: Here, settings: "Settings") -> "EngineSettings":
     from axk1.engine.settings import Settings as EngineSettings
     from axk1.generation.speculate import Drafts
 
-    names = ("pages", "waiting", "prompt_tokens")
+    names = ("pages", "waiting", "prompt_tokens", "stream_interval")
     given = {name: value for name in names if (value := getattr(settings, name)) is not None}
     drafts = Drafts() if asked.mtp is None else Drafts(asked.mtp)
     return EngineSettings(streams=asked.max_requests, drafts=drafts, **given)

@@ -57,6 +57,8 @@ class _Entry:
     closing: Closing | None = None
     sent: int = 0
     """Tokens of its reply that the reader has been given."""
+    woken: float = -math.inf
+    """When the reader was last told to look."""
 
 
 class ModelEngine:
@@ -74,6 +76,7 @@ class ModelEngine:
     def __init__(self, model: PreTrainedModel, settings: Settings | None = None) -> None:
         self.settings = settings = settings or Settings()
         self._model = model
+        self._store = store_of(model)
         self._vocabulary: int = model.config.vocab_size
         context: int = model.config.max_position_embeddings
         pages = default_pages(model, settings.streams) if settings.pages is None else settings.pages
@@ -314,7 +317,8 @@ class ModelEngine:
             log.error("A step of the model failed, %d in a row", self._failed, exc_info=error)
             if self._failed > 1:
                 self._give_up(error)
-        heard = [entry.generation for entry in list(self._entries.values()) if self._deliver(entry)]
+        now = time.monotonic()
+        heard = [entry.generation for entry in list(self._entries.values()) if self._deliver(entry, now)]
         self._publish()
         wake(heard)
 
@@ -326,11 +330,11 @@ class ModelEngine:
             wake([entry.generation])
         self._failed = 0
 
-    def _deliver(self, entry: _Entry) -> bool:
+    def _deliver(self, entry: _Entry, now: float) -> bool:
         """Hands over what is new of a request.
 
         Returns:
-            Whether its reader has something to look at.
+            Whether its reader has to look at it now.
         """
         generation, sequence = entry.generation, entry.sequence
         if generation.times.admitted is None:
@@ -348,7 +352,10 @@ class ModelEngine:
             stopped = bool(new) and new[-1] in sequence.stop_ids
             reason: FinishReason = "error" if sequence.error is not None else "stop" if stopped else "length"
             self._end(entry, reason, sequence.error)
-        return bool(new) or not sequence.running
+        if sequence.running and not (new and now - entry.woken >= self.settings.stream_interval):
+            return False
+        entry.woken = now
+        return True
 
     def _admit(self) -> None:
         """Lets those begin that wait and for whom there is room, and takes note of when."""
@@ -423,10 +430,9 @@ class ModelEngine:
 
     def _experts(self) -> dict[str, Any]:
         """What the experts' cache has done, where there is one."""
-        store = store_of(self._model)
-        if store is None:
+        if self._store is None:
             return {}
-        now = store.counters()
+        now = self._store.counters()
         return {
             "experts_asked": now.asked,
             "experts_hit": now.hits,

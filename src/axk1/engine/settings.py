@@ -1,5 +1,6 @@
 """How an engine runs, and how much memory it takes where nobody says."""
 
+import math
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -27,6 +28,8 @@ class Settings:
             such a step. Fewer make their pauses shorter, and longer in all, since most of a small piece's time goes
             into fetching weights and its context.
         drafts: MTP speculation; by default as much as measurably pays, none where the model has no MTP module.
+        stream_interval: seconds between two looks of a reader at its reply, at least, but for the first token and the
+            end: what a look costs, the steps lose. 0: a look for each step.
         prefixes: whether pages of prompts are kept for requests to come.
         poison: fills pages with NaN before and after they are used: for tests.
 
@@ -39,6 +42,7 @@ class Settings:
     waiting: int = 256
     prompt_tokens: int = 512
     drafts: Drafts = field(default_factory=Drafts)
+    stream_interval: float = 0.015
     prefixes: bool = True
     poison: bool = False
 
@@ -48,6 +52,7 @@ class Settings:
             "streams": (self.streams >= 1, "1 or more"),
             "waiting": (self.waiting >= 0, "0 or more"),
             "prompt_tokens": (self.prompt_tokens >= PAGE, f"{PAGE} or more"),
+            "stream_interval": (0 <= self.stream_interval < math.inf, "0 or more seconds"),
         }
         for name, (valid, rule) in rules.items():
             if not valid:

@@ -76,9 +76,10 @@ class Metrics:
         made = Histogram(f"vllm:{name}", help, _LABELS, registry=self.registry, buckets=buckets)
         return made.labels(*self._values)
 
-    def between(self, seconds: float) -> None:
-        """A token came so long after the one before it."""
-        self._between.observe(seconds)
+    def between(self, seconds: float, tokens: int) -> None:
+        """So many tokens came so long after those before them."""
+        for _ in range(tokens):
+            self._between.observe(seconds / tokens)
 
     def ended(self, reason: str, times: Times, prompt: int, tokens: int) -> None:
         """A reply has ended."""

@@ -187,13 +187,14 @@ class Service:
         Raises:
             Refusal: the engine could not finish it.
         """
-        last: dict[int, float] = {}
+        last: dict[int, tuple[float, int]] = {}
         try:
             async for step in running.steps():
-                now = time.monotonic()
+                now, tokens = time.monotonic(), running.choices[step.index].tokens
                 if step.index in last:
-                    self.metrics.between(now - last[step.index])
-                last[step.index] = now
+                    before, had = last[step.index]
+                    self.metrics.between(now - before, tokens - had)
+                last[step.index] = now, tokens
                 yield step
         except Failed as error:
             raise self._failure(error) from error

@@ -38,10 +38,11 @@ class Settings(BaseSettings):
     max_pattern: int = Field(default=1024, ge=1)
     """Characters of a regular expression."""
     pages: int | None = None
-    """Of the engine, as the two that follow: see :class:`axk1.engine.settings.Settings`, whose defaults hold for what
+    """Of the engine, as the three that follow: see :class:`axk1.engine.settings.Settings`, whose defaults hold for what
     is left out."""
     waiting: int | None = None
     prompt_tokens: int | None = None
+    stream_interval: float | None = None
     ping: float = Field(default=1.0, gt=0)
     """Between comments that keep a silent stream alive."""
     send_timeout: float = Field(default=60.0, gt=0)
