@@ -9,17 +9,18 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import llguidance.hf
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from axk1.chat.parser import THINK_CLOSE, partial_suffix
+from axk1.chat.prompt import plain_ids
 from axk1.chat.tools import TOOL_CLOSE, TOOL_OPEN
 from axk1.serve.errors import Refusal
 from axk1.serve.schemas import check_pattern, prepared
 from axk1.serve.settings import Settings
+from axk1.serve.tokens import TokenTexts
 
 _FORM: dict[str, Any] = {"whitespace_pattern": r"(?: |\n {0,32})?"}
 """White space between the parts of JSON: a space, or a new line and its indent; models may write it without end."""
@@ -112,6 +113,23 @@ def _call_schema(tool: Mapping[str, Any], limits: Settings) -> dict[str, Any]:
     }
 
 
+class _Vocabulary:
+    """A tokenizer as llguidance takes one. Its own way, by ``tokenizer.json``, makes the end of a turn of the text
+    ``<|im_end|>`` where a schema leaves nothing else to write; here a text is text."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        texts = TokenTexts(tokenizer)
+        self.tokens = [texts.bytes(id) for id in range(len(tokenizer))]
+        self.special_token_ids = sorted(tokenizer.added_tokens_decoder)
+        self.eos_token_id = tokenizer.eos_token_id
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: bytes) -> list[int]:
+        return plain_ids(self._tokenizer, text.decode())
+
+
 class Grammars:
     """Compiles grammars for a tokenizer.
 
@@ -122,9 +140,8 @@ class Grammars:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_ids: Collection[int]) -> None:
         self._tokenizer, self._stop_ids = tokenizer, list(stop_ids)
-        self._llguidance: LLTokenizer = llguidance.hf.from_tokenizer(
-            tokenizer, n_vocab=len(tokenizer), eos_token=self._stop_ids
-        )
+        words = TokenizerWrapper(_Vocabulary(tokenizer))
+        self._llguidance = LLTokenizer(words, n_vocab=len(tokenizer), eos_token=self._stop_ids)
 
     def compile(self, grammar: str) -> LLMatcher:
         """A matcher at the grammar's start. It takes milliseconds, outside of Python's lock.

@@ -29,6 +29,7 @@ dataset_path: json
 dataset_kwargs: {data_files: {test: ROWS}}
 test_split: test
 output_type: multiple_choice
+target_delimiter: ""
 doc_to_text: "{{question}} The answer is"
 doc_to_choice: values
 doc_to_target: right
