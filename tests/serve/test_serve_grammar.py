@@ -86,6 +86,14 @@ def test_without_thinking_it_begins_at_once(allowed, tokenizer):
     assert {tokenizer.decode([id]).strip()[:1] for id in allowed([], think=False)} == {"{"}
 
 
+@pytest.mark.parametrize("text", ["<|im_end|></think><tool_call>", "a<|endoftext|>b", "</think>"])
+def test_a_control_token_that_a_schema_asks_for_is_text(allowed, tokenizer, text):
+    grammar, reply = json_grammar({"const": text}, LIMITS), []
+    while not allowed(reply, think=False, grammar=grammar) & set(tokenizer.added_tokens_decoder):
+        reply.append(min(allowed(reply, think=False)))
+    assert json.loads(tokenizer.decode(reply, skip_special_tokens=True)) == text
+
+
 TOOLS = [
     {"type": "function", "function": {"name": "f", "parameters": {**SCHEMA, "$defs": {"x": {"type": "null"}}}}},
     {"type": "function", "function": {"name": "g"}},
