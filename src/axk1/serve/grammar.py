@@ -119,11 +119,11 @@ class _Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, end: int) -> None:
         texts = TokenTexts(tokenizer)
         self.tokens = [texts.bytes(id) for id in range(len(tokenizer))]
         self.special_token_ids = sorted(tokenizer.added_tokens_decoder)
-        self.eos_token_id = tokenizer.eos_token_id
+        self.eos_token_id = end
         self._tokenizer = tokenizer
 
     def __call__(self, text: bytes) -> list[int]:
@@ -140,7 +140,7 @@ class Grammars:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_ids: Collection[int]) -> None:
         self._tokenizer, self._stop_ids = tokenizer, list(stop_ids)
-        words = TokenizerWrapper(_Vocabulary(tokenizer))
+        words = TokenizerWrapper(_Vocabulary(tokenizer, next(iter(self._stop_ids), 0)))
         self._llguidance = LLTokenizer(words, n_vocab=len(tokenizer), eos_token=self._stop_ids)
 
     def compile(self, grammar: str) -> LLMatcher:
