@@ -16,6 +16,7 @@ export class CodeBlock {
   #language;
 
   constructor(info) {
+    this.info = info;
     const name = info.trim().split(/\s+/)[0] ?? "";
     this.#language = hljs.getLanguage(name) ? name : null;
     const label = h("span", {}, t("copy"));

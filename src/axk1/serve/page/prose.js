@@ -102,7 +102,8 @@ export class Prose {
   /** Takes the blocks before the cut into the finished part. */
   #finish(tokens, { token, line, inList }, piece) {
     const done = inList ? [...tokens.slice(0, token), tokens.at(-1)] : tokens.slice(0, token);
-    const code = done.length === 1 && done[0].type === "fence" ? this.#open : null;
+    const same = done.length === 1 && done[0].type === "fence" && done[0].info === this.#open?.info;
+    const code = same ? this.#open : null;
     if (code) this.#want(code, code.update(done[0].content) || true);
     this.#append(code ? fragmentOf(code.element) : this.#fill(render(done), true));
     this.#open = null;
@@ -134,7 +135,7 @@ export class Prose {
   }
 
   #growCode(fence) {
-    if (!this.#open) {
+    if (this.#open?.info !== fence.info) { // the first look may have seen a part of the language's name
       this.#open = new CodeBlock(fence.info);
       this.#tail.replaceChildren(this.#open.element);
     }
