@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from transformers import PreTrainedTokenizerFast
 
-from axk1.tokenizer.guard import UNREADABLE, tokenizer_errors
+from axk1.chat.prompt import any_of, text_ids
 
 _SHORT = 64
 """Characters below which a piece is encoded as quickly as it is looked up."""
@@ -27,12 +27,11 @@ class Pieces:
         self._tokenizer, self._most, self._used = tokenizer, most, 0
         self._longest = most // 2  # a longer one would cost all others their place
         self._added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
-        names = sorted(self._added, key=len, reverse=True)
-        self._cut = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+        self._cut = re.compile(f"({any_of(frozenset(self._added)).pattern})")
         self._kept: OrderedDict[tuple[str, str], array[int]] = OrderedDict()
         self._lock = threading.Lock()
-        probe = "".join(f"a{name}b {name} c" for name in names)
-        self._exact = self._joined(probe, "") == self._plain(probe)
+        probe = "".join(f"a{name}b {name} c" for name in self._added)
+        self._exact = self._joined(probe, "") == text_ids(tokenizer, probe)
 
     def encode(self, text: str, owner: str = "") -> list[int]:
         """The ids of ``text``.
@@ -43,7 +42,7 @@ class Pieces:
         Raises:
             ValueError: the tokenizer cannot read it.
         """
-        return self._joined(text, owner) if self._exact else self._plain(text)
+        return self._joined(text, owner) if self._exact else text_ids(self._tokenizer, text)
 
     def _joined(self, text: str, owner: str) -> list[int]:
         ids: list[int] = []
@@ -51,7 +50,8 @@ class Pieces:
             if at % 2:
                 ids.append(self._added[piece])
             elif piece:
-                ids += self._found((owner, piece)) if _SHORT <= len(piece) <= self._longest else self._plain(piece)
+                kept = _SHORT <= len(piece) <= self._longest
+                ids += self._found((owner, piece)) if kept else text_ids(self._tokenizer, piece)
         return ids
 
     def _found(self, key: tuple[str, str]) -> "array[int]":
@@ -60,7 +60,7 @@ class Pieces:
             if found is not None:
                 self._kept.move_to_end(key)
                 return found
-        found = array("I", self._plain(key[1]))
+        found = array("I", text_ids(self._tokenizer, key[1]))
         with self._lock:
             if key not in self._kept:
                 self._used += len(key[1])
@@ -69,7 +69,3 @@ class Pieces:
                 (_, oldest), _ = self._kept.popitem(last=False)
                 self._used -= len(oldest)
         return found
-
-    def _plain(self, text: str) -> list[int]:
-        with tokenizer_errors(UNREADABLE):
-            return self._tokenizer.encode(text, add_special_tokens=False)

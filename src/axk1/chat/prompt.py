@@ -76,11 +76,12 @@ def _markers(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
     """The control tokens as text: the special ones, and those in angle brackets such as ``<think>``."""
     added = tokenizer.added_tokens_decoder.values()
     names = (t.content for t in added if t.special or (t.content.startswith("<") and t.content.endswith(">")))
-    return _any_of(frozenset(names))
+    return any_of(frozenset(names))
 
 
 @lru_cache(maxsize=16)
-def _any_of(names: frozenset[str]) -> re.Pattern[str]:
+def any_of(names: frozenset[str]) -> re.Pattern[str]:
+    """A pattern of any of ``names``, the longest where several fit; of nothing where there is none."""
     return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
 
 
