@@ -70,9 +70,11 @@ def test_options_and_environment(monkeypatch):
 def test_what_the_engine_is_told(monkeypatch):
     """Its own defaults, but for what options and environment say."""
     monkeypatch.setenv("AXK1_SERVE_PROMPT_TOKENS", "128")
+    monkeypatch.setenv("AXK1_SERVE_STREAM_INTERVAL", "0.5")
     asked = Here("models/nano", max_requests=3, mtp=0)
     found, plain = _engine_settings(asked, _settings(asked)), EngineSettings()
     assert (found.streams, found.prompt_tokens, found.drafts.count) == (3, 128, 0)
+    assert found.stream_interval == 0.5 != plain.stream_interval
     assert (found.pages, found.waiting) == (plain.pages, plain.waiting)
     monkeypatch.setenv("AXK1_SERVE_PROMPT_TOKENS", "5")
     with pytest.raises(ValueError, match="prompt_tokens is 5; it must be 64 or more"):

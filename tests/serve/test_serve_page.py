@@ -96,6 +96,22 @@ def test_an_answer_with_reasoning_counts_and_seed(page):
     expect(facts).to_contain_text("prompt tokens cached")
 
 
+def test_code_whose_language_comes_in_two_pieces_has_its_name_and_colours(page):
+    ready(page)
+    found = page.evaluate("""async () => {
+      const { Prose } = await import("/page/prose.js");
+      const frames = async () => { for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame); };
+      const element = document.createElement("div");
+      const prose = new Prose(element);
+      for (const [text, done] of [["```p", false], ["```python\\ndef f(): pass\\n```", true]]) {
+        prose.set(text, done);
+        await frames();
+      }
+      return [".head span", ".hljs-keyword"].map((each) => element.querySelector(each)?.textContent);
+    }""")
+    assert found == ["python", "def"]
+
+
 def test_calls_are_folded_under_their_names(page):
     answer = ask(page, "look up the weather")
     expect(answer.locator(".body > .prose")).to_have_text("Let me see. <tool_call>no call</tool_call>")
