@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from axk1 import AXK1ForCausalLM
 from axk1.checkpoint.convert import attach_module, convert_checkpoint
 from axk1.cli.main import app
+from axk1.layerwise.weights import Weights
 from axk1.train.data import reply_example
 from axk1.train.graft import Texts, graft
 from axk1.train.packing import PackedRows, packed_whole, save_rows
 from axk1.train.recipe import Settings, Stage
-from axk1.train.states import Weights, trunk_states
+from axk1.train.states import trunk_states, trunk_weights
 
 SETTINGS = Settings(row_tokens=128, batch_rows=2, weight_decay=0.0, router_bias_update_rate=1e-2)
 STAGE = Stage("mtp", 12, 1e-2, "linear", learn="mtp", drafts=2)
@@ -48,7 +49,7 @@ def test_states_are_the_trunks(source: Path, tmp_path: Path) -> None:
     save_rows(tmp_path / "data.npy", packed_whole(replies(12), 128, 257))
     rows = PackedRows(tmp_path / "data.npy")
     said: list[str] = []
-    found = trunk_states(Weights(source), rows, tmp_path, torch.float32, said.append, batch_rows=2)
+    found = trunk_states(trunk_weights(source), rows, tmp_path, torch.float32, said.append, batch_rows=2)
     model = AXK1ForCausalLM.from_pretrained(source, dtype="float32", experts_implementation="eager")
     with torch.no_grad():
         for index in range(len(rows)):
@@ -72,11 +73,11 @@ def test_a_cut_off_pass_goes_on(source: Path, tmp_path: Path, monkeypatch) -> No
 
     monkeypatch.setattr(states, "_Layer", cut)
     with pytest.raises(KeyboardInterrupt):
-        trunk_states(Weights(source), rows, tmp_path, torch.float32)
-    again = trunk_states(Weights(source), rows, tmp_path, torch.float32).path.read_bytes()
+        trunk_states(trunk_weights(source), rows, tmp_path, torch.float32)
+    again = trunk_states(trunk_weights(source), rows, tmp_path, torch.float32).path.read_bytes()
     assert calls == [0, 1, 1, 2]
     (tmp_path / "states.bin").unlink()
-    assert trunk_states(Weights(source), rows, tmp_path, torch.float32).path.read_bytes() == again
+    assert trunk_states(trunk_weights(source), rows, tmp_path, torch.float32).path.read_bytes() == again
 
 
 def test_a_grafted_module_drafts_and_the_trunk_stays(source: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from axk1.checkpoint.compressed import check_not_quantized, read_plan
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import load_config
-from axk1.checkpoint.journal import made_by_this_version
+from axk1.checkpoint.journal import rounded_by_this_version
 from axk1.checkpoint.quantize import matrix_jobs
 from axk1.checkpoint.shards import DTYPES, Output
 from axk1.checkpoint.source import Source, open_source
@@ -49,8 +49,8 @@ def compare_with_source(
 ) -> Comparison:
     """Compares the quantised checkpoint ``build`` with ``source``, both a folder, a name on the hub or an HTTP address.
 
-    A build whose manifest names this version must have its bits. Of another one, copied tensors must have the source's
-    bits, and each row of a matrix at most ``LIMIT`` times the error that rounding it here has.
+    A build that this version made without texts must have its bits. Of another one, copied tensors must have the
+    source's bits, and each row of a matrix at most ``LIMIT`` times the error that rounding it here has.
 
     Args:
         rounder, workers: as of ``quantize_checkpoint`` and ``write_checkpoint``.
@@ -68,7 +68,7 @@ def compare_with_source(
         config = with_mtp_layers(config, found.mtp_layers)
         jobs = matrix_jobs(opened.stored, config, plan, found.prefix, rounder)
         _check_outputs(built, [output for job in jobs for output in job.outputs])
-        comparing = _Comparing(built, opened, exact=made_by_this_version(built.folder))
+        comparing = _Comparing(built, opened, exact=rounded_by_this_version(built.folder))
         return comparing.run(jobs, cores() if workers is None else workers, progress)
 
 

@@ -158,10 +158,11 @@ def check_manifest(folder: Path) -> int:
     return len(files)
 
 
-def made_by_this_version(folder: Path) -> bool:
-    """Whether the manifest in ``folder``, if there is one, says so."""
+def rounded_by_this_version(folder: Path) -> bool:
+    """Whether the manifest in ``folder``, if there is one, says so, and of no texts that matrices were fitted to."""
     file = folder / MANIFEST
-    return file.is_file() and read_json(file).get("tool") == f"{TOOL} {__version__}"
+    values = read_json(file) if file.is_file() else {}
+    return values.get("tool") == f"{TOOL} {__version__}" and "calibration" not in values.get("wish", {})
 
 
 def file_sum(file: Path) -> str:

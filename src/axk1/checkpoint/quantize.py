@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 
 from axk1.checkpoint.beside import quantized_card
 from axk1.checkpoint.budget import Budget, plan_within
@@ -16,12 +20,36 @@ from axk1.checkpoint.files import Stored, load_config
 from axk1.checkpoint.names import HEAD_KEYS, TensorSpec, expected_tensors
 from axk1.checkpoint.recipe import Recipe
 from axk1.checkpoint.shards import Output
-from axk1.checkpoint.source import open_source
-from axk1.checkpoint.streaming import Job, Made, Piece, Progress, Reader, source_pieces, write_checkpoint
+from axk1.checkpoint.source import Source, open_source
+from axk1.checkpoint.streaming import (
+    Job,
+    Made,
+    Piece,
+    Progress,
+    Reader,
+    check_room,
+    source_pieces,
+    write_checkpoint,
+)
 from axk1.checkpoint.verify import check_tensors, with_mtp_layers
 from axk1.config import AXK1Config
 from axk1.quantized.formats import Rounder, rounded
 from axk1.quantized.plan import KINDS, Kind, Plan, Scheme
+
+Squares = tuple[float, float]
+"""The sums of the squared errors of rounding and of the squared weights."""
+FITTED = "fitted."
+"""How names begin of tensors that are rounded already; beside the source's, they could be the same."""
+
+
+class Fitted(NamedTuple):
+    """Matrices that are rounded elsewhere, before any is written."""
+
+    round: Callable[[Source, Plan], Sequence[Path]]
+    """Rounds those of a source by a plan; returns safetensors files with what is to be written of each, ``FITTED``
+    before the names, and under ``squares`` in their metadata, as JSON, what ``Made.squares`` says of it."""
+    identity: dict[str, Any]
+    """What the result depends on beside the two."""
 
 
 def quantize_checkpoint(
@@ -34,6 +62,7 @@ def quantize_checkpoint(
     progress: Progress | None = None,
     finished: Callable[[Path], object] | None = None,
     rounder: Rounder = rounded,
+    fitted: Fitted | None = None,
 ) -> list[Path]:
     """Writes ``source``, in either layout, quantised to the folder ``target`` and returns its weight files.
 
@@ -49,6 +78,7 @@ def quantize_checkpoint(
         finished: called with each shard as soon as it is whole and everything it was made of verified; it may take the
             file away, to the hub for instance: the run goes on with the sum that was noted.
         rounder: what rounds a matrix; ``axk1.kernels.rounding.rounded`` gives the same bits in less time.
+        fitted: what rounds all of them in place of ``rounder``.
 
     Raises:
         CheckpointError: the source is faulty, not finite or quantised already, or the target holds something else.
@@ -75,14 +105,20 @@ def quantize_checkpoint(
             plan = plan_within(opened, config, found.prefix, scheme, rounder, jobs)
         else:
             plan = make_plan(config, scheme, group_size, activations is not None)
-        values = {"quantization_config": plan.to_dict()}
+        read, made, values = Reader(opened), jobs(plan), {"quantization_config": plan.to_dict()}
+        if fitted is not None:
+            check_room(Path(target), 2 * sum(job.nbytes for job in made))
+            files = fitted.round(opened, plan)
+            read = Reader(reduce(lambda source, file: source.with_file(file, lambda name: True), files, opened))
+            made = matrix_jobs(read.source.stored, config, plan, found.prefix, rounder, _squares(files))
         mixed = [asdict(each) for each in mixed_formats(config, plan)]
         formats = ", ".join(dict.fromkeys(str(scheme) for _, scheme in plan.groups))
+        wish = values | ({"formats": mixed} if mixed else {})
         return write_checkpoint(
-            Reader(opened),
+            read,
             Path(target),
-            jobs(plan),
-            values | ({"formats": mixed} if mixed else {}),
+            made,
+            wish | ({"calibration": fitted.identity} if fitted else {}),
             max_shard_size,
             values,
             progress,
@@ -100,14 +136,35 @@ def _parameters(stored: Stored, config: AXK1Config, prefix: str) -> int:
     return own + sum(stored.tensors[key].size for key in HEAD_KEYS if key in stored.tensors)
 
 
-def matrix_jobs(stored: Stored, config: AXK1Config, plan: Plan, prefix: str, rounder: Rounder) -> list[Job]:
-    """What is to be written of the tensors ``stored`` by ``plan``, in the order of the table."""
+def _squares(files: Sequence[Path]) -> dict[str, Squares]:
+    found: dict[str, Squares] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            found |= {name: (error, size) for name, (error, size) in json.loads(opened.metadata()["squares"]).items()}
+    return found
+
+
+def matrix_jobs(
+    stored: Stored,
+    config: AXK1Config,
+    plan: Plan,
+    prefix: str,
+    rounder: Rounder,
+    fitted: Mapping[str, Squares] | None = None,
+) -> list[Job]:
+    """What is to be written of the tensors ``stored`` by ``plan``, in the order of the table.
+
+    Args:
+        fitted: matrices whose values and scales are among ``stored``, and how far they are from the source.
+    """
     sources, jobs = source_pieces(stored, config), []
     for spec in expected_tensors(config, "per_expert", prefix, head=False):
         if spec.name in sources:
             pieces = sources[spec.name]
             scheme = plan.scheme(spec.name.removesuffix(".weight")) if is_matrix(spec) else None
-            if scheme:
+            if scheme and fitted is not None:
+                jobs += _fitted(spec, scheme, stored, sources, fitted[spec.name])
+            elif scheme:
                 jobs += _matrix(spec, pieces, stored, scheme, rounder)
             else:
                 jobs.append(_copy(spec.name, spec.shape, pieces, stored))
@@ -136,5 +193,21 @@ def _matrix(spec: TensorSpec, pieces: tuple[Piece, ...], stored: Stored, scheme:
         except ValueError as error:
             raise CheckpointError(f"tensor {pieces[0].key!r} {error}.", held.file, pieces[0].key) from error
 
-    noted = [Job((shape,), (), lambda _: Made((torch.tensor(spec.shape),))) for shape in shapes]
-    return [Job((values, scales), pieces, make), *noted]
+    return [Job((values, scales), pieces, make), *_shapes(spec, shapes)]
+
+
+def _shapes(spec: TensorSpec, outputs: Sequence[Output]) -> list[Job]:
+    return [Job((shape,), (), lambda _: Made((torch.tensor(spec.shape),))) for shape in outputs]
+
+
+def _fitted(
+    spec: TensorSpec, scheme: Scheme, stored: Stored, sources: Mapping[str, tuple[Piece, ...]], squares: Squares
+) -> list[Job]:
+    """The matrix and its scales as they are stored, and the shape."""
+    base = spec.name.removesuffix("weight")
+    values, scales, *shapes = ((base + suffix, *held) for suffix, held in scheme.tensors(*spec.shape).items())
+    of_values, of_scales = sources[FITTED + values[0]], sources[FITTED + scales[0]]
+    share = (squares[0] / len(of_values), squares[1] / len(of_values))
+    matrix = replace(_copy(values[0], values[2], of_values, stored), make=lambda tensor: Made((tensor,), share))
+    noted = _shapes(spec, [Output(*shape) for shape in shapes])
+    return [matrix, _copy(scales[0], scales[2], of_scales, stored), *noted]

@@ -23,8 +23,8 @@ def convert(
 ) -> None:
     """Rewrite a checkpoint piece by piece in little memory; the same command continues after an interruption."""
     from axk1.checkpoint.convert import convert_checkpoint
-    from axk1.cli.progress import byte_progress
+    from axk1.cli.progress import progress_of
 
-    with byte_progress("converting") as progress:
+    with progress_of("converting") as progress:
         files = convert_checkpoint(source, target, layout.name, max_shard_size, dtype, progress)
     typer.echo(f"{target}: {len(files)} weight file(s) in the {layout.value} layout")

@@ -48,13 +48,13 @@ def gguf(
 ) -> None:
     """Write a checkpoint for llama.cpp in little memory; the same command continues after an interruption."""
     from axk1.cli.info import size_text
-    from axk1.cli.progress import byte_progress
+    from axk1.cli.progress import progress_of
     from axk1.integrations.llamacpp import check_gguf
 
     check_gguf()
     from axk1.integrations.llamacpp.export import export_gguf
 
-    with byte_progress("exporting") as progress:
+    with progress_of("exporting") as progress:
         files = export_gguf(source, target, file_type.value, split_size, progress)
     sizes = {str(file): file.stat().st_size for file in files}
     if as_json:
@@ -74,10 +74,10 @@ def mlx(
 ) -> None:
     """Quantise a checkpoint for mlx-lm in little memory; the same command continues after an interruption."""
     from axk1.cli.info import size_text
-    from axk1.cli.progress import byte_progress
+    from axk1.cli.progress import progress_of
     from axk1.integrations.mlx.export import export_mlx
 
-    with byte_progress("exporting") as progress:
+    with progress_of("exporting") as progress:
         files = export_mlx(source, target, bits, group_size, mixed and mixed.value, max_shard_size, progress)
     size = sum(file.stat().st_size for file in files)
     typer.echo(f"{target}: {len(files)} weight file(s), {size_text(size)}, {mixed.value if mixed else f'{bits} bits'}")

@@ -29,6 +29,7 @@ from axk1.cli import (
     mlx,
     plan,
     quantize,
+    score,
     serve,
     streams,
     tokenizer,
@@ -75,6 +76,7 @@ app.command("mlx", context_settings={"ignore_unknown_options": True, "allow_extr
 app.add_typer(train.app, name="train")
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
+app.command("score")(score.score)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(data.app, name="data")

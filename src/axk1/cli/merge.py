@@ -22,13 +22,13 @@ def merge(
     """
     from axk1.checkpoint.merge import merge_checkpoints
     from axk1.checkpoint.verify import verify_checkpoint
-    from axk1.cli.progress import byte_progress
+    from axk1.cli.progress import progress_of
 
     try:
         factors = [float(part) for part in weights.split(",")]
     except ValueError:
         raise ValueError(f"--weights is {weights!r}; it must be numbers and commas, such as 0.8,0.2.") from None
-    with byte_progress("merging") as progress:
+    with progress_of("merging") as progress:
         merge_checkpoints(
             sources,
             factors,

@@ -12,18 +12,30 @@ EVERY = 60.0
 
 
 @contextmanager
-def byte_progress(what: str) -> Iterator[Report]:
-    """What is told (bytes done, all bytes) shows the share, the rate and the time that is left, on standard error."""
+def progress_of(what: str, counted: bool = False) -> Iterator[Report]:
+    """What is told (bytes done, all bytes) shows the share, the rate and the time that is left, on standard error.
+
+    Args:
+        counted: things are counted instead of bytes, and there is no rate.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Lines(what, lambda line: console.print(line, highlight=False, soft_wrap=True))
+        yield Lines(what, lambda line: console.print(line, highlight=False, soft_wrap=True), counted)
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    columns = (what, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=console) as bar:
+    amounts: list[ProgressColumn] = [MofNCompleteColumn()] if counted else [DownloadColumn(), TransferSpeedColumn()]
+    with Progress(what, BarColumn(), *amounts, TimeRemainingColumn(), transient=True, console=console) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -31,9 +43,15 @@ def byte_progress(what: str) -> Iterator[Report]:
 class Lines:
     """A line from time to time; none for what ends before the first."""
 
-    def __init__(self, what: str, say: Callable[[str], object], now: Callable[[], float] = time.monotonic) -> None:
-        self.what, self.say, self.now = what, say, now
-        self.begun: tuple[float, int] | None = None  # the time and the bytes of the first report: an earlier run's
+    def __init__(
+        self,
+        what: str,
+        say: Callable[[str], object],
+        counted: bool = False,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.what, self.say, self.counted, self.now = what, say, counted, now
+        self.begun: tuple[float, int] | None = None  # the time and what was done at the first report: an earlier run's
         self.said = now()
 
     def __call__(self, done: int, total: int) -> None:
@@ -46,7 +64,10 @@ class Lines:
         seconds, size = now - self.begun[0], done - self.begun[1]
         rate = size / seconds if seconds else 0.0
         left = f", {_duration((total - done) / rate)} left" if rate else ""
-        self.say(f"{self.what}: {decimal(done)} of {decimal(total)}, {decimal(round(rate))}/s{left}")
+        if self.counted:
+            self.say(f"{self.what}: {done:,} of {total:,}{left}")
+        else:
+            self.say(f"{self.what}: {decimal(done)} of {decimal(total)}, {decimal(round(rate))}/s{left}")
 
 
 def _duration(seconds: float) -> str:

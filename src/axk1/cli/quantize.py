@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from axk1.cli.texts import RowTokens
+
 
 class Kind(str, Enum):  # noqa: UP042 - typer shows the values as choices
     """The formats of weights."""
@@ -42,6 +44,12 @@ def quantize(
     activations: Annotated[
         Activations, typer.Option(help="Round activations too; vLLM reads int8 and fp8 experts only with it.")
     ] = Activations.none,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Fit the matrices to these texts (JSONL, plain text, Parquet): better, and takes hours."),
+    ] = None,
+    calibration_tokens: Annotated[int, typer.Option(min=64, help="Tokens of them, from the first on.")] = 32768,
+    row_tokens: RowTokens = 2048,
     max_shard_size: Annotated[str, typer.Option(help="Largest file; a larger tensor gets its own.")] = "5GB",
     each: Annotated[
         str | None, typer.Option(help="Command that gets each finished file as its last argument, and may remove it.")
@@ -49,28 +57,32 @@ def quantize(
 ) -> None:
     """Quantise a checkpoint matrix by matrix in little memory; the same command continues after an interruption.
 
-    What is not on this machine is read in ranges, and nothing of it is kept.
+    What is not on this machine is read in ranges, and nothing of it is kept. With --calibrate one layer and one expert
+    are in memory at a time, beside the states of all texts twice: 4 bytes x hidden size x tokens.
     """
     from axk1.checkpoint.journal import MANIFEST
     from axk1.checkpoint.quantize import quantize_checkpoint
     from axk1.checkpoint.reading import read_json
     from axk1.cli.info import size_text
-    from axk1.cli.progress import byte_progress
+    from axk1.cli.progress import progress_of
+    from axk1.cli.texts import read_rows
     from axk1.kernels.rounding import rounded
+    from axk1.layerwise.calibrate import quantize_calibrated
 
     wanted, formats = _wanted(scheme, recipe, budget)
-    with byte_progress("quantising") as progress:
-        files = quantize_checkpoint(
-            source,
-            target,
-            wanted,
-            group_size,
-            None if activations is Activations.none else activations.name,
-            max_shard_size,
-            progress,
-            None if each is None else lambda file: _hand_on(each, file),
-            rounded,
-        )
+    options: dict[str, Any] = {
+        "group_size": group_size,
+        "activations": None if activations is Activations.none else activations.name,
+        "max_shard_size": max_shard_size,
+        "finished": None if each is None else lambda file: _hand_on(each, file),
+        "rounder": rounded,
+    }
+    with progress_of("fitting" if calibrate else "quantising", counted=calibrate is not None) as progress:
+        if calibrate is None:
+            files = quantize_checkpoint(source, target, wanted, progress=progress, **options)
+        else:
+            rows = read_rows(source, calibrate, calibration_tokens, row_tokens)
+            files = quantize_calibrated(source, target, wanted, rows, progress, **options)
     size = sum(noted["bytes"] for noted in read_json(target / MANIFEST)["files"].values())
     typer.echo(f"{target}: {len(files)} weight file(s), {size_text(size)}, {formats}")
 

@@ -79,8 +79,8 @@ def verify(
 
 def _compare(build: Path, source: str) -> "Comparison":
     from axk1.checkpoint.compare import compare_with_source
-    from axk1.cli.progress import byte_progress
+    from axk1.cli.progress import progress_of
     from axk1.kernels.rounding import rounded
 
-    with byte_progress("comparing") as progress:
+    with progress_of("comparing") as progress:
         return compare_with_source(build, source, progress, rounded)

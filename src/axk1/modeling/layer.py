@@ -40,9 +40,13 @@ class AXK1DecoderLayer(GradientCheckpointingLayer):
         **kwargs: Any,
     ) -> torch.Tensor:
         """``[batch, tokens, hidden]`` to the same shape; appends to ``cache`` in place."""
-        attended, _ = self.self_attn(
-            self.input_layernorm(hidden_states), position_embeddings, attention_mask, cache, **kwargs
-        )
-        hidden_states = hidden_states + attended
+        return self.transform(self.attend(hidden_states, position_embeddings, attention_mask, cache, **kwargs))
+
+    def attend(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The first half: ``x + attention(norm(x))``, with the arguments of ``forward``."""
+        return hidden_states + self.self_attn(self.input_layernorm(hidden_states), *args, **kwargs)[0]
+
+    def transform(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The second half, in which no token sees another: ``x + post_mlp_layernorm(moe(norm(x)))``."""
         update = self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states + (self.post_mlp_layernorm(update) if self.is_moe else update)

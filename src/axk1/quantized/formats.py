@@ -123,18 +123,28 @@ def _quantize(weight: torch.Tensor, scheme: Scheme) -> Quantized:
     largest = grouped.abs().amax(-1, keepdim=True)
     if not largest.isfinite().all():
         raise ValueError("holds NaN or infinity")
-    scale = _scale(largest, scheme)
+    scale = scale_for(largest, scheme)
     if scheme.packed:
         scale = _best_scale(grouped, largest, scheme)
     numbers = grouped * (1 / scale) if scheme.packed else grouped / scale
-    rounded = _round(numbers, scheme).flatten(-2)
-    scale = scale.squeeze(-1)
+    return Quantized(pack(_round(numbers, scheme).flatten(-2), scheme), scale.squeeze(-1))
+
+
+def pack(numbers: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Stored numbers ``[..., I]`` as the values of ``Quantized``."""
     if scheme.packed:
-        return Quantized(pack_int4(rounded) if scheme.kind == "int4" else pack_int3(rounded), scale)
-    return Quantized(rounded.to(torch.int8 if scheme.kind == "int8" else torch.float8_e4m3fn), scale)
+        return pack_int4(numbers) if scheme.kind == "int4" else pack_int3(numbers)
+    return numbers.to(torch.int8 if scheme.kind == "int8" else torch.float8_e4m3fn)
 
 
-def _scale(largest: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+def stored_numbers(numbers: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """The numbers that ``scheme`` can store which are nearest to ``numbers``, float32."""
+    rounded = _round(numbers, scheme)
+    return rounded.to(torch.float8_e4m3fn).float() if scheme.kind == "fp8" else rounded
+
+
+def scale_for(largest: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """The scale with which ``largest`` becomes the largest number that is stored; bfloat16's values, float32."""
     scale = (largest / LARGEST[scheme.kind]).bfloat16().float()
     # a group of zeros, or of numbers so small that their scale would be none
     return torch.where(scale.abs() < torch.finfo(torch.bfloat16).tiny, 1.0, scale)
@@ -152,7 +162,7 @@ def _best_scale(grouped: torch.Tensor, largest: torch.Tensor, scheme: Scheme) ->
     processor, the same scale is found."""
     best, least = torch.ones_like(largest), torch.full_like(largest, 2**62, dtype=torch.int64)
     for clip in CLIPS[scheme.kind]:
-        scale = _scale(largest * clip, scheme)
+        scale = scale_for(largest * clip, scheme)
         numbers = grouped * (1 / scale)
         factor = torch.where(largest > 0, scale / largest * 2**13, 0.0)  # errors in shares of the largest weight
         steps = ((_round(numbers, scheme) - numbers) * factor).clamp(-(2**12), 2**12)

@@ -23,6 +23,7 @@ from axk1.checkpoint.names import expert_slices
 from axk1.checkpoint.verify import with_mtp_layers
 from axk1.config import AXK1Config
 from axk1.files import write_text
+from axk1.layerwise.weights import Weights
 from axk1.load import load_tokenizer
 from axk1.modeling.mtp import AXK1MTPLayer
 from axk1.modeling.norm import AXK1RMSNorm
@@ -34,7 +35,7 @@ from axk1.train.packing import PackedRows, packed_whole, save_rows
 from axk1.train.progress import Say
 from axk1.train.recipe import Settings, Stage
 from axk1.train.stages import fit, products_dtype
-from axk1.train.states import States, Weights, trunk_states
+from axk1.train.states import States, trunk_states, trunk_weights
 
 TRAINING = "training"
 OWN = ("enorm", "hnorm", "eh_proj", "shared_head")
@@ -117,7 +118,7 @@ def graft(
     if module.is_file():
         return module
     folder.mkdir(parents=True, exist_ok=True)
-    weights, tokenizer = Weights(source), load_tokenizer(source)
+    weights, tokenizer = trunk_weights(source), load_tokenizer(source)
     parts = _packed(texts, tokenizer, settings.row_tokens, folder)
     rows = PackedRows(folder / "data.npy")
     states = trunk_states(weights, rows, folder, getattr(torch, products_dtype(settings)), say)

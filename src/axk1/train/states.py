@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,73 +12,24 @@ from torch import nn
 
 from axk1.checkpoint.compressed import check_not_quantized
 from axk1.checkpoint.files import load_config
-from axk1.checkpoint.names import PREFIX, ROUTER_BIAS, detect_prefix, expected_tensors
 from axk1.checkpoint.source import local_source
-from axk1.checkpoint.streaming import DTYPES, Reader, source_pieces
-from axk1.checkpoint.verify import check_tensors, with_mtp_layers
-from axk1.config import AXK1Config
 from axk1.files import remove_unfinished, replacing
+from axk1.layerwise.weights import EMBEDDING, NORM, Weights
 from axk1.modeling.context import attention_context
-from axk1.modeling.layer import AXK1DecoderLayer
 from axk1.modeling.norm import AXK1RMSNorm
 from axk1.modeling.rope import AXK1RotaryEmbedding
 from axk1.train.packing import PackedRows
 from axk1.train.progress import Paced, Say
 
 
-class Weights:
-    """Parts of a checkpoint in either layout, read when they are asked for; its MTP modules are left out of ``config``.
+def trunk_weights(folder: Path) -> Weights:
+    """Of the checkpoint in ``folder``, which is to be trained.
 
     Raises:
         CheckpointError: a faulty or quantised checkpoint.
     """
-
-    def __init__(self, folder: Path) -> None:
-        source, config = local_source(folder), load_config(folder)
-        stored = source.stored
-        check_not_quantized(config, folder, "trained")
-        found = check_tensors(stored, config)
-        self.prefix, self.layout, self.mtp_layers = detect_prefix(stored.tensors), found.layout, found.mtp_layers
-        self.dtype = DTYPES[stored.tensors[self._own("model.embed_tokens.weight")].dtype]
-        self.config: AXK1Config = with_mtp_layers(config, 0)
-        # Off CUDA the plain loop wins: it follows autocast to bf16, transformers' grouped_mm stays in fp32.
-        self.config._experts_implementation = "grouped_mm" if torch.cuda.is_available() else "eager"
-        self.config._attn_implementation = "sdpa"
-        whole = with_mtp_layers(config, found.mtp_layers)
-        self._shapes = {spec.name: spec.shape for spec in expected_tensors(whole, "released", self.prefix)}
-        self._sources, self._read = source_pieces(stored, whole), Reader(source)
-
-    def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """The tensor of this name in the released layout; experts of a stack are read one after the other."""
-        shape, pieces = self._shapes[self._own(name)], self._sources[self._own(name)]
-        if len(pieces) == 1:
-            return self._read(pieces[0]).to(dtype).view(shape)
-        stack, done = torch.empty(shape, dtype=dtype), 0
-        rows = stack.view(-1, shape[-1])
-        for piece in pieces:
-            part = self._read(piece)
-            rows[done : done + len(part)] = part
-            done += len(part)
-        return stack
-
-    def fill(self, module: nn.Module, base: str, dtype: torch.dtype, without: tuple[str, ...] = ()) -> None:
-        """Gives ``module`` the tensors below ``base``; optional ones that the file does not hold stay as they are.
-
-        Args:
-            without: how names begin that are passed over.
-        """
-        for name in module.state_dict():
-            bias = name.endswith(ROUTER_BIAS)
-            if name.startswith(without):
-                continue
-            if self._own(f"{base}.{name}") not in self._sources and (bias or "post_mlp_layernorm" in name):
-                continue
-            owner, leaf = module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-            value = self.tensor(f"{base}.{name}", torch.float32 if bias else dtype)
-            setattr(owner, leaf, value if bias else nn.Parameter(value, requires_grad=False))
-
-    def _own(self, name: str) -> str:
-        return name if self.prefix else name.removeprefix(PREFIX)
+    check_not_quantized(load_config(folder), folder, "trained")
+    return Weights(local_source(folder))
 
 
 class States(NamedTuple):
@@ -143,17 +94,11 @@ class _Layer:
     """One decoder layer of the trunk; the last one with the final norm."""
 
     def __init__(self, weights: Weights, index: int, dtype: torch.dtype) -> None:
-        self.config = weights.config
-        with torch.device("meta"):
-            self.layer = AXK1DecoderLayer(self.config, index).eval()
-            self.norm = AXK1RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
-        if self.layer.is_moe:
-            router = cast(nn.Module, cast(nn.Module, self.layer.mlp).gate)
-            router.register_buffer("e_score_correction_bias", torch.zeros(self.config.n_routed_experts))
-        weights.fill(self.layer, f"model.layers.{index}", dtype)
+        self.config, self.layer = weights.config, weights.layer(index, dtype)
+        self.norm = AXK1RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
         self.last = index + 1 == self.config.num_hidden_layers
         if self.last:
-            weights.fill(self.norm, "model.norm", dtype)
+            weights.fill(self.norm, NORM, dtype)
 
     def __call__(self, states: torch.Tensor, position_ids: torch.Tensor, rotary: AXK1RotaryEmbedding) -> torch.Tensor:
         context = attention_context(self.config, rotary, states, None, position_ids, None, training=True)
@@ -162,7 +107,7 @@ class _Layer:
 
 
 def _embedded(weights: Weights, rows: PackedRows, states: States, batch_rows: int) -> States:
-    table = weights.tensor("model.embed_tokens.weight", states.dtype)
+    table = weights.tensor(EMBEDDING, states.dtype)
     with replacing(states.path) as stream:
         for ids in _batches(rows, 0, batch_rows):
             stream.write(nn.functional.embedding(ids, table).view(torch.uint8).numpy().data)
