@@ -35,6 +35,7 @@ import numpy as np
 import torch
 
 from axk1 import AXK1Config
+from axk1.allocator import keep_freed_memory
 from axk1.checkpoint.names import TensorSpec, expected_tensors, expert_part
 from axk1.checkpoint.shards import Output, read_places, write_header
 from axk1.quantized.formats import quantize
@@ -342,6 +343,7 @@ def _work(arguments: argparse.Namespace) -> None:
     from axk1.checkpoint.quantize import quantize_checkpoint
     from axk1.kernels.rounding import rounded
 
+    keep_freed_memory()  # as the command does
     begun, seen = time.monotonic(), [-1, 0]
     checkpoint = _checkpoint(arguments)
 
@@ -366,25 +368,27 @@ def _work(arguments: argparse.Namespace) -> None:
     print(json.dumps({"complete": True, "seconds": time.monotonic() - begun}))  # noqa: T201
 
 
-def check_sample(file: Path, checkpoint: VirtualCheckpoint) -> None:
-    """Three matrices of a finished shard against the reference, from bytes that went over no network.
+def check_sample(file: Path, checkpoint: VirtualCheckpoint, matrices: int = 12, rows: int = 64) -> None:
+    """Some rows of some matrices of a finished shard against the reference, from bytes that went over no network.
 
     Raises:
         AssertionError: another number of a shard.
     """
-    places = read_places(file)
+    places, chosen = read_places(file), random.Random(file.name)
     names = [name for name in places if expert_part(name) and name.endswith("_packed")]
-    for name in random.Random(file.name).sample(names, min(3, len(names))):
+    for name in chosen.sample(names, min(matrices, len(names))):
         part, place = expert_part(name), places[name]
         assert part is not None
         shape = (place.shape[0], 8 * place.shape[1])
-        source = checkpoint.expert(part.base, part.expert, part.projection, shape)
+        first = chosen.randrange(max(1, shape[0] - rows))
+        source = checkpoint.expert(part.base, part.expert, part.projection, shape)[first : first + rows]
         scale = places[name.replace("_packed", "_scale")]
         found = quantize(source, Scheme("int4", shape[1] // scale.shape[1]))
         with file.open("rb") as stream:
             for held, tensor in ((place, found.values), (scale, found.scale.bfloat16())):
-                stream.seek(held.start)
-                assert stream.read(held.stop - held.start) == tensor.flatten().view(torch.uint8).numpy().tobytes(), name
+                content = tensor.flatten().view(torch.uint8).numpy().tobytes()
+                stream.seek(held.start + first * (held.stop - held.start) // shape[0])
+                assert stream.read(len(content)) == content, name
 
 
 def _checkpoint(arguments: argparse.Namespace) -> VirtualCheckpoint:

@@ -9,7 +9,7 @@ from virtual_k1 import VirtualCheckpoint, small
 
 from axk1.checkpoint import CheckpointError, streaming
 from axk1.checkpoint import source as module
-from axk1.checkpoint.journal import Journal
+from axk1.checkpoint.journal import Finished, Journal, settled
 from axk1.checkpoint.quantize import quantize_checkpoint
 from axk1.checkpoint.source import Verified
 from axk1.cli.progress import EVERY, Lines
@@ -108,7 +108,8 @@ def test_a_shard_is_noted_when_its_own_sources_are_proven(content, tmp_path):
         if i < 3:
             read(files[Path(f"{i}")], 0, 500)
         (tmp_path / f"shard-{i}").write_bytes(content)
-        noted.append(journal.written(f"shard-{i}", [Several()], {Path(f"{i}")}))  # pyright: ignore[reportArgumentType]
+        pending = settled([Several()], {Path(f"{i}")})  # pyright: ignore[reportArgumentType]
+        noted.append(journal.written(f"shard-{i}", Finished.of(tmp_path / f"shard-{i}"), pending))
     assert noted == [[], ["shard-0"], ["shard-1"], ["shard-2", "shard-3"]]
     again = Journal.found(tmp_path, {})
     assert again is not None and again.shards == journal.shards and len(again.shards) == 4

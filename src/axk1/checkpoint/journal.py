@@ -24,7 +24,7 @@ _BLOCK = 1 << 22
 
 
 @dataclass
-class Shard:
+class Finished:
     """A finished file."""
 
     bytes: int
@@ -33,6 +33,11 @@ class Shard:
     """By tensor: the root of the squared error of rounding over the squared weights."""
     given: bool = False
     """Whether it was handed on, and may be gone."""
+
+    @classmethod
+    def of(cls, file: Path, errors: dict[str, float] | None = None) -> Finished:
+        """That of a file."""
+        return cls(file.stat().st_size, file_sum(file), errors or {})
 
 
 @dataclass
@@ -45,8 +50,8 @@ class Journal:
     folder: Path
     begun: dict[str, Any]
     """What was asked for, of which source: another wish has another journal."""
-    shards: dict[str, Shard] = field(default_factory=dict)
-    _waiting: list[tuple[str, Shard, list[Pending]]] = field(default_factory=list, init=False)
+    shards: dict[str, Finished] = field(default_factory=dict)
+    _waiting: list[tuple[str, Finished, list[Pending]]] = field(default_factory=list, init=False)
 
     @classmethod
     def begin(cls, folder: Path, begun: dict[str, Any]) -> Journal:
@@ -67,30 +72,24 @@ class Journal:
         for line in lines[1:]:
             values = _values(line)  # none of a line that was cut off
             with suppress(TypeError):
-                journal.shards.update({values.pop("name"): Shard(**values)} if "name" in values else {})
+                journal.shards.update({values.pop("name"): Finished(**values)} if "name" in values else {})
         return journal
 
-    def written(
-        self, name: str, sources: Sequence[Source], needed: set[Path], errors: dict[str, float] | None = None
-    ) -> list[str]:
-        """Notes the file ``name``, just written, and others before it, if all that they were made of had the right sum;
-        returns which.
+    def written(self, name: str, shard: Finished, pending: list[Pending]) -> list[str]:
+        """Notes the file ``name``, which is as ``shard`` says, and others before it, as soon as all that they were
+        made of had the right sum; returns which.
 
         Args:
-            needed: files of ``sources`` that the next file is made of; others that were begun are read to their end.
+            pending: what the file was made of and was not proven when it was finished (:func:`settled`).
         """
-        for source in sources:
-            source.finish(needed)
-        file = self.folder / name
-        shard = Shard(file.stat().st_size, file_sum(file), errors or {})
-        self._waiting.append((name, shard, [pending for source in sources for pending in source.pending()]))
+        self._waiting.append((name, shard, pending))
         proven = [(name, shard) for name, shard, pending in self._waiting if all(each.proven for each in pending)]
         for each, shard in proven:
             self.note(each, shard)
         self._waiting = [entry for entry in self._waiting if entry[0] not in self.shards]
         return [each for each, _ in proven]
 
-    def note(self, name: str, shard: Shard) -> None:
+    def note(self, name: str, shard: Finished) -> None:
         """Says that a shard is as ``shard`` says."""
         self.shards[name] = shard
         with (self.folder / STATE).open("a", encoding="utf-8") as stream:
@@ -119,6 +118,17 @@ class Journal:
             "errors": {key: error for _, s in sorted(self.shards.items()) for key, error in s.errors.items()},
         }
         write_text(self.folder / MANIFEST, json.dumps(values, indent=1) + "\n")
+
+
+def settled(sources: Sequence[Source], needed: set[Path]) -> list[Pending]:
+    """After a file was written: what of ``sources`` was read and is not proven yet.
+
+    Args:
+        needed: files of ``sources`` that the next file is made of; others that were begun are read to their end.
+    """
+    for source in sources:
+        source.finish(needed)
+    return [pending for source in sources for pending in source.pending()]
 
 
 def _values(line: str) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def check_memory(read: Reader, jobs: Sequence[Job], workers: int) -> None:
         ValueError: there is not.
     """
     largest = max((read.nbytes(piece) for job in jobs for piece in job.pieces), default=0)
-    needed = 2 * pieces_at_once(workers) * largest + max(1, workers) * SCRATCH + FLUSHED
+    needed = 2 * pieces_at_once(workers) * largest + max(1, workers) * SCRATCH + 2 * FLUSHED
     if needed > (free := free_memory()):
         raise ValueError(
             f"This needs {decimal(needed)} of memory for parts of the weights of up to {decimal(largest)}, "

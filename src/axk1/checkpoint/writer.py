@@ -6,27 +6,27 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import torch
 
 from axk1.checkpoint.errors import CheckpointError
-from axk1.checkpoint.journal import Journal, relative_errors
+from axk1.checkpoint.journal import Finished, Journal, relative_errors, settled
 from axk1.checkpoint.shards import DTYPES, Output, write_header
-from axk1.checkpoint.source import forget
+from axk1.checkpoint.source import Pending, forget
 from axk1.files import replacing
 
 if TYPE_CHECKING:
     from axk1.checkpoint.streaming import Job, Made, Piece, Progress, Reader
 
-FLUSHED = 256 << 20
-"""Bytes after which what was written goes to the disk and leaves the page cache."""
-AT_ONCE = 3
+FLUSHED = 128 << 20
+"""Bytes after which what was written goes to the disk and leaves the page cache, while as many more are written."""
+AT_ONCE = 4
 """Shards that lie on the disk at once where finished ones are taken away: one waits for the sum of a file of the
-source that the next one is made of too, and one is being written."""
+source that the next one is made of too, the sum of one is taken, and one is being written."""
 
 
 class Writer:
@@ -52,11 +52,21 @@ class Writer:
         self.done = sum(size for name, size in sizes.items() if name in self.journal.shards)
         for name in shards.keys() - names:
             self._give(name)
-        for i, name in enumerate(names):
-            squares = self._write_one(self.target / name, shards[name])
-            following = shards[names[i + 1]] if i + 1 < len(names) else []
-            needed = {file for job in following for piece in job.pieces for file in self.read.files(piece)}
-            for proven in self.journal.written(name, self.read.sources, needed, relative_errors(squares)):
+        last: _Written | None = None
+        with ThreadPoolExecutor(1, "axk1-sum") as summing:  # of a shard while the next one is written
+            for i, name in enumerate(names):
+                squares = self._write_one(self.target / name, shards[name])
+                following = shards[names[i + 1]] if i + 1 < len(names) else []
+                needed = {file for job in following for piece in job.pieces for file in self.read.files(piece)}
+                pending = settled(self.read.sources, needed)
+                self._note(last)
+                shard = summing.submit(Finished.of, self.target / name, relative_errors(squares))
+                last = _Written(name, shard, pending)
+            self._note(last)
+
+    def _note(self, written: _Written | None) -> None:
+        if written is not None:
+            for proven in self.journal.written(written.name, written.shard.result(), written.pending):
                 self._give(proven)
 
     def _give(self, name: str) -> None:
@@ -70,8 +80,7 @@ class Writer:
         safetensors' own writer takes whole tensors only, and one fused tensor of K1 is 11 GB.
         """
         squares: dict[str, list[tuple[float, float]]] = {}
-        with replacing(file) as stream:
-            flush = _Flush(stream)
+        with replacing(file) as stream, closing(_Flush(stream)) as flush:
             places = write_header(stream, [output for job in jobs for output in job.outputs])
             for job, piece, made in make_all(self.read, jobs, self.workers):
                 for output, part in zip(job.outputs, made.parts, strict=True):
@@ -117,20 +126,48 @@ def pieces_at_once(workers: int) -> int:
     return 2 * workers + 1
 
 
+class _Written(NamedTuple):
+    """A shard that is written; its sum is being taken."""
+
+    name: str
+    shard: Future[Finished]
+    pending: list[Pending]
+
+
 class _Flush:
-    """Sends what was written to the disk from time to time, so that it takes no memory."""
+    """Sends what was written to the disk from time to time, so that it takes no memory, while more is written."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.size = stream, 0
+        self.thread = ThreadPoolExecutor(1, "axk1-flush")
+        self.last: Future[None] | None = None
 
     def written(self, size: int) -> None:
-        self.size += size
-        if self.size >= FLUSHED:
-            self.now()
+        """Of so many bytes more.
 
-    def now(self) -> None:
+        Raises:
+            OSError: the disk took no more of those before.
+        """
+        self.size += size
+        if self.size < FLUSHED:
+            return
         self.size = 0
         self.stream.flush()
+        if self.last is not None:
+            self.last.result()
+        self.last = self.thread.submit(self._send)
+
+    def close(self) -> None:
+        """Waits; what is left is synced with the file.
+
+        Raises:
+            OSError: as of ``written``.
+        """
+        self.thread.shutdown()
+        if self.last is not None:
+            self.last.result()
+
+    def _send(self) -> None:
         os.fsync(self.stream.fileno())
         forget(self.stream.fileno())
 

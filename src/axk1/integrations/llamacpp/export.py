@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Kind  # pyright: ignore[reportMissingIm
 from axk1.checkpoint.compressed import check_method
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import load_config
-from axk1.checkpoint.journal import STATE, Journal
+from axk1.checkpoint.journal import STATE, Finished, Journal, settled
 from axk1.checkpoint.names import TensorSpec, expected_tensors
 from axk1.checkpoint.source import Source, open_source
 from axk1.checkpoint.streaming import Progress, begin, begun_with, byte_count, check_room
@@ -205,7 +205,8 @@ def _write_shards(
                     progress(done, total)
         following = left[at + 1][1].tensors if at + 1 < len(left) else ()
         needed = {file for tensor, _ in following for name in tensor.sources for file in model.matrices.files(name)}
-        journal.written(shard.name, [model.source], needed)
+        pending = settled([model.source], needed)
+        journal.written(shard.name, Finished.of(journal.folder / shard.name), pending)
 
 
 def _writer(stream: BinaryIO, tensors: Any) -> Any:
