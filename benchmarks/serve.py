@@ -40,6 +40,7 @@ NANO = Path(__file__).parents[1] / "models" / "nano"
 NAME = "bench"
 LONG = 1_500
 """Tokens of the prompt that arrives, and of the prefix that is shared."""
+CASES = ("load", "arrivals", "alone")
 TURNS = 5
 """Replies of a single stream in a round."""
 CHAT = "/v1/chat/completions"
@@ -101,6 +102,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("model", help="nano, 440m, or a checkpoint's folder")
     parser.add_argument("--servers", default="axk1,vllm", type=lambda text: text.split(","))
     parser.add_argument("--streams", default=[8, 32], type=lambda text: [int(each) for each in text.split(",")])
+    parser.add_argument("--cases", default=list(CASES), type=lambda text: text.split(","), help=", ".join(CASES))
     parser.add_argument("--rounds", default=3, type=int, help="turns that every server takes")
     parser.add_argument("--requests", default=6, type=int, help="for each stream")
     parser.add_argument("--input", default=128, type=int, help="tokens of a prompt")
@@ -171,7 +173,7 @@ def _round(
     servers: list[Server], model: Model, options: argparse.Namespace, turn: int, logs: Path
 ) -> Iterator[dict[str, Any]]:
     """Every case once, on each server in turn."""
-    for streams in options.streams:
+    for streams in options.streams if "load" in options.cases else ():
         for server in servers:
             with server.awake():
                 if turn == 0:
@@ -180,11 +182,11 @@ def _round(
                 yield _row(server, f"load, {streams} streams", _load(server, model, options, streams, turn, logs))
                 if before:
                     yield _row(server, f"event loop, {streams} streams", _lag(before, _lags(server)))
-    for server in servers:
+    for server in servers if "arrivals" in options.cases else ():
         with server.awake():
             yield _row(server, "a long prompt arrives", asyncio.run(_arrivals(server, options, turn)))
             yield _row(server, "a prefix of 1,500 tokens", asyncio.run(_prefixes(server, options, turn)))
-    for server in servers:
+    for server in servers if "alone" in options.cases else ():
         yield _row(server, "one stream", _one_stream(server, model, options, turn, logs))
 
 

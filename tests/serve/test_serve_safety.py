@@ -161,7 +161,9 @@ def test_bodies_that_are_no_json_or_too_large(client):
     kind = {"content-type": "application/json"}
     for content in (b"[" * 60_000, b"{", b"\xff", b"null", b"[]", b'{"messages": NaN}', b'{"a":' * 30_000):
         assert client.post(PATH, content=content, headers=kind).status_code == 400
-    assert client.post(PATH, content=json.dumps(HELLO), headers={"content-type": "text/plain"}).status_code == 400
+    for headers, came in (({"content-type": "text/plain"}, "as text/plain"), ({}, "without a type")):
+        wrong = client.post(PATH, content=json.dumps(HELLO), headers=headers)
+        assert wrong.status_code == 400 and f"The body came {came}: send JSON" in wrong.json()["error"]["message"]
     for content in (b" " * 5_000_000, iter([b" " * 100_000] * 50)):
         reply = client.post(PATH, content=content, headers=kind)
         assert reply.status_code == 413 and reply.json()["error"]["message"]

@@ -114,7 +114,7 @@ def install(app: FastAPI) -> None:
         return respond(request.url.path, error)
 
     async def invalid(request: Request, error: Any) -> JSONResponse:
-        return respond(request.url.path, _from_validation(error))
+        return respond(request.url.path, _from_validation(error, request.headers.get("content-type", "")))
 
     async def http(request: Request, error: Any) -> JSONResponse:
         response = respond(request.url.path, Refusal(_sentence(error), error.status_code))
@@ -139,10 +139,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, broken)
 
 
-def _from_validation(error: RequestValidationError) -> Refusal:
+def _from_validation(error: RequestValidationError, content_type: str) -> Refusal:
     """The first of the faults of a body, as one sentence."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
+    if not where and "json" not in content_type:
+        what = f"as {content_type}" if content_type else "without a type"
+        return Refusal(f'The body came {what}: send JSON with the header "Content-Type: application/json".')
     message = first["msg"].removesuffix(".")
     return Refusal(f"{where}: {message}." if where else f"The body: {message}.", param=where or None)
 

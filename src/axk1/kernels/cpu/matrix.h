@@ -64,17 +64,23 @@ struct Matrix {
     void add_weighted(int64_t rows, const float* p, int64_t p_stride, int64_t inputs, int64_t columns, float* out, int64_t out_stride, Fetch* fetch) const;
 };
 
-// Calls `some<T>(first input)` for all inputs, four at a time and what is left, which may be five or six.
-template <class Some>
+// Calls `some<T>(first input)` for all inputs: `Most` of them at a time, six or eight, or four where fewer than five would be left.
+template <int Most = 6, class Some>
 inline void together(int64_t inputs, const Some& some) {
     int64_t t = 0;
-    for (; inputs - t > 6 || inputs - t == 4; t += 4) some.template operator()<4>(t);
+    if constexpr (Most == 8)
+        for (; inputs - t > 12; t += 8) some.template operator()<8>(t);
+    for (; inputs - t > Most || inputs - t == 4; t += 4) some.template operator()<4>(t);
     switch (inputs - t) {
         case 1: return some.template operator()<1>(t);
         case 2: return some.template operator()<2>(t);
         case 3: return some.template operator()<3>(t);
         case 5: return some.template operator()<5>(t);
         case 6: return some.template operator()<6>(t);
+    }
+    if constexpr (Most == 8) {
+        if (inputs - t == 7) some.template operator()<7>(t);
+        else if (inputs - t == 8) some.template operator()<8>(t);
     }
 }
 

@@ -38,15 +38,23 @@ __attribute__((noinline)) void dot_rows(const Matrix& m, int64_t rows, const typ
     for (; s < rows; ++s) Products::template dot<1, T>(m.from(s), x, out + s, out_stride);
 }
 
+// Inputs that rows are multiplied by at once, where a format does not say it: six.
+template <class Products>
+constexpr int most_together() {
+    if constexpr (requires { Products::kTogether; }) return Products::kTogether;
+    else return 6;
+}
+
 template <class Products>
 inline void dot_by(const Matrix& m, int64_t rows, const float* x, int64_t x_stride, int64_t inputs, float* out, int64_t out_stride) {
     const auto prepared = Products::prepare(x, x_stride, inputs, m.length);
     // rows that stay in half of the first-level cache while further inputs pass
-    const int64_t size = inputs <= 4 ? rows : std::clamp<int64_t>(16384 * 8 / (m.length * m.bits()) / 4 * 4, 4, 64);
+    constexpr int kMost = most_together<Products>();
+    const int64_t size = inputs <= (kMost == 8 ? 8 : 4) ? rows : std::clamp<int64_t>(16384 * 8 / (m.length * m.bits()) / 4 * 4, 4, 64);
     for (int64_t r = 0; r < rows; r += size) {
         const Matrix tile = m.from(r);
         const int64_t here = std::min(rows - r, size);
-        together(inputs, [&]<int T>(int64_t t) {
+        together<kMost>(inputs, [&]<int T>(int64_t t) {
             constexpr int R = Products::rows_at_once(T);
             const auto some = [&]<int Rows>() { dot_rows<Products, Rows, T>(tile, here, prepared.from(t), out + t * out_stride + r, out_stride); };
             // the processor's own prefetchers follow one row at a time: up to a third faster than two or four, which are for caches

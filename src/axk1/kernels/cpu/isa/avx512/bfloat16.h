@@ -40,7 +40,8 @@ struct Narrow<BFloat16> {
         const Inputs from(int64_t t) const { return {values + t * stride, stride}; }
     };
     static constexpr int rows_at_once(int) { return 4; }
-    static constexpr int at_once(int inputs) { return inputs == 1 ? 1 : 4; }
+    static constexpr int at_once(int inputs) { return inputs == 1 ? 1 : inputs <= 6 ? 4 : 2; }
+    static constexpr int kTogether = 8;
 
     static Inputs prepare(const float* x, int64_t x_stride, int64_t inputs, int64_t length) {
         const int64_t stride = lines(2 * length);
@@ -62,7 +63,7 @@ struct Narrow<BFloat16> {
             __m512i row[S];
             #pragma GCC unroll 6
             for (int r = 0; r < S; ++r) row[r] = _mm512_maskz_loadu_epi16(there, w + r * w_stride + i);
-            #pragma GCC unroll 6
+            #pragma GCC unroll 8
             for (int t = 0; t < T; ++t) {
                 const __m512bh values = __m512bh(x.values[t * x.stride + i / 32]);
                 #pragma GCC unroll 6
@@ -92,6 +93,7 @@ struct Narrow<BFloat16> {
 
 template <>
 struct Narrow<Lossless> : Narrow<BFloat16> {
+    static constexpr int kTogether = 6;
     // The lowest bit of each word becomes the highest.
     static inline __m512i turned(__m512i words) {
         return _mm512_shldi_epi16(words, words, 15);
