@@ -251,8 +251,10 @@ class ModelEngine:
         Returns:
             Whether the engine goes on.
         """
-        self._rest()
-        self._carry_out()
+        if not self._entries:
+            self._rest()
+        if self._commands:  # without the lock: what comes just now is seen after the next step
+            self._carry_out()
         if time.monotonic() >= self._deadline:
             self._end_all(None)
         return self._open or bool(self._entries or self._commands)

@@ -42,7 +42,7 @@ class Settings:
     waiting: int = 256
     prompt_tokens: int = 512
     drafts: Drafts = field(default_factory=Drafts)
-    stream_interval: float = 0.015
+    stream_interval: float = 0.025
     prefixes: bool = True
     poison: bool = False
 
