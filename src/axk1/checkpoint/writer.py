@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -50,29 +50,32 @@ class Writer:
         self.total = sum(sizes.values())
         names = [name for name in shards if name not in self.journal.shards]
         self.done = sum(size for name, size in sizes.items() if name in self.journal.shards)
-        for name in shards.keys() - names:
-            self._give(name)
+        self._give_all(shards.keys() - names)
         last: _Written | None = None
         with ThreadPoolExecutor(1, "axk1-sum") as summing:  # of a shard while the next one is written
-            for i, name in enumerate(names):
-                squares = self._write_one(self.target / name, shards[name])
-                following = shards[names[i + 1]] if i + 1 < len(names) else []
-                needed = {file for job in following for piece in job.pieces for file in self.read.files(piece)}
-                pending = settled(self.read.sources, needed)
-                self._note(last)
-                shard = summing.submit(Finished.of, self.target / name, relative_errors(squares))
-                last = _Written(name, shard, pending)
-            self._note(last)
+            try:
+                for i, name in enumerate(names):
+                    squares = self._write_one(self.target / name, shards[name])
+                    following = shards[names[i + 1]] if i + 1 < len(names) else []
+                    needed = {file for job in following for piece in job.pieces for file in self.read.files(piece)}
+                    pending = settled(self.read.sources, needed)
+                    proven, last = self._note(last), None
+                    self._give_all(proven)
+                    shard = summing.submit(Finished.of, self.target / name, relative_errors(squares))
+                    last = _Written(name, shard, pending)
+            finally:  # the shard before the one that failed is finished, too
+                proven = self._note(last)
+            self._give_all(proven)
 
-    def _note(self, written: _Written | None) -> None:
-        if written is not None:
-            for proven in self.journal.written(written.name, written.shard.result(), written.pending):
-                self._give(proven)
+    def _note(self, written: _Written | None) -> list[str]:
+        """Notes a shard as soon as its sum is there; which shards are proven by that."""
+        return self.journal.written(written.name, written.shard.result(), written.pending) if written else []
 
-    def _give(self, name: str) -> None:
-        if self.finished is not None and not self.journal.shards[name].given:
-            self.finished(self.target / name)
-            self.journal.note(name, replace(self.journal.shards[name], given=True))
+    def _give_all(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self.finished is not None and not self.journal.shards[name].given:
+                self.finished(self.target / name)
+                self.journal.note(name, replace(self.journal.shards[name], given=True))
 
     def _write_one(self, file: Path, jobs: list[Job]) -> dict[str, list[tuple[float, float]]]:
         """A safetensors file, piece by piece; it gets its name when it is complete.
