@@ -21,12 +21,13 @@ from axk1.checkpoint.quantize import quantize_checkpoint
 from axk1.checkpoint.recipe import Recipe, Rule
 from axk1.checkpoint.source import open_source
 from axk1.cli.main import app
+from axk1.cli.quantize import Kind
 from axk1.integrations.llamacpp import tensors as gguf_tensors
 from axk1.integrations.llamacpp.tensors import Matrices, Tensor, blocks
 from axk1.layerwise.weights import Weights
 from axk1.plan.describe import describe
 from axk1.plan.weights import read_weights, weights_as
-from axk1.quantized import QuantizedExperts, QuantizedLinear, Scheme
+from axk1.quantized import KINDS, QuantizedExperts, QuantizedLinear, Scheme
 from axk1.quantized.formats import dequantize, quantize
 from axk1.train.states import trunk_weights
 
@@ -211,4 +212,5 @@ def test_on_the_command_line(source, tmp_path):
     assert planned["model"]["stored"] == "fp8-block" and planned["model"]["group_size"] == 128
     for command in (["convert", target, str(tmp_path / "new")], ["merge", target, target, "--weights", "0.5,0.5"]):
         command += ["--out", str(tmp_path / "new")] if command[0] == "merge" else []
-        assert "is quantised; only unquantised checkpoints can be" in run(*command, code=1)
+        assert "is quantised; only unquantised checkpoints can be" in run(*command, code=2)
+    assert tuple(kind.value for kind in Kind) == KINDS
