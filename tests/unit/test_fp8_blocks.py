@@ -159,14 +159,15 @@ def test_the_words_of_compressed_tensors():
 
 
 def test_bytes_of_the_released_model():
-    """By hand: of each quantised matrix a byte a weight and two for a block; what is kept has two a weight."""
+    """As added up apart, over its layers: a byte a weight and two for a block; what is kept has two a weight."""
     config = AXK1Config.preset("k1")
     found = {spec.name: spec for spec in stored_as(config, "fp8-block").specs}
     scale = found["model.layers.0.self_attn.kv_a_proj_with_mqa.weight_scale"]
     assert scale.shape == (5, 56)  # of 576 x 7168
     experts = [spec for name, spec in found.items() if name.startswith("model.layers.1.mlp.experts.0.")]
     assert sum(spec.size * (2 if spec.name.endswith("scale") else 1) for spec in experts) == 192 * 44_045_568
-    assert weights_as(config, "fp8-block").sizes.total < weights_as(config, "fp8").sizes.total
+    sizes = weights_as(config, "fp8-block").sizes
+    assert (sizes.total, sizes.per_token) == (521_990_590_384, 33_378_695_088)
 
 
 def test_blocks_are_not_cut_by_tensor_parallelism():
