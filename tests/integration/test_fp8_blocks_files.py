@@ -25,6 +25,7 @@ from axk1.cli.quantize import Kind
 from axk1.integrations.llamacpp import tensors as gguf_tensors
 from axk1.integrations.llamacpp.tensors import Matrices, Tensor, blocks
 from axk1.layerwise.weights import Weights
+from axk1.modeling.moe import AXK1Router
 from axk1.plan.describe import describe
 from axk1.plan.weights import read_weights, weights_as
 from axk1.quantized import KINDS, QuantizedExperts, QuantizedLinear, Scheme
@@ -54,6 +55,8 @@ def source(tmp_path_factory) -> Path:
         for layer in model.model.layers[1:3]:
             layer.mlp.experts.gate_up_proj[:, 136:264] *= 30
             layer.mlp.experts.down_proj[:, :128, 128:] *= 1000
+    for router in (part for part in model.modules() if isinstance(part, AXK1Router)):
+        router.e_score_correction_bias = router.e_score_correction_bias.float()
     model.save_pretrained(folder, max_shard_size="2MB")
     return folder
 
@@ -210,7 +213,8 @@ def test_on_the_command_line(source, tmp_path):
     assert "this is a rounding of it" in run("verify", target, "--source", str(source))
     planned = json.loads(run("plan", target, "--machine", "8xh200", "--json"))
     assert planned["model"]["stored"] == "fp8-block" and planned["model"]["group_size"] == 128
-    for command in (["convert", target, str(tmp_path / "new")], ["merge", target, target, "--weights", "0.5,0.5"]):
-        command += ["--out", str(tmp_path / "new")] if command[0] == "merge" else []
+    new = str(tmp_path / "new")
+    merge = ["merge", target, target, "--weights", "0.5,0.5", "--out", new]
+    for command in (["convert", target, new, "--layout", "released"], merge):
         assert "is quantised; only unquantised checkpoints can be" in run(*command, code=2)
     assert tuple(kind.value for kind in Kind) == KINDS
