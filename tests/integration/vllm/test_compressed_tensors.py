@@ -1,5 +1,7 @@
 """compressed-tensors' and vLLM's own readers of what ``axk1 quantize`` writes: the same numbers as ours."""
 
+# pyright: reportMissingImports=false - the engine's environment has them
+
 from __future__ import annotations
 
 from typing import Any
