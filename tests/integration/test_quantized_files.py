@@ -25,7 +25,7 @@ from axk1.plan.describe import describe
 from axk1.plan.weights import weight_sizes
 from axk1.quantized import KINDS, QuantizedExperts, QuantizedLinear
 from axk1.quantized.formats import dequantize, quantize
-from axk1.quantized.plan import plan_of
+from axk1.quantized.plan import FP8, plan_of
 
 # widths of 64 and 32, and one (q_lora_rank) that int4 has no group for
 SHAPE: dict[str, Any] = dict(
@@ -104,7 +104,7 @@ def test_every_tensor_of_the_file(source, quantized, kind):
         module = name.removesuffix(".weight")
         inside = ".layers." in name and tensor.dim() == 2 and not name.endswith(KEPT)
         scheme = plan.scheme(module) if plan and inside else None
-        kept = module.endswith("kv_b_proj") if kind == "fp8" else kind in PACKED and tensor.shape[-1] == 20
+        kept = module.endswith("kv_b_proj") if kind in FP8 else kind in PACKED and tensor.shape[-1] == 20
         assert bool(scheme) == (inside and not kept), name
         if scheme is None:
             expected[name] = tensor
@@ -181,7 +181,7 @@ def test_close_to_the_source(source, quantized):
     errors = {kind: (logits(load(quantized[kind], dtype=torch.float32)) - full).norm() for kind in KINDS}
     assert (
         errors["int8"] < errors["fp8"] < errors["int4"] < errors["int3"] < full.norm()
-        and errors["int4"] < 0.5 * full.norm()
+        and errors["fp8-block"] < errors["int4"] < 0.5 * full.norm()
     )
 
 
@@ -403,11 +403,13 @@ def test_mixed_formats_load(copy, quantized):
 
 def test_wrong_requests(source, quantized, tmp_path):
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"scheme": "int2"}, "scheme='int2' must be one of int8, int4, int3, fp8"),
+        ({"scheme": "int2"}, "scheme='int2' must be one of int8, int4, int3, fp8, fp8-block"),
         ({"scheme": "int8", "activations": "fp8"}, "activations='fp8' does not go with scheme='int8'"),
         ({"scheme": "int4", "activations": "int4"}, "does not go with"),
         ({"scheme": "int3", "activations": "int8"}, "does not go with"),
+        ({"scheme": "fp8-block", "activations": "fp8-block"}, "does not go with"),
         ({"scheme": "int4", "group_size": 256}, "group_size=256"),
+        ({"scheme": "fp8", "group_size": 128}, "group_size=128 does not go with fp8: .* fp8-block one for 128 x 128"),
     ]
     for arguments, words in wrong:
         with pytest.raises(ValueError, match=words):

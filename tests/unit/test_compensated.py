@@ -10,7 +10,8 @@ from axk1.quantized.compensated import Inputs, fitted
 from axk1.quantized.formats import Quantized, dequantize, quantize
 from axk1.quantized.plan import Scheme
 
-SCHEMES = [Scheme("int4", 32), Scheme("int4", 128), Scheme("int3", 64), Scheme("int8"), Scheme("fp8")]
+SCHEMES = [Scheme("int4", 32), Scheme("int4", 128), Scheme("int3", 64), Scheme("int8")]
+SCHEMES += [Scheme("fp8"), Scheme("fp8-block")]
 
 
 def some_inputs(tokens: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -60,11 +61,11 @@ def test_never_worse_on_tokens_apart(outputs, groups, tokens, scheme, zeros, see
         assert torch.equal(found.values.view(torch.uint8), plain.values.view(torch.uint8))
 
 
-@pytest.mark.parametrize("scheme", [Scheme("int4", 64), Scheme("int8")], ids=str)
+@pytest.mark.parametrize("scheme", [Scheme("int4", 64), Scheme("int8"), Scheme("fp8-block")], ids=str)
 def test_more_inputs_than_one_matrix_holds(monkeypatch, scheme: Scheme) -> None:
     """Columns in parts, the last one smaller: still better than plain rounding."""
     monkeypatch.setattr(compensated, "WIDEST", 160)
-    weight, x = torch.randn(32, 320), some_inputs(1024, 320)
+    weight, x = torch.randn(160, 320), some_inputs(1024, 320)
     inputs = Inputs.of(x)
     assert [each.stop - each.start for each in inputs.columns] == [128, 128, 64]
     assert output_error(weight, fitted(weight, scheme, inputs), x) < output_error(weight, quantize(weight, scheme), x)

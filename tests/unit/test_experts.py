@@ -24,7 +24,7 @@ from axk1.kernels.native import Place, Stream
 from axk1.kernels.weights import read_model
 from axk1.load import load_model, parse_size
 from axk1.modeling.moe import AXK1Router
-from axk1.quantized.plan import Kind
+from axk1.quantized.plan import FP8, Kind
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 FORMATS = ("bfloat16", "float32", "per_expert", "int8", "int4", "int3", "mixed")
@@ -169,8 +169,9 @@ def test_what_cannot_be_streamed_is_refused(checkpoints: dict[str, Path], tmp_pa
     refuses("leave out --dtype packed", dtype="packed")
     refuses("add --device cpu", device="meta")
     refuses("give a size such as", expert_cache="much")
-    quantize_checkpoint(bfloat16, tmp_path / "fp8", "fp8")
-    refuses("holds experts in fp8", tmp_path / "fp8")
+    for kind in FP8:
+        quantize_checkpoint(bfloat16, tmp_path / kind, kind)
+        refuses(f"holds experts in {kind}; streamed are", tmp_path / kind)
     dense = AXK1ForCausalLM(AXK1Config.preset("nano", num_hidden_layers=1, num_nextn_predict_layers=0))
     dense.save_pretrained(tmp_path / "dense")
     refuses("this one has none", tmp_path / "dense")

@@ -26,6 +26,7 @@ from axk1.layerwise.score import score
 from axk1.layerwise.states import Compute, Pass, Rows
 from axk1.layerwise.weights import Weights
 from axk1.modeling.objectives import shifted_labels
+from axk1.quantized.plan import KINDS
 
 TOKENS = 64
 
@@ -84,7 +85,7 @@ def test_states_are_the_models(source: Path, monkeypatch) -> None:
     assert told[-1] == (len(told), len(told)) and len(told) == 2 + 3 * 5  # a dense layer, and four experts in three
 
 
-@pytest.mark.parametrize("scheme", [None, "int4", "int8"])
+@pytest.mark.parametrize("scheme", [None, "int4", "int8", "fp8-block"])
 def test_scores_are_the_models(source: Path, tmp_path: Path, scheme) -> None:
     folder = source
     if scheme:
@@ -139,7 +140,7 @@ def test_nothing_to_score(source: Path) -> None:
         score(source, Rows(rows.ids, torch.full_like(rows.ids, -100), rows.positions))
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int3", "int8", "fp8"])
+@pytest.mark.parametrize("scheme", KINDS)
 def test_a_calibrated_build(source: Path, tmp_path: Path, scheme) -> None:
     """An ordinary build, verified, whose states are nearer to the source's on texts that it was not fitted to."""
     rows, held = make_rows(64), make_rows(16, seed=1)

@@ -23,13 +23,16 @@ from axk1.quantized.formats import (
     pack_int3,
     pack_int4,
     quantize,
+    squares,
     stored_scale,
     unpack_int3,
     unpack_int4,
 )
 from axk1.quantized.modules import GATHERED_SLOTS, INT8_TOKENS, int8_product
+from axk1.quantized.plan import FUSED
 
-SCHEMES = [Scheme("int8"), *(Scheme(kind, size) for kind in ("int4", "int3") for size in (32, 64)), Scheme("fp8")]
+SCHEMES = [Scheme("int8"), *(Scheme(kind, size) for kind in ("int4", "int3") for size in (32, 64))]
+SCHEMES += [Scheme("fp8"), Scheme("fp8-block")]
 PACK = {"int4": pack_int4, "int3": pack_int3}
 ids = pytest.mark.parametrize
 
@@ -144,13 +147,16 @@ def test_a_matrix_by_hand():
 
 
 @ids("scheme", SCHEMES, ids=str)
-def test_large_matrices_are_worked_on_in_blocks(monkeypatch, scheme):
-    weight = torch.randn(33, 128)
-    whole = quantize(weight, scheme)
-    monkeypatch.setattr("axk1.quantized.formats._BLOCK", 1000)
-    blocks = quantize(weight, scheme)
-    assert torch.equal(whole.values.view(torch.uint8), blocks.values.view(torch.uint8))
-    assert torch.equal(whole.scale, blocks.scale)
+def test_large_matrices_are_worked_on_in_parts(monkeypatch, scheme):
+    weight = torch.randn(300, 192)
+    whole, measured = quantize(weight, scheme), squares(weight, quantize(weight, scheme))
+    monkeypatch.setattr("axk1.quantized.formats._AT_ONCE", 1000)
+    parts = quantize(weight, scheme)
+    assert torch.equal(whole.values.view(torch.uint8), parts.values.view(torch.uint8))
+    assert torch.equal(whole.scale, parts.scale)
+    assert squares(weight, parts) == pytest.approx(measured)
+    error = (dequantize(*whole).double() - weight.double()).square().sum().item()
+    assert measured == pytest.approx((error, weight.double().square().sum().item()), rel=1e-5)
 
 
 @ids("value", [float("nan"), float("inf")])
@@ -223,9 +229,11 @@ def experts(gate_up: Scheme, down: Scheme) -> tuple[QuantizedExperts, AXK1Expert
     torch.manual_seed(1)
     plain, module = AXK1Experts(config), QuantizedExperts(8, 128, 64, gate_up, down, nn.SiLU())
     for name, scheme in (("gate_up_proj", gate_up), ("down_proj", down)):
-        stacks = [quantize(torch.randn(shape) / 8, scheme) for shape in [(getattr(plain, name)[0].shape)] * 8]
-        values = torch.stack([stack.values.view(torch.uint8) for stack in stacks]).view(stacks[0].values.dtype)
-        stack = Quantized(values, torch.stack([stack.scale for stack in stacks]))
+        (rows, columns), parts = getattr(plain, name)[0].shape, len(FUSED[name])
+        matrices = [quantize(torch.randn(rows // parts, columns) / 8, scheme) for _ in range(8 * parts)]
+        values = torch.stack([each.values.view(torch.uint8) for each in matrices]).view(matrices[0].values.dtype)
+        stack = (values, torch.stack([each.scale for each in matrices]))
+        stack = Quantized(*(each.unflatten(0, (8, parts)).flatten(1, 2) for each in stack))
         fill(module, name, stack, f"{name}_packed", f"{name}_scale")
         setattr(plain, name, nn.Parameter(module.dequantized(name)))
     return module, plain
@@ -346,9 +354,16 @@ def test_three_bits_by_default_in_groups_of_64():
     assert {scheme.kind for _, scheme in nano.groups} == {"int3", "int8"}  # int8: kv_b_proj
 
 
-def group(kind: Any = "int4", **changes: Any) -> dict[str, Any]:
-    base = Scheme(kind, 128).to_dict(["Linear"])
+def group(kind: Any = "int4", size: int | None = 128, **changes: Any) -> dict[str, Any]:
+    base = Scheme(kind, size).to_dict(["Linear"])
     return {**base, "weights": {**base["weights"], **changes}}
+
+
+def block(**changes: Any) -> dict[str, Any]:
+    return group("fp8-block", None, **changes)
+
+
+TOKEN = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True}
 
 
 @ids(
@@ -370,6 +385,14 @@ def group(kind: Any = "int4", **changes: Any) -> dict[str, Any]:
         ({"config_groups": {"group_0": group(actorder="group")}}, "'actorder': 'group'"),
         ({"config_groups": {"group_0": {**group(), "format": "int-quantized"}}}, "in format 'int-quantized'"),
         ({"config_groups": {"group_0": {**group(), "input_activations": {"num_bits": 8}}}}, "activations"),
+        ({"config_groups": {"group_0": block(block_structure=[64, 128])}}, "'block_structure': [64, 128]"),
+        ({"config_groups": {"group_0": block(num_bits=4)}}, "'num_bits': 4"),
+        ({"config_groups": {"group_0": block(type="int")}}, "'strategy': 'block'"),
+        ({"config_groups": {"group_0": {**block(), "format": "pack-quantized"}}}, "in format 'pack-quantized'"),
+        (
+            {"config_groups": {"group_0": {**block(), "input_activations": TOKEN}}},
+            "read are 8 bits, a scale for each 128 inputs",
+        ),
     ],
 )
 def test_what_cannot_be_computed_with_is_refused_in_one_sentence(values, words):

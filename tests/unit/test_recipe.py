@@ -83,7 +83,7 @@ def test_plans_say_of_every_matrix_what_was_wanted(data: st.DataObject, mtp: int
     """Whatever is mixed, through `config.json` and back: groups by name, and vLLM's one scheme for an expert."""
     config = AXK1Config.preset("nano", num_hidden_layers=4, num_nextn_predict_layers=mtp)
     wish = st.sampled_from(
-        [Wanted("int8"), Wanted("int4", 64), Wanted("int4", 32), Wanted("int3"), Wanted("fp8"), Wanted(None)]
+        [Wanted("int8"), Wanted("int4", 64), Wanted("int4", 32), Wanted("int3"), Wanted("fp8-block"), Wanted(None)]
     )
     chosen = {(layer, part): data.draw(wish) for layer in range(4 + mtp) for part in LAYER_PARTS}
     chosen[1, "experts"] = Wanted("int3")  # something is quantised
@@ -134,7 +134,7 @@ def test_a_recipe_is_written_loaded_described_and_verified(source: Path, tmp_pat
     ("text", "words"),
     [
         ("scheme = ", "cannot be read as a recipe"),
-        ('scheme = "int2"', "scheme is 'int2'; use int8, int4, int3, fp8 or full"),
+        ('scheme = "int2"', "scheme is 'int2'; use int8, int4, int3, fp8, fp8-block or full"),
         ('rules = [{scheme = "int3"}]', "scheme is None"),
         ('scheme = "int4"\nbits = 3', "has 'bits'; known are scheme, group_size, activations"),
         ('scheme = "int4"\nlayers = 3', "has 'layers'"),
@@ -147,7 +147,8 @@ def test_a_recipe_is_written_loaded_described_and_verified(source: Path, tmp_pat
             "there is no part 'up_proj'; use attention",
         ),
         ('scheme = "int4"\nrules = [{scheme = "int3", parts = []}]', "names no part"),
-        ('scheme = "int8"\ngroup_size = 64', "group_size does not go with int8"),
+        ('scheme = "int8"\ngroup_size = 64', "group_size=64 does not go with int8"),
+        ('scheme = "full"\ngroup_size = 64', "group_size=64 does not go with full"),
         ('scheme = "int4"\ngroup_size = 48', "group_size=48 must be one of"),
         ('scheme = "int4"\nactivations = true', "eight-bit ones"),
         ('scheme = "full"\nactivations = true', "activations is true or false"),

@@ -48,7 +48,7 @@ def test_what_is_not_finite_is_refused(value, kind):
 
 def test_other_formats_are_the_reference_itself():
     weight = torch.randn(8, 64)
-    for scheme in (Scheme("int8"), Scheme("fp8")):
+    for scheme in (Scheme("int8"), Scheme("fp8"), Scheme("fp8-block")):
         (values, scale), _ = rounded(weight, scheme)
         expected = formats.quantize(weight, scheme)
         assert torch.equal(values.view(torch.uint8), expected.values.view(torch.uint8))

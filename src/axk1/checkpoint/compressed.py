@@ -12,7 +12,7 @@ from typing import NamedTuple
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.names import TensorSpec, layer_rows
 from axk1.config import AXK1Config
-from axk1.quantized.plan import METHOD, Kind, Plan, Scheme, plan_of
+from axk1.quantized.plan import BLOCK, FP8, METHOD, Kind, Plan, Scheme, plan_of
 
 GROUP_SIZES = (128, 64, 32)
 DEFAULT_GROUP = {"int4": 128, "int3": 64}
@@ -75,10 +75,15 @@ class Wanted:
     group_size: int | None = None
     """Of int4 and int3; None: ``DEFAULT_GROUP``."""
     activations: bool = False
-    """Of int8 and fp8: round inputs as well."""
+    """Of int8, fp8 and fp8-block: round inputs as well."""
 
     def __post_init__(self) -> None:
         if self.kind not in DEFAULT_GROUP:
+            if self.group_size is not None:
+                raise ValueError(
+                    f"group_size={self.group_size!r} does not go with {self.kind or 'full'}: int4 and int3 have "
+                    f"groups, int8 and fp8 a scale for each row, fp8-block one for {BLOCK} x {BLOCK} weights."
+                )
             return
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
             raise ValueError(f"group_size={self.group_size!r} must be one of {', '.join(map(str, GROUP_SIZES))}.")
@@ -87,7 +92,7 @@ class Wanted:
 
     def scheme(self, key: str, width: int) -> Scheme | None:
         """Of the matrix of this key (below its layer) and width, which is what a group has to divide."""
-        if self.kind is None or (self.kind == "fp8" and key == _KV_B_KEY):
+        if self.kind is None or (self.kind in FP8 and key == _KV_B_KEY):
             return None
         if self.kind not in DEFAULT_GROUP:
             return Scheme(self.kind, activations=self.activations)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from axk1.checkpoint.beside import quantized_card
 from axk1.checkpoint.budget import Budget, plan_within
-from axk1.checkpoint.compressed import DEFAULT_GROUP, check_not_quantized, is_matrix, make_plan, mixed_formats
+from axk1.checkpoint.compressed import check_not_quantized, is_matrix, make_plan, mixed_formats
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.files import Stored, load_config
 from axk1.checkpoint.names import HEAD_KEYS, TensorSpec, expected_tensors
@@ -38,6 +38,8 @@ from axk1.quantized.plan import KINDS, Kind, Plan, Scheme
 
 Squares = tuple[float, float]
 """The sums of the squared errors of rounding and of the squared weights."""
+ACTIVATIONS: dict[Kind, str] = {"int8": "int8", "fp8": "fp8", "fp8-block": "fp8"}
+"""What activations may be rounded to beside weights of a format."""
 FITTED = "fitted."
 """How names begin of tensors that are rounded already; beside the source's, they could be the same."""
 
@@ -71,8 +73,8 @@ def quantize_checkpoint(
     Embedding, head, norms and routers keep their bits, beside fp8 ``kv_b_proj`` too.
 
     Args:
-        scheme: ``int8``, ``int4``, ``int3`` or ``fp8``; a recipe, or a budget within which to choose by layer.
-        group_size: weights that share a scale, 128, 64 or 32; None: 128 of int4, 64 of int3.
+        scheme: one of ``KINDS``; a recipe, or a budget within which to choose by layer.
+        group_size: of int4 and int3: weights that share a scale, 128, 64 or 32; None: 128 of int4, 64 of int3.
         activations: ``int8`` or ``fp8``, as the scheme, where activations are to be rounded as well; None: not.
         max_shard_size: bytes, or a text such as ``"5GB"``; a larger tensor gets a shard of its own.
         finished: called with each shard as soon as it is whole and everything it was made of verified; it may take the
@@ -84,11 +86,12 @@ def quantize_checkpoint(
         CheckpointError: the source is faulty, not finite or quantised already, or the target holds something else.
         ValueError: unknown or contradicting arguments.
     """
-    if not isinstance(scheme, Recipe | Budget) and scheme not in KINDS:
+    if isinstance(scheme, Recipe | Budget):
+        if group_size or activations:
+            raise ValueError("A recipe or a budget says group sizes and activations itself; leave these arguments out.")
+    elif scheme not in KINDS:
         raise ValueError(f"scheme={scheme!r} must be one of {', '.join(KINDS)}.")
-    if isinstance(scheme, Recipe | Budget) and (group_size or activations):
-        raise ValueError("A recipe or a budget says group sizes and activations itself; leave these arguments out.")
-    if activations not in (None, scheme) or (activations and scheme in DEFAULT_GROUP):
+    elif activations and ACTIVATIONS.get(scheme) != activations:
         raise ValueError(f"activations={activations!r} does not go with scheme={scheme!r}: 8 bits go with the same 8.")
     with open_source(source) as opened:
         stored, config = opened.stored, load_config(opened.folder)

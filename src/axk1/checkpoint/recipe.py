@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from axk1.checkpoint.compressed import DEFAULT_GROUP, LAYER_PARTS, Wanted, mixed_plan
+from axk1.checkpoint.compressed import LAYER_PARTS, Wanted, mixed_plan
 from axk1.config import AXK1Config
 from axk1.quantized.plan import KINDS, Kind, Plan
 
@@ -95,10 +95,8 @@ def _wanted(values: Mapping[str, Any], where: str) -> Wanted:
     scheme, size, activations = values.get("scheme"), values.get("group_size"), values.get("activations", False)
     if scheme not in (*KINDS, FULL):
         raise ValueError(f"{where}: scheme is {scheme!r}; use {', '.join(KINDS)} or {FULL}.")
-    if size is not None and scheme not in DEFAULT_GROUP:
-        raise ValueError(f"{where}: group_size does not go with {scheme}.")
     if not isinstance(activations, bool) or (activations and scheme == FULL):
-        raise ValueError(f"{where}: activations is true or false, and true beside int8 or fp8 alone.")
+        raise ValueError(f"{where}: activations is true or false, and true beside int8, fp8 or fp8-block alone.")
     try:
         return Wanted(None if scheme == FULL else cast(Kind, scheme), size, activations)
     except ValueError as error:

@@ -25,12 +25,13 @@ from axk1.checkpoint.source import Source
 from axk1.checkpoint.writer import AT_ONCE, FLUSHED, Writer, cores, pieces_at_once
 from axk1.config import AXK1Config
 from axk1.files import only_writer, remove_unfinished, write_text
+from axk1.quantized.plan import BLOCK
 
 PIECE_BYTES = 64 << 20
 """Bytes of the source that are worked on at once, where a matrix can be taken in rows."""
 SCRATCH = 192 << 20
 """Bytes that making something of a piece takes beside it: rounding copies 4 million values to float32 at a time."""
-ROWS = 128
+ROWS = BLOCK
 """Rows of a piece are a multiple of this many, so that none of a format's blocks is split."""
 Progress = Callable[[int, int], None]
 """Called with (bytes of the source that are done, all bytes)."""

@@ -29,8 +29,9 @@ def bench(
     engines: Annotated[
         str | None,
         typer.Option(
-            help="Of axk1[:packed|int8|int4|int3|fp8], axk1@FOLDER, transformers[:grouped_mm|batched_mm|eager], "
-            "vllm[:eager|compiled], llamacpp[:f16|q8_0|q4_0], mlx[:fp32|8bit|4bit]. "
+            help="Of axk1[:packed|int8|int4|int3|fp8|fp8-block], axk1@FOLDER, "
+            "transformers[:grouped_mm|batched_mm|eager], vllm[:eager|compiled], llamacpp[:f16|q8_0|q4_0], "
+            "mlx[:fp32|8bit|4bit]. "
             "Default: axk1 and what is installed of the others."
         ),
     ] = None,

@@ -16,6 +16,7 @@ class Kind(str, Enum):  # noqa: UP042 - typer shows the values as choices
     int4 = "int4"
     int3 = "int3"
     fp8 = "fp8"
+    fp8_block = "fp8-block"
 
 
 class Activations(str, Enum):  # noqa: UP042
@@ -39,7 +40,7 @@ def quantize(
     ] = None,
     group_size: Annotated[
         int | None,
-        typer.Option(help="Weights that share a scale, 128, 64 or 32; by itself 128 of int4, 64 of int3."),
+        typer.Option(help="Of int4 and int3: weights that share a scale, 128, 64 or 32; by itself 128 and 64."),
     ] = None,
     activations: Annotated[
         Activations, typer.Option(help="Round activations too; vLLM reads int8 and fp8 experts only with it.")
@@ -96,7 +97,7 @@ def _wanted(scheme: Kind | None, recipe: Path | None, budget: str | None) -> tup
     if sum(given is not None for given in (scheme, recipe, budget)) != 1:
         raise ValueError("Give one of --scheme, --recipe and --budget.")
     if scheme is not None:
-        return scheme.name, scheme.value
+        return scheme.value, scheme.value
     if recipe is not None:
         return read_recipe(recipe), f"by {recipe}"
     return Budget(parse_size(budget or "", "--budget")), f"within {budget}"

@@ -50,8 +50,8 @@ def stored_as(config: AXK1Config, name: str) -> Stored:
     """The tensors of a model of this configuration, each with the type and shape that it is stored in as ``name``.
 
     Args:
-        name: ``bf16``, ``fp8``, ``int4`` (the groups that ``axk1 quantize`` takes by itself), ``int4-64`` (groups of
-            64), ``mlx-4`` or ``mlx-4-32`` (groups of 64 or 32), or a GGUF type such as ``q4_k``.
+        name: ``bf16``, ``fp8``, ``fp8-block``, ``int4`` (the groups that ``axk1 quantize`` takes by itself),
+            ``int4-64`` (groups of 64), ``mlx-4`` or ``mlx-4-32`` (groups of 64 or 32), or a GGUF type such as ``q4_k``.
 
     Raises:
         ValueError: no such format, or none of the model's matrices fits its groups.
@@ -60,7 +60,7 @@ def stored_as(config: AXK1Config, name: str) -> Stored:
         return Stored(tuple(replace(spec, dtype=FLOATS[name]) for spec in plain_specs(config)))
     if name in GGUF:
         return Stored(tuple(_in_blocks(config, name)))
-    match = re.fullmatch(r"(?P<kind>\w+)(-(?P<first>\d+))?(-(?P<second>\d+))?", name)
+    match = re.fullmatch(r"(?P<kind>\w+(-block)?)(-(?P<first>\d+))?(-(?P<second>\d+))?", name)
     if match and match["kind"] == "mlx" and match["first"]:
         return Stored(tuple(_in_mlx(config, int(match["first"]), int(match["second"] or 64), name)))
     if match is None or match["kind"] not in get_args(Kind) or match["second"]:

@@ -13,12 +13,13 @@ from axk1.plan.fit import CLUSTER, EXPERTS, Fit, Place
 from axk1.plan.formats import tensor_bytes
 from axk1.plan.memory import stage_parts
 from axk1.plan.weights import active_parameters, moe_layers
+from axk1.quantized.plan import FP8
 
 PAGE = 4096
 """Bytes: what reads of a disk past the page cache are a multiple of."""
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 """Of the experts in memory, for the curve."""
-FASTER = {"fp8": 2.0}
+FASTER: dict[str, float] = dict.fromkeys(FP8, 2.0)
 """Products in eight bits, of GPUs that have them, over those in bfloat16."""
 
 

@@ -28,7 +28,7 @@ class Weights:
     stored: str
     """``bf16``, ``fp8``, ``int4``, ...: the format of most matrices."""
     group_size: int | None = None
-    """Inputs that share a scale, of int4 and int3 experts."""
+    """Inputs that share a scale, of int4, int3 and fp8-block experts."""
 
     @property
     def sizes(self) -> Sizes:
@@ -162,7 +162,7 @@ def _group_size(config: AXK1Config, plan: Plan | None) -> int | None:
     """The largest of any layer's experts: what divides that divides the others."""
     layers = range(config.num_hidden_layers) if plan else ()
     found = [plan.expert_schemes(f"model.layers.{layer}.mlp.experts") for layer in layers if config.is_moe_layer(layer)]  # pyright: ignore[reportOptionalMemberAccess]
-    return max((schemes[1].group_size or 0 for schemes in found if schemes), default=0) or None
+    return max((schemes[1].columns or 0 for schemes in found if schemes), default=0) or None
 
 
 def moe_layers(config: AXK1Config) -> int:

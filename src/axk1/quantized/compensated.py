@@ -17,7 +17,7 @@ from axk1.quantized.formats import (
     scale_for,
     stored_numbers,
 )
-from axk1.quantized.plan import Scheme
+from axk1.quantized.plan import BLOCK, Scheme
 
 WIDEST = 8192
 """Inputs whose second moments are one matrix (268 MB); of more, groups of columns are taken for independent."""
@@ -27,7 +27,7 @@ JUDGED = 8
 """One token of so many is not fitted to: it tells whether fitting helped."""
 MOST_JUDGED = 512
 """Tokens that are kept for that at most."""
-_COLUMNS = 128  # compensated among themselves at once, before the others; groups of all sizes divide it
+_COLUMNS = 128  # compensated among themselves at once, before the others; groups of all sizes divide it, blocks too
 
 
 class Inputs:
@@ -70,7 +70,7 @@ def fitted(weight: torch.Tensor, scheme: Scheme, inputs: Inputs) -> Quantized:
     plain = quantize(weight, scheme)
     if not inputs.tokens or not len(inputs.judged):
         return plain
-    found = _compensated(weight.float(), scheme, inputs)
+    found = _compensated(weight.float(), scheme, inputs, plain.scale)
     return found if _error(weight, found, inputs.judged) < _error(weight, plain, inputs.judged) else plain
 
 
@@ -79,16 +79,18 @@ def _error(weight: torch.Tensor, quantized: Quantized, tokens: torch.Tensor) -> 
     return (tokens @ off.T).square().sum(dtype=torch.float64).item()
 
 
-def _compensated(weight: torch.Tensor, scheme: Scheme, inputs: Inputs) -> Quantized:
-    width = weight.shape[1]
+def _compensated(weight: torch.Tensor, scheme: Scheme, inputs: Inputs, plain: torch.Tensor) -> Quantized:
+    """``plain``: the scales of plain rounding, which stay where no clips are tried."""
     importance = torch.cat([moment.diagonal() for moment in inputs.moments])
-    scale = _scales(weight, importance, scheme)
+    scale = _scales(weight, importance, scheme) if scheme.packed else plain
+    group = scheme.columns or weight.shape[1]
     numbers = torch.empty_like(weight)
     for columns, moment in zip(inputs.columns, inputs.moments, strict=True):
-        group = width // scale.shape[-1]
         held = slice(columns.start // group, -(-columns.stop // group))
-        of_column = scale[:, held].repeat_interleave(group, dim=1)[:, : columns.stop - columns.start]
-        numbers[:, columns] = _compensated_columns(weight[:, columns], of_column, moment, scheme)
+        of_each = scale[:, held].repeat_interleave(group, dim=1)[:, : columns.stop - columns.start]
+        if scheme.in_blocks:
+            of_each = of_each.repeat_interleave(BLOCK, dim=0)[: len(weight)]
+        numbers[:, columns] = _compensated_columns(weight[:, columns], of_each, moment, scheme)
     return Quantized(pack(numbers, scheme), scale)
 
 
@@ -99,7 +101,7 @@ def _scales(weight: torch.Tensor, importance: torch.Tensor, scheme: Scheme) -> t
     largest = grouped.abs().amax(-1, keepdim=True)
     best = torch.ones_like(largest)
     least = torch.full_like(largest, float("inf"))
-    for clip in CLIPS.get(scheme.kind, (1.0,)):
+    for clip in CLIPS[scheme.kind]:
         scale = scale_for(largest * clip, scheme)
         off = stored_numbers(grouped / scale, scheme) * scale - grouped
         error = (off.square() * weighed).sum(-1, keepdim=True)

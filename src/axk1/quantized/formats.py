@@ -1,7 +1,8 @@
 """The number formats: rounding to int8, int4, int3 and fp8, packing, and back.
 
-All are symmetric: a weight is its stored value times a scale. Shapes: O outputs, I inputs, G inputs that share a scale.
-A scale is rounded to bfloat16 before the weights are, so that storing it in bfloat16 loses nothing.
+All are symmetric: a weight is its stored value times a scale. Shapes: O outputs, I inputs, G inputs that share a scale,
+B = 128 rows and columns of a block; ``/`` rounds up where a matrix ends within a block. A scale is rounded to bfloat16
+before the weights are, so that storing it in bfloat16 loses nothing.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-from axk1.quantized.plan import Scheme
+from axk1.quantized.plan import BLOCK, FP8, Scheme
 
-LARGEST = {"int8": 127.0, "fp8": torch.finfo(torch.float8_e4m3fn).max, "int4": 7.0, "int3": 3.0}
-"""The stored value that a row's or group's largest weight gets (int4 reaches to -8 on the other side, int3 to -4)."""
+LARGEST = {"int8": 127.0, "int4": 7.0, "int3": 3.0, **dict.fromkeys(FP8, torch.finfo(torch.float8_e4m3fn).max)}
+"""The stored value that the largest weight of a row, group or block gets (int4 reaches to -8 on the other side, int3 to
+-4)."""
 CLIPS = {
     "int4": (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7),
     "int3": tuple(sign * share for share in (1.0, 0.85, 0.75, 0.68, 0.6) for sign in (1, -1)),
 }
 """Each group is tried with its largest weight clipped to these shares; the one of least squared error stays. A negative
 one makes a negative scale: with so few values it matters on which side of zero there is one more."""
-_BLOCK = 1 << 22  # values worked on at once: a matrix of K1 in fp32, seven times over, would be 3.7 GB
+_AT_ONCE = 1 << 22  # values worked on at once: a matrix of K1 in fp32, seven times over, would be 3.7 GB
 
 
 class Quantized(NamedTuple):
@@ -31,7 +34,7 @@ class Quantized(NamedTuple):
     """int8 ``[..., O, I]``, float8_e4m3fn ``[..., O, I]``, int4 packed into int32 ``[..., O, I / 8]``, or int3
     packed into uint8 ``[..., O, 3 I / 8]``."""
     scale: torch.Tensor
-    """float32 ``[..., O, 1]``, int4 and int3 ``[..., O, I / G]``."""
+    """float32 ``[..., O, 1]``, int4 and int3 ``[..., O, I / G]``, fp8 in blocks ``[..., O / B, I / B]``."""
 
 
 Rounder = Callable[[torch.Tensor, Scheme], tuple[Quantized, tuple[float, float]]]
@@ -44,25 +47,26 @@ def quantize(weight: torch.Tensor, scheme: Scheme) -> Quantized:
     Raises:
         ValueError: the weight is not finite.
     """
-    rows = max(1, _BLOCK // weight.shape[-1])
-    blocks = [_quantize(block.float(), scheme) for block in weight.split(rows)]
-    return Quantized(torch.cat([block.values for block in blocks]), torch.cat([block.scale for block in blocks]))
+    parts = [_quantize(part.float(), scheme) for part in weight.split(_rows_at_once(weight))]
+    return Quantized(torch.cat([part.values for part in parts]), torch.cat([part.scale for part in parts]))
 
 
 def dequantize(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """``[..., O, I]`` of what :class:`Quantized` holds: multiplied in float32, rounded to ``dtype`` once."""
     unpack = {torch.int32: unpack_int4, torch.uint8: unpack_int3}.get(values.dtype)
     numbers = unpack(values) if unpack else values
-    grouped = numbers.float().unflatten(-1, (scale.shape[-1], -1))
-    return (grouped * scale.float().unsqueeze(-1)).flatten(-2).to(dtype)
+    shared = (BLOCK, BLOCK) if _is_in_blocks(values, scale) else (1, numbers.shape[-1] // scale.shape[-1])
+    grouped = _grouped(numbers.float(), *shared)
+    return _whole(grouped * scale.float().unsqueeze(-1).unsqueeze(-3), numbers.shape).to(dtype)
 
 
 def squares(weight: torch.Tensor, quantized: Quantized) -> tuple[float, float]:
     """The sums of the squared errors of ``quantized`` and of the squared values of ``weight`` ``[O, I]``."""
-    rows = max(1, _BLOCK // weight.shape[-1])
+    rows = _rows_at_once(weight)
+    scales = quantized.scale.split(rows // BLOCK if _is_in_blocks(*quantized) else rows)
     error = size = 0.0
-    for block, values, scale in zip(*(each.split(rows) for each in (weight, *quantized)), strict=True):
-        exact = block.float()
+    for part, values, scale in zip(weight.split(rows), quantized.values.split(rows), scales, strict=True):
+        exact = part.float()
         error += (dequantize(values, scale) - exact).square().sum(dtype=torch.float64).item()
         size += exact.square().sum(dtype=torch.float64).item()
     return error, size
@@ -118,16 +122,39 @@ def stored_scale(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return narrow if torch.equal(narrow.to(scale.dtype), scale) else scale
 
 
+def _rows_at_once(weight: torch.Tensor) -> int:
+    """A multiple of ``BLOCK``, so that no block is split."""
+    return max(1, _AT_ONCE // weight.shape[-1] // BLOCK) * BLOCK
+
+
+def _is_in_blocks(values: torch.Tensor, scale: torch.Tensor) -> bool:
+    """Whether scales are those of blocks; that of a single row and a single block is both."""
+    return values.dtype is torch.float8_e4m3fn and scale.shape[-2:] != (values.shape[-2], 1)
+
+
+def _grouped(matrix: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """``[..., O, I]`` to ``[..., O / rows, rows, I / columns, columns]``; zeros where a matrix ends within a block."""
+    missing = (-matrix.shape[-1] % columns, -matrix.shape[-2] % rows)
+    padded = F.pad(matrix, (0, missing[0], 0, missing[1])) if any(missing) else matrix
+    return padded.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))
+
+
+def _whole(grouped: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The reverse, of a matrix of this shape."""
+    padded = grouped.flatten(-2).flatten(-3, -2)
+    return padded[..., : shape[-2], : shape[-1]].contiguous()
+
+
 def _quantize(weight: torch.Tensor, scheme: Scheme) -> Quantized:
-    grouped = weight.unflatten(-1, (-1, scheme.group_size or weight.shape[-1]))
-    largest = grouped.abs().amax(-1, keepdim=True)
+    grouped = _grouped(weight, BLOCK if scheme.in_blocks else 1, scheme.columns or weight.shape[-1])
+    largest = grouped.abs().amax((-3, -1), keepdim=True)
     if not largest.isfinite().all():
         raise ValueError("holds NaN or infinity")
     scale = scale_for(largest, scheme)
     if scheme.packed:
         scale = _best_scale(grouped, largest, scheme)
     numbers = grouped * (1 / scale) if scheme.packed else grouped / scale
-    return Quantized(pack(_round(numbers, scheme).flatten(-2), scheme), scale.squeeze(-1))
+    return Quantized(pack(_whole(_round(numbers, scheme), weight.shape), scheme), scale.squeeze(-1).squeeze(-2))
 
 
 def pack(numbers: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -140,7 +167,7 @@ def pack(numbers: torch.Tensor, scheme: Scheme) -> torch.Tensor:
 def stored_numbers(numbers: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """The numbers that ``scheme`` can store which are nearest to ``numbers``, float32."""
     rounded = _round(numbers, scheme)
-    return rounded.to(torch.float8_e4m3fn).float() if scheme.kind == "fp8" else rounded
+    return rounded.to(torch.float8_e4m3fn).float() if scheme.kind in FP8 else rounded
 
 
 def scale_for(largest: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -154,7 +181,7 @@ def _round(numbers: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     limit = LARGEST[scheme.kind]
     lowest = -limit - scheme.packed
     clamped = numbers.clamp(lowest, limit)
-    return clamped if scheme.kind == "fp8" else clamped.round()
+    return clamped if scheme.kind in FP8 else clamped.round()
 
 
 def _best_scale(grouped: torch.Tensor, largest: torch.Tensor, scheme: Scheme) -> torch.Tensor:

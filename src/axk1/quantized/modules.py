@@ -54,7 +54,7 @@ class QuantizedLinear(_Quantized):
     """``x W^T + b`` with a quantised W ``[O, I]``.
 
     Buffers: ``weight`` int8 or float8_e4m3fn ``[O, I]``, or ``weight_packed`` int32 ``[O, I / 8]`` (int4) or uint8
-    ``[O, 3 I / 8]`` (int3); ``weight_scale`` float32 ``[O, groups]``.
+    ``[O, 3 I / 8]`` (int3); ``weight_scale`` float32 ``[O, groups]``, or a row for each 128 of O (fp8 in blocks).
     """
 
     weight_scale: torch.Tensor
@@ -96,7 +96,8 @@ class QuantizedExperts(_Quantized):
 
     Buffers: ``gate_up_proj`` ``[E, 2F, D]`` (gate rows first) and ``down_proj`` ``[E, D, F]``, int8 or float8_e4m3fn,
     or ``gate_up_proj_packed`` and ``down_proj_packed``, int32 with an eighth of the columns (int4) or uint8 with three
-    eighths (int3); ``gate_up_proj_scale`` and ``down_proj_scale`` float32 ``[E, rows, groups]``.
+    eighths (int3); ``gate_up_proj_scale`` and ``down_proj_scale`` float32 ``[E, rows, groups]``, or rows of scales for
+    each 128 rows (fp8 in blocks), those of gate first: no block has rows of both gate and up, whatever F is.
     """
 
     gate_up_proj_scale: torch.Tensor
@@ -106,10 +107,10 @@ class QuantizedExperts(_Quantized):
         super().__init__()
         self.num_experts, self.hidden_size, self.width = experts, hidden, width
         self.schemes = {"gate_up_proj": gate_up, "down_proj": down}
-        for matrix, shape in (("gate_up_proj", (2 * width, hidden)), ("down_proj", (hidden, width))):
-            for name, (word, stored) in self.schemes[matrix].tensors(*shape).items():
+        for matrix, shape in (("gate_up_proj", (width, hidden)), ("down_proj", (hidden, width))):
+            for name, (word, (rows, *rest)) in self.schemes[matrix].tensors(*shape).items():
                 if word in TYPES:
-                    buffer = torch.empty((experts, *stored), dtype=TYPES[word])
+                    buffer = torch.empty((experts, len(FUSED[matrix]) * rows, *rest), dtype=TYPES[word])
                     self.register_buffer(matrix + name.removeprefix("weight"), buffer)
         self.act_fn = act_fn
 
@@ -124,12 +125,16 @@ class QuantizedExperts(_Quantized):
         return self._values("down_proj")
 
     def quantized(self, matrix: str) -> Quantized:
-        """The stack ``gate_up_proj`` or ``down_proj`` as it is stored."""
-        return Quantized(self._values(matrix), self.get_buffer(f"{matrix}_scale"))
+        """The stack ``gate_up_proj`` or ``down_proj`` as it is stored; where scales are those of blocks, its parts
+        apart: ``[E, 2, F, D]`` and ``[E, 1, D, F]``."""
+        stack = Quantized(self._values(matrix), self.get_buffer(f"{matrix}_scale"))
+        if not self.schemes[matrix].in_blocks:
+            return stack
+        return Quantized(*(each.unflatten(1, (len(FUSED[matrix]), -1)) for each in stack))
 
     def dequantized(self, matrix: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The stack ``gate_up_proj`` ``[E, 2F, D]`` or ``down_proj`` ``[E, D, F]`` that this module multiplies by."""
-        return dequantize(*self.quantized(matrix), dtype)
+        return dequantize(*self.quantized(matrix), dtype).flatten(1, -2)
 
     def forward(self, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``[T, D]`` with the routing ``[T, K]`` to ``[T, D]``: the weighted sum over each token's experts."""
@@ -143,7 +148,7 @@ class QuantizedExperts(_Quantized):
             values, scale = self.quantized(matrix)
             byte_wise = values if values.dtype == torch.int32 else values.view(torch.uint8)  # fp8 has no indexing
             picked = byte_wise[indices.flatten()].view(values.dtype)
-            return dequantize(picked, scale[indices.flatten()], hidden_states.dtype)
+            return dequantize(picked, scale[indices.flatten()], hidden_states.dtype).flatten(1, -2)
 
         slots = hidden_states.repeat_interleave(indices.shape[-1], dim=0).unsqueeze(-1)
         gate, up = (chosen("gate_up_proj") @ slots).chunk(2, dim=1)
@@ -171,10 +176,11 @@ class QuantizedExperts(_Quantized):
 
 
 def product_with(x: torch.Tensor, matrix: Quantized, scheme: Scheme) -> torch.Tensor:
-    """``[T, I]`` times the ``[O, I]`` matrix transposed; in int8 where the scheme says so and there are many tokens."""
+    """``[T, I]`` times the ``[O, I]`` matrix (or several such, as one) transposed; in int8 where the scheme says so and
+    there are many tokens."""
     if scheme.kind == "int8" and scheme.activations and len(x) >= INT8_TOKENS:
         return int8_product(x, matrix)
-    return F.linear(x, dequantize(*matrix, x.dtype))
+    return F.linear(x, dequantize(*matrix, x.dtype).flatten(0, -2))
 
 
 def int8_product(x: torch.Tensor, matrix: Quantized) -> torch.Tensor:

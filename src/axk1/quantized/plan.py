@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-Kind = Literal["int8", "int4", "int3", "fp8"]
+Kind = Literal["int8", "int4", "int3", "fp8", "fp8-block"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 METHOD = "compressed-tensors"
 FORMATS = {
@@ -16,12 +16,21 @@ FORMATS = {
     "int4": "pack-quantized",
     "int3": "plane-pack-quantized",  # ours: compressed-tensors packs three bits otherwise, ten weights to a word
     "fp8": "float-quantized",
+    "fp8-block": "float-quantized",
 }
+FP8: tuple[Kind, ...] = ("fp8", "fp8-block")
+"""Formats whose values are floats of eight bits."""
+BLOCK = 128
+"""Rows, and columns, of a block of fp8-block: what has one scale."""
 MIXED = "mixed-precision"
 """What the whole is called where each group names its own format."""
 FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """The stacks of all experts' matrices in memory, and the matrices of one expert that each is made of, rows in order."""
 _TYPES: dict[tuple[str, int], Kind] = {("int", 8): "int8", ("int", 4): "int4", ("int", 3): "int3", ("float", 8): "fp8"}
+_STRATEGIES: dict[Kind, tuple[str, ...]] = {"int4": ("channel", "group"), "int3": ("group",), "fp8-block": ("block",)}
+"""What shares a scale, of the formats where that is not always a row ("channel")."""
+_BLOCKS = ([BLOCK, BLOCK], f"{BLOCK}x{BLOCK}")
+"""How files write the one shape of blocks that is read."""
 PACKED = {"I32": 8, "U8": Fraction(8, 3)}
 """Weights of an item of ``weight_packed``, by its type in safetensors' words: int4 and int3."""
 
@@ -32,9 +41,10 @@ class Scheme:
 
     kind: Kind
     group_size: int | None = None
-    """Inputs that share a scale; None: all of a row."""
+    """Inputs that share a scale; None: all of a row, or those of a block."""
     activations: bool = False
-    """Whether the inputs are to be rounded to eight bits too, with a scale for each token."""
+    """Whether the inputs are to be rounded to eight bits too, with a scale for each token, or beside blocks for each
+    ``BLOCK`` inputs of it."""
 
     def __str__(self) -> str:
         text = f"{self.kind} in groups of {self.group_size}" if self.group_size else self.kind
@@ -45,9 +55,20 @@ class Scheme:
         """Whether values are parts of bytes, and scales those of groups."""
         return self.kind in ("int4", "int3")
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether scales are those of ``BLOCK`` rows and columns."""
+        return self.kind == "fp8-block"
+
+    @property
+    def columns(self) -> int | None:
+        """Inputs that share a scale; None: all of a row."""
+        return BLOCK if self.in_blocks else self.group_size
+
     def tensors(self, outputs: int, inputs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         """What stands for a matrix's ``weight`` in a file: names, types in safetensors' words, shapes."""
-        scale = ("BF16", (outputs, inputs // (self.group_size or inputs)))
+        rows = -(-outputs // BLOCK) if self.in_blocks else outputs
+        scale = ("BF16", (rows, -(-inputs // (self.columns or inputs))))
         if self.packed:
             word = "I32" if self.kind == "int4" else "U8"
             packed = (word, (outputs, int(inputs / PACKED[word])))
@@ -57,22 +78,22 @@ class Scheme:
 
     def to_dict(self, targets: Sequence[str]) -> dict[str, Any]:
         """The scheme as a group of ``config_groups``."""
-        number = "float" if self.kind == "fp8" else "int"
+        number = "float" if self.kind in FP8 else "int"
         weights = {
             "num_bits": {"int4": 4, "int3": 3}.get(self.kind, 8),
             "type": number,
             "symmetric": True,
-            "strategy": "group" if self.group_size else "channel",
+            "strategy": "block" if self.in_blocks else "group" if self.group_size else "channel",
+            **({"block_structure": [BLOCK, BLOCK]} if self.in_blocks else {}),
             "group_size": self.group_size,
             "dynamic": False,
             "observer": "mse" if self.packed else "minmax",
         }
-        activations = {"num_bits": 8, "type": number, "symmetric": True, "strategy": "token", "dynamic": True}
         return {
             "targets": list(targets),
             "format": FORMATS[self.kind],
             "weights": weights,
-            "input_activations": activations if self.activations else None,
+            "input_activations": {**_inputs_of(self.kind), "dynamic": True} if self.activations else None,
             "output_activations": None,
         }
 
@@ -86,22 +107,24 @@ class Scheme:
         weights = group.get("weights") or {}
         kind = _TYPES.get((weights.get("type", "int"), weights.get("num_bits", 8)))
         strategy, stored = weights.get("strategy"), group.get("format") or default_format
+        kind = "fp8-block" if kind == "fp8" and strategy == "block" else kind
         size = weights.get("group_size") if strategy == "group" else None
         readable = weights.get("symmetric", True) and not weights.get("dynamic")
-        readable = readable and strategy in {"int4": ("channel", "group"), "int3": ("group",)}.get(
-            kind or "", ("channel",)
-        )
+        readable = readable and kind and strategy in _STRATEGIES.get(kind, ("channel",))
         readable = readable and (strategy != "group" or _is_size(size, 32 if kind == "int3" else 8))
+        readable = readable and (strategy != "block" or weights.get("block_structure") in _BLOCKS)
         if (
             kind is None
             or not readable
             or stored != FORMATS[kind]
             or weights.get("actorder") not in (None, False, "weight", "static")
         ):
-            words = {key: weights.get(key) for key in ("num_bits", "type", "symmetric", "group_size", "actorder")}
+            keys = ("num_bits", "type", "symmetric", "strategy", "group_size", "block_structure", "actorder")
+            words = {key: weights[key] for key in keys if weights.get(key) is not None}
             raise ValueError(
                 f"weights are quantised as {words} in format {stored!r}; read are symmetric int8 and fp8 with a scale "
-                "a channel, and int4 and int3 with a scale a group, as `axk1 quantize` writes them"
+                f"a channel, fp8 with a scale for {BLOCK} x {BLOCK} weights, and int4 and int3 with a scale a group, "
+                "as `axk1 quantize` writes them"
             )
         return cls(kind, size, _dynamic_activations(group.get("input_activations"), kind))
 
@@ -194,16 +217,20 @@ def plan_of(config: Any) -> Plan | None:
     return plan if isinstance(plan, Plan) else None
 
 
+def _inputs_of(kind: Kind) -> dict[str, Any]:
+    """How inputs are rounded beside weights of eight bits, in compressed-tensors' terms."""
+    shared = {"strategy": "group", "group_size": BLOCK} if kind == "fp8-block" else {"strategy": "token"}
+    return {"num_bits": 8, "type": "float" if kind in FP8 else "int", "symmetric": True, **shared}
+
+
 def _dynamic_activations(activations: Mapping[str, Any] | None, kind: Kind) -> bool:
     if not activations:
         return False
-    found = (activations.get("num_bits"), activations.get("type"), activations.get("strategy"))
-    if (
-        found != (8, "float" if kind == "fp8" else "int", "token")
-        or not activations.get("dynamic")
-        or kind in ("int4", "int3")
-    ):
-        raise ValueError(f"activations are quantised as {dict(activations)}; read are 8 bits, a scale for each token")
+    wanted = _inputs_of(kind)
+    found = {key: activations.get(key, True if key == "symmetric" else None) for key in wanted}
+    if found != wanted or not activations.get("dynamic") or kind in ("int4", "int3"):
+        shared = f"each {BLOCK} inputs" if kind == "fp8-block" else "each token"
+        raise ValueError(f"activations are quantised as {dict(activations)}; read are 8 bits, a scale for {shared}")
     return True
 
 

@@ -26,9 +26,11 @@ from samples import (
 )
 from support import NANO
 
+from axk1.checkpoint.compressed import DEFAULT_GROUP
 from axk1.checkpoint.errors import CheckpointError
 from axk1.checkpoint.quantize import quantize_checkpoint
 from axk1.integrations.llamacpp.export import export_gguf
+from axk1.quantized.plan import KINDS
 
 REPLY = 12
 CLOSE = 1e-4
@@ -107,11 +109,11 @@ def test_the_nano(build: Path, nano_f32: Path) -> None:
     assert distance(build, nano_f32, ours(NANO), prompts(3, 6_000)[2]) < CLOSE
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4", "int3", "fp8"])
+@pytest.mark.parametrize("scheme", KINDS)
 def test_a_quantised_source(build: Path, tmp_path: Path, scheme: Any) -> None:
     """Its rounded weights, in full."""
     folder = save(tmp_path / "model", rope_parameters=YARN)
-    quantize_checkpoint(folder, tmp_path / scheme, scheme, 32)
+    quantize_checkpoint(folder, tmp_path / scheme, scheme, 32 if scheme in DEFAULT_GROUP else None)
     (file,) = export_gguf(tmp_path / scheme, tmp_path / "gguf", "f32")
     reference = ours(tmp_path / scheme)
     reference.dequantize(torch.float32)

@@ -11,7 +11,7 @@ import torch
 
 from axk1.checkpoint.names import TensorSpec, expected_tensors, layer_index
 from axk1.checkpoint.source import Source
-from axk1.checkpoint.streaming import Reader, rows_of, source_pieces
+from axk1.checkpoint.streaming import ROWS, Reader, rows_of, source_pieces
 from axk1.config import AXK1Config
 from axk1.quantized.formats import dequantize
 
@@ -77,11 +77,14 @@ class Matrices:
         self.source, self.pieces, self._read = source, source_pieces(source.stored, config), Reader(source)
 
     def rows(self, name: str, start: int, stop: int | None) -> torch.Tensor:
-        """Rows ``start`` to ``stop`` of the matrix (or all of the vector) ``name``."""
+        """Rows ``start``, a multiple of ``ROWS``, to ``stop`` of the matrix (or all of the vector) ``name``."""
         packed, scale = self._stored(name)
         values = self._read(rows_of(self.pieces[packed], start, stop))
         if scale is None:
             return values.float()
+        held = self.source.stored.tensors
+        if held[scale].shape[0] != held[packed].shape[0]:  # of blocks
+            start, stop = start // ROWS, None if stop is None else -(-stop // ROWS)
         return dequantize(values, self._read(rows_of(self.pieces[scale], start, stop)))
 
     def files(self, name: str) -> set[Path]:
@@ -104,7 +107,7 @@ def blocks(tensor: Tensor, source: Matrices, shapes: dict[str, tuple[int, ...]])
             whole = source.rows(name, 0, None)
             yield (whole if tensor.change is None else tensor.change(whole)).reshape(-1, width)
             continue
-        step = max(1, BLOCK // width)
+        step = max(1, BLOCK // width // ROWS) * ROWS
         for start in range(0, shapes[name][0], step):
             yield source.rows(name, start, min(start + step, shapes[name][0]))
 
