@@ -67,6 +67,10 @@ _JUDGE = (
 )
 _LOGPROBS = "lm-eval's own {} compares log-probabilities and has no modes"
 _CODE = "lm-eval's {} begins the reply itself, which leaves no place for reasoning; evalscope runs code in Docker"
+_TRANSLATED = (
+    "no package found that has it; allganize/AIME2025-ko has AIME25's problems in Korean (problem_ko), whether the card's "
+    "is not known"
+)
 _JUDGED = "a model judges; the card does not name its judge"
 
 BENCHMARKS = (
@@ -120,9 +124,7 @@ BENCHMARKS = (
         (89.8, 88.4, 86.0),
         note="thirty problems: repeat them",
     ),
-    Benchmark(
-        *("AIME25-ko", "mathematics, Korean", "", "", ""), (80.4, 81.3, 80.4), note="no package found that has it"
-    ),
+    Benchmark(*("AIME25-ko", "mathematics, Korean", "", "", ""), (80.4, 81.3, 80.4), note=_TRANSLATED),
     Benchmark(*("HRM8K", "mathematics, Korean", "lm-eval", "hrm8k", "exact_match"), (84.3, 84.3, 83.9)),
     Benchmark(
         *("LiveCodeBench-v6", "code", "evalscope", "live_code_bench", "accuracy"),
