@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ANSWER_TOKENS = 256
 """Of a reply to our own problems, where nothing else is said."""
+EVERYTHING = 2**31
+"""A server is handed all conversations, and has so many requests at once as were asked for: it waits for no batch."""
 
 
 def evaluate(
@@ -93,7 +95,8 @@ def evaluate(
 
     modes = tuple(think for think in (True, False) if mode == "both" or (mode == "think") == think)
     sampling = Sampling(temperature=temperature, seed=seed * 1_000)
-    run = Run(answers, modes, repeats, batch_size, max_new_tokens, sampling)
+    at_once = batch_size if _here(answers) is not None else EVERYTHING
+    run = Run(answers, modes, repeats, at_once, max_new_tokens, sampling)
     report = run.own_problems(own, count or 1000, seed) if own else {}
     for name in wanted or ():
         run.benchmark(wanted, name, count)
@@ -138,7 +141,7 @@ class Run:
             raise ValueError(f"{name} has no problems; give a file with at least one.")
         results: list[Result] = []
         for think in self.modes:
-            with _progress(name, think) as progress:
+            with self._progress(name, think) as progress:
                 for repeat in range(self.repeats):
                     before, all = repeat * len(problems), self.repeats * len(problems)
                     results += held_out.answer_problems(
@@ -162,7 +165,7 @@ class Run:
     def benchmark(self, tasks: Tasks, name: str, count: int | None) -> None:
         """Asks one of lm-eval's tasks."""
         for think in self.modes:
-            with _progress(name, think) as progress:
+            with self._progress(name, think) as progress:
                 result, details = tasks.run(
                     name,
                     self.answers,
@@ -184,6 +187,20 @@ class Run:
             f"problem, seed {self.sampling.seed}."
         )
         return ["The most probable token is always taken." if self.sampling.greedy else drawn]
+
+    @contextmanager
+    def _progress(self, name: str, think: bool) -> Iterator[Any]:
+        """Shows how far a task is, on standard error; yields what takes (done, all). Of a server, lm-eval's client
+        shows it."""
+        from rich.console import Console
+        from rich.progress import Progress
+
+        if _here(self.answers) is None:
+            yield lambda done, all: None
+            return
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(f"{name}, {'Think' if think else 'Non-Think'}", total=None)
+            yield lambda done, all: progress.update(task, completed=done, total=all)
 
     def _drafts_are_measured(self, chat: Chat) -> bool:
         return bool(chat.model.config.num_nextn_predict_layers) and self.sampling.greedy
@@ -239,17 +256,6 @@ def _store(answers: Answers) -> Any:
 
     chat = _here(answers)
     return None if chat is None else store_of(chat.model)
-
-
-@contextmanager
-def _progress(name: str, think: bool) -> Iterator[Any]:
-    """Shows how far a task is, on standard error; yields what takes (done, all)."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"{name}, {'Think' if think else 'Non-Think'}", total=None)
-        yield lambda done, all: progress.update(task, completed=done, total=all)
 
 
 def _write(run: Run, details: Path | None, page: Path | None, name: str) -> None:

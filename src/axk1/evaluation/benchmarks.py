@@ -68,8 +68,8 @@ _JUDGE = (
 _LOGPROBS = "lm-eval's own {} compares log-probabilities and has no modes"
 _CODE = "lm-eval's {} begins the reply itself, which leaves no place for reasoning; evalscope runs code in Docker"
 _TRANSLATED = (
-    "no package found that has it; allganize/AIME2025-ko has AIME25's problems in Korean (problem_ko), whether the card's "
-    "is not known"
+    "no package found that has it; allganize/AIME2025-ko has AIME25's problems in Korean (problem_ko), whether the "
+    "card's is not known"
 )
 _JUDGED = "a model judges; the card does not name its judge"
 
