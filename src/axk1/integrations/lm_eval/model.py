@@ -65,10 +65,7 @@ class ChatLM(LM):
             ValueError: when the task has begun the answer itself.
         """
         if not add_generation_prompt:
-            raise ValueError(
-                "The task begins the model's answer itself (gen_prefix), which leaves no place for a mode's reasoning; "
-                "choose a task that asks for a whole reply."
-            )
+            raise ValueError(begun("The task"))
         return json.dumps(chat_history, ensure_ascii=False)
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -101,6 +98,14 @@ def no_replies(task: str) -> str:
     return (
         f"{task} compares log-probabilities of given texts, so it has no replies in a mode; choose a task that asks "
         "for replies (axk1 eval --list names them), or run lm-eval's own model on it (docs/training.md)."
+    )
+
+
+def begun(task: str) -> str:
+    """Why a task that writes the beginning of an answer is not run."""
+    return (
+        f"{task} begins the model's answer itself (gen_prefix), which leaves no place for a mode's reasoning; choose a "
+        "task that asks for a whole reply."
     )
 
 

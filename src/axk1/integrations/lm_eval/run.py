@@ -147,10 +147,12 @@ class Tasks:
         return loaded
 
     def _check(self, leaf: str, task: Any) -> None:
-        from axk1.integrations.lm_eval.model import no_replies
+        from axk1.integrations.lm_eval.model import begun, no_replies
 
         if task.OUTPUT_TYPE != "generate_until":
             raise ValueError(no_replies(leaf))
+        if task.get_config("gen_prefix"):
+            raise ValueError(begun(leaf))
         if getattr(task, "UNSAFE_CODE", False) and not self._run_code:
             raise ValueError(
                 f"{leaf} runs code that the model wrote, on this machine; allow it with --run-code, in a container."
