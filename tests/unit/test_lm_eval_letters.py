@@ -82,6 +82,6 @@ def test_the_prompt_has_the_question_and_every_choice(name: str) -> None:
     render = Environment().from_string
     prompt = render(values["doc_to_text"]).render(**record)
     assert all(text in prompt for text in ("물?", "가", "나", "다", "라", '"정답: (글자)"'))
-    assert ("마" in prompt) == (name == "axk1_kmmlu_pro") and ("글\n\n물?" in prompt) == (name == "axk1_click")
+    assert ("E. 마" in prompt) == (name == "axk1_kmmlu_pro") and ("글\n\n물?" in prompt) == (name == "axk1_click")
     assert render(values["doc_to_target"]).render(**record) == right
     assert letter(f"정답: {right}") == right
