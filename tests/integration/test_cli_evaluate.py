@@ -96,3 +96,8 @@ def test_without_lm_eval_one_sentence_says_how_to_get_it(asked, monkeypatch):
 def test_tasks_that_cannot_be_run_are_refused_before_anything_loads(tasks, said):
     refused = CliRunner().invoke(app, ["eval", "/nowhere", "--tasks", tasks])
     assert refused.exit_code == 2 and said in refused.stderr and "nowhere" not in refused.stderr
+
+
+def test_another_mode_is_refused():
+    refused = CliRunner().invoke(app, ["eval", "--mode", "fast"])
+    assert refused.exit_code == 2 and '--mode is "fast"; it must be one of both, think, non-think.' in refused.stderr

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ANSWER_TOKENS = 256
 """Of a reply to our own problems, where nothing else is said."""
+ASKED_IN = {"both": (True, False), "think": (True,), "non-think": (False,)}
+"""Values of --mode: whether to think, in the order of asking."""
 EVERYTHING = 2**31
 """A server is handed all conversations, and has so many requests at once as were asked for: it waits for no batch."""
 
@@ -48,7 +50,7 @@ def evaluate(
     show_list: Annotated[
         bool, typer.Option("--list", help="Show the benchmarks of A.X K1's card, published scores and commands.")
     ] = False,
-    mode: Annotated[Literal["both", "think", "non-think"], typer.Option(help="Which to ask in.")] = "both",
+    mode: Annotated[str, typer.Option(metavar="both|think|non-think", help="Which to ask in.")] = "both",
     count: Annotated[
         int | None,
         typer.Option("--problems", help="How many, each in both modes. Default: 1000 of ours, all of a benchmark."),
@@ -81,6 +83,8 @@ def evaluate(
     if show_list:
         evaluate_view.show_benchmarks(Console())
         return
+    if mode not in ASKED_IN:
+        raise ValueError(f'--mode is "{mode}"; it must be one of {", ".join(ASKED_IN)}.')
     if count is not None and count < 1:
         raise ValueError(f"--problems is {count}; it must be at least 1.")
     if batch_size < 1:
@@ -93,10 +97,9 @@ def evaluate(
     answers = _answers(model, device, threads, expert_cache, batch_size, served_model)
     from axk1.generation.sampling import Sampling
 
-    modes = tuple(think for think in (True, False) if mode == "both" or (mode == "think") == think)
     sampling = Sampling(temperature=temperature, seed=seed * 1_000)
     at_once = batch_size if _here(answers) is not None else EVERYTHING
-    run = Run(answers, modes, repeats, at_once, max_new_tokens, sampling)
+    run = Run(answers, ASKED_IN[mode], repeats, at_once, max_new_tokens, sampling)
     report = run.own_problems(own, count or 1000, seed) if own else {}
     for name in wanted or ():
         run.benchmark(wanted, name, count)
@@ -106,7 +109,7 @@ def evaluate(
         report["experts"] = store.counters().to_dict()
     _write(run, details, page, model or "the default model")
     if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))  # noqa: T201
+        typer.echo(streams.json_text(report, indent=2))
         return
     if own:
         evaluate_view.show_problems(report, Console())
