@@ -57,7 +57,9 @@ class Tasks:
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         with quiet():
-            self._manager = TaskManager(include_path=[TASKS, *include])
+            self._manager = TaskManager(include_path=[TASKS, *include], include_defaults=False)
+            if not set(names) <= set(self._manager.all_tasks):  # reading lm-eval's thousands of files takes a while
+                self._manager = TaskManager(include_path=[TASKS, *include])
         self._run_code = run_code
         self._loaded = {name: self._load(name) for name in dict.fromkeys(names)}
 
