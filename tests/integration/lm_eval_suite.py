@@ -196,7 +196,7 @@ def test_repeats_are_drawn_anew_and_are_no_more_problems(nano: Chat, tmp_path: P
     by_problem: dict[int, set[str]] = {}
     for row in records:
         by_problem.setdefault(row["problem"], set()).add(row["reasoning"])
-    assert max(len(found) for found in by_problem.values()) == 3
+    assert max(len(found) for found in by_problem.values()) > 1
     again, _ = tasks.run("axk1_problems", nano, True, repeats=3, **how)
     assert again == result  # the same command gives the same report, with the same tasks loaded
 
