@@ -101,8 +101,9 @@ def evaluate(
     at_once = batch_size if _here(answers) is not None else EVERYTHING
     run = Run(answers, ASKED_IN[mode], repeats, at_once, max_new_tokens, sampling)
     report = run.own_problems(own, count or 1000, seed) if own else {}
-    for name in wanted or ():
-        run.benchmark(wanted, name, count)
+    if wanted is not None:
+        for name in wanted:
+            run.benchmark(wanted, name, count)
     report["tasks"] = [result.record() for result in run.results]
     store = _store(answers)
     if store is not None:

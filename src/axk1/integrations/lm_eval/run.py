@@ -1,6 +1,6 @@
 """Runs tasks of lm-eval and ours for it (``tasks/``) in the modes that are asked for."""
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
