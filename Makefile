@@ -142,7 +142,7 @@ $(VLLM)/vllm-0.33.0: | $(VLLM)/.ready
 # lm-eval asks servers over HTTP; of transformers it needs the tokenizer. Beside vLLM it would replace python-dateutil.
 $(LM_EVAL)/.ready:
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet -c constraints.txt 'lm-eval[api]==0.4.13' datasets==5.2.0 transformers
+	$(@D)/bin/python -m pip install --quiet -c constraints.txt 'lm-eval[api,ifeval]==0.4.13' datasets==5.2.0 transformers
 	@touch $@
 
 # Ray and the plugin beside vLLM, whose own environment stays as it is: this one sees the other's packages.

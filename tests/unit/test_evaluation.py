@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from axk1.chat import Reply
-from axk1.evaluation.held_out import Result, answer_problems, file_problems, held_out_problems, summary, wilson
+from axk1.evaluation.held_out import Result, answer_problems, file_problems, held_out_problems, summary
+from axk1.evaluation.intervals import wilson
 from axk1.generation.sampling import Sampling
 from axk1.tasks import score
 

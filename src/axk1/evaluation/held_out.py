@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from axk1.evaluation.benchmarks import OURS
+from axk1.evaluation.intervals import Share, share_of
 from axk1.files import read_text
 from axk1.generation.sampling import GREEDY, Sampling, row_seeds
 from axk1.generation.speculate import NO_DRAFTS
@@ -18,15 +20,27 @@ from axk1.tasks.probe import as_problem, probes
 from axk1.tasks.situations import situations
 
 if TYPE_CHECKING:
-    from axk1.chat import Chat, Reply
+    from axk1.chat import Reply
+    from axk1.chat.messages import Message
 
-SETS: dict[str, Callable[[int], Iterable[Problem]]] = {
-    "templates": lambda seed: generate("heldout", seed),
-    "situations": lambda seed: situations("heldout", seed),
-    "probe": lambda seed: map(as_problem, sorted(probes(), key=lambda probe: zlib.crc32(probe.question.encode()))),
-}
+_MADE: tuple[Callable[[int], Iterable[Problem]], ...] = (
+    lambda seed: generate("heldout", seed),
+    lambda seed: situations("heldout", seed),
+    lambda seed: map(as_problem, sorted(probes(), key=lambda probe: zlib.crc32(probe.question.encode()))),
+)
+SETS = dict(zip(OURS, _MADE, strict=True))
 """Of the first edition, of the second, and those that nobody generated."""
 TAGS = ("<think>", "</think>")
+
+
+class Answers(Protocol):
+    """What answers conversations: :class:`axk1.chat.Chat`, or a server behind ``axk1.integrations.lm_eval``."""
+
+    def reply_batch(
+        self, conversations: Sequence[Sequence[Message]], *, think: bool | Sequence[bool] = False, **options: Any
+    ) -> list[Reply]:
+        """A reply to each; options are those of :meth:`axk1.chat.Chat.reply_batch`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,34 +110,52 @@ def file_problems(path: Path) -> Iterator[Problem]:
 
 
 def answer_problems(
-    chat: Chat,
+    chat: Answers,
     problems: list[Problem],
     think: bool,
     *,
     batch_size: int = 64,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = 256,
     sampling: Sampling = GREEDY,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Result]:
     """Replies in one mode, in the problems' order; ``progress`` is told how many are done."""
-    results: list[Result | None] = [None] * len(problems)
-    seeds = None if sampling.seed is None else row_seeds(sampling.seed, len(problems))
-    by_length = sorted(range(len(problems)), key=lambda i: len(problems[i].question))  # little padding, fewer steps
+    conversations = [[{"role": "user", "content": problem.question}] for problem in problems]
+    how = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "sampling": sampling, "progress": progress}
+    replies = answer(chat, conversations, think, **how)
+    return [_judge(problem, reply, think) for problem, reply in zip(problems, replies, strict=True)]
+
+
+def answer(
+    chat: Answers,
+    conversations: Sequence[list[Message]],
+    think: bool,
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int | None = None,
+    sampling: Sampling = GREEDY,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Reply]:
+    """A reply to each conversation, in their order: batches of similar lengths, and with a seed a draw for each that
+    does not depend on the batches. ``max_new_tokens`` None: what the context holds."""
+    replies: list[Reply | None] = [None] * len(conversations)
+    seeds = None if sampling.seed is None else row_seeds(sampling.seed, len(conversations))
+    lengths = [sum(len(message["content"] or "") for message in conversation) for conversation in conversations]
+    by_length = sorted(range(len(conversations)), key=lengths.__getitem__)  # little padding, fewer steps
     for start in range(0, len(by_length), batch_size):
         chosen = by_length[start : start + batch_size]
-        conversations = [[{"role": "user", "content": problems[i].question}] for i in chosen]
-        replies = chat.reply_batch(
-            conversations,
+        batch = chat.reply_batch(
+            [conversations[i] for i in chosen],
             think=think,
             sampling=replace(sampling, seed=None),
             seeds=None if seeds is None else [seeds[i] for i in chosen],
             max_new_tokens=max_new_tokens,
             drafts=NO_DRAFTS,
         )
-        for i, reply in zip(chosen, replies, strict=True):
-            results[i] = _judge(problems[i], reply, think)
+        for i, reply in zip(chosen, batch, strict=True):
+            replies[i] = reply
         progress(start + len(chosen))
-    return results  # pyright: ignore[reportReturnType]
+    return replies  # pyright: ignore[reportReturnType]
 
 
 def _judge(problem: Problem, reply: Reply, think: bool) -> Result:
@@ -149,32 +181,15 @@ def obeys_mode(reply: Reply, think: bool) -> bool:
     return plain and reply.finish_reason == "stop" and bool(reply.reasoning.strip()) == think
 
 
-def wilson(share: float, problems: int) -> tuple[float, float]:
-    """The 95% interval of a share over so many independent problems (Wilson, 1927).
-
-    Repeats of a problem are not independent, so they make a share surer and do not count: the interval is too wide with
-    them, never too narrow.
-    """
-    z = 1.959964
-    centre, spread = (
-        share + z * z / (2 * problems),
-        z * (share * (1 - share) / problems + (z / (2 * problems)) ** 2) ** 0.5,
-    )
-    scale = 1 + z * z / problems
-    return round(max(0.0, (centre - spread) / scale), 4), round(min(1.0, (centre + spread) / scale), 4)
-
-
 def summary(results: list[Result]) -> dict[str, Any]:
     """Shares over ``results`` of both modes: accuracy by mode, task, language and steps; obedience; language; lengths.
 
-    Each with its 95% interval (:func:`wilson`).
+    Each with its 95% interval over problems (:func:`axk1.evaluation.intervals.wilson`). Of a mode that was not asked
+    for, all counts are 0.
     """
 
-    def share(chosen: Iterable[Result], what: str = "correct") -> dict[str, Any]:
-        found = list(chosen)
-        mean = sum(getattr(r, what) for r in found) / len(found) if found else None
-        interval = wilson(mean, len({(r.question, r.think) for r in found})) if mean is not None else None
-        return {"share": None if mean is None else round(mean, 4), "count": len(found), "interval": interval}
+    def share(chosen: Iterable[Result], what: str = "correct") -> Share:
+        return share_of(((r.question, r.think), float(getattr(r, what))) for r in chosen)
 
     languages, tasks = sorted({r.language for r in results}), sorted({r.task for r in results})
     modes = {"think": [r for r in results if r.think], "non_think": [r for r in results if not r.think]}
@@ -185,6 +200,7 @@ def summary(results: list[Result]) -> dict[str, Any]:
     for mode, chosen in modes.items():
         report[mode] = {
             "all": share(chosen),
+            "mode_obeyed": share(chosen, "mode_obeyed"),
             "multi_step": share(r for r in chosen if r.multi_step),
             "by_task": {t: share(r for r in chosen if r.task == t) for t in tasks},
             "by_language": {x: share(r for r in chosen if r.language == x) for x in languages},
