@@ -343,9 +343,9 @@ def _work(arguments: argparse.Namespace) -> None:
     from axk1.checkpoint.quantize import quantize_checkpoint
     from axk1.kernels.rounding import rounded
 
-    keep_freed_memory()  # as the command does
     begun, seen = time.monotonic(), [-1, 0]
     checkpoint = _checkpoint(arguments)
+    keep_freed_memory()  # as the command does, once the table is made
 
     def progress(done: int, total: int) -> None:
         seen[:] = (done if seen[0] < 0 else seen[0]), done

@@ -22,7 +22,7 @@ def progress_of(what: str, counted: bool = False) -> Iterator[Report]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Lines(what, lambda line: console.print(line, highlight=False, soft_wrap=True), counted)
+        yield Lines(what, lambda line: console.print(line, highlight=False, soft_wrap=True), counted=counted)
         return
     from rich.progress import (
         BarColumn,
@@ -47,8 +47,8 @@ class Lines:
         self,
         what: str,
         say: Callable[[str], object],
-        counted: bool = False,
         now: Callable[[], float] = time.monotonic,
+        counted: bool = False,
     ) -> None:
         self.what, self.say, self.counted, self.now = what, say, counted, now
         self.begun: tuple[float, int] | None = None  # the time and what was done at the first report: an earlier run's
