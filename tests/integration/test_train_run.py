@@ -446,7 +446,7 @@ def test_the_export_chats_and_is_evaluated(recipe: Recipe, finished, tmp_path, c
 
     export_model(finished[1], Path(recipe.tokenizer), tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
-    evaluate(tmp_path / "model", 4, 0, 4, tmp_path / "replies.jsonl", True)
+    evaluate(str(tmp_path / "model"), count=4, batch_size=4, details=tmp_path / "replies.jsonl", as_json=True)
     report = json.loads(capsys.readouterr().out)
     replies = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [reply["think"] for reply in replies] == [True] * 4 + [False] * 4

@@ -1,6 +1,6 @@
 """compressed-tensors' and vLLM's own readers of what ``axk1 quantize`` writes: the same numbers as ours."""
 
-# pyright: reportMissingImports=false - the engine's environment has them
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
