@@ -1,6 +1,6 @@
 """A model for lm-eval that replies in one mode, in this process or behind an address; reasoning is no part of a reply.
 
-Imports lm-eval, which is installed with ``pip install 'axk1[eval]'``.
+Imports lm-eval, which the extra ``eval`` brings.
 """
 
 # pyright: reportMissingImports=false
