@@ -35,7 +35,7 @@ def check_installed() -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError(
             "Tasks of benchmarks, and servers, are evaluated with lm-eval, which is not installed here: "
-            "pip install -e '.[eval]' in a clone of axk1."
+            "in a clone, pip install '.[eval]'."
         )
 
 
