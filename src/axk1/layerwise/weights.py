@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from axk1.checkpoint.compressed import check_method, read_plan
+from axk1.checkpoint.compressed import check_method
 from axk1.checkpoint.files import load_config
 from axk1.checkpoint.names import PREFIX, ROUTER_BIAS, expert_slices
 from axk1.checkpoint.source import Source
@@ -38,9 +38,8 @@ class Weights:
     def __init__(self, source: Source) -> None:
         config, stored = load_config(source.folder), source.stored
         check_method(config, source.folder)
-        self.plan = read_plan(config, source.folder)
         found = check_tensors(stored, config)
-        self.source, self.prefix, self.layout, self.mtp_layers = source, found.prefix, found.layout, found.mtp_layers
+        self.prefix, self.layout, self.mtp_layers = found.prefix, found.layout, found.mtp_layers
         self.dtype = DTYPES[stored.tensors[self._own(EMBEDDING)].dtype]
         self.config: AXK1Config = with_mtp_layers(config, found.mtp_layers)
         # Off CUDA the plain loop wins: it follows autocast to bf16, transformers' grouped_mm stays in fp32.
@@ -50,16 +49,15 @@ class Weights:
 
     def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The tensor of this name, in the released layout or an expert's own; stacks are read expert by expert."""
-        own, done = self._own(name), 0
+        own = self._own(name)
         slices = expert_slices(self.config, own)
         if not slices:
             return self._matrix(own, dtype)
         first = self._matrix(slices[0].name, dtype)
-        stack = torch.empty(len(slices) * len(first), first.shape[-1], dtype=dtype)
-        for part in slices:
-            rows = self._matrix(part.name, dtype)
-            stack[done : done + len(rows)] = rows
-            done += len(rows)
+        stack = torch.empty(len(slices), *first.shape, dtype=dtype)
+        stack[0] = first
+        for place, part in zip(stack[1:], slices[1:], strict=True):
+            place.copy_(self._matrix(part.name, dtype))
         return stack.view(self.config.n_routed_experts, -1, stack.shape[-1])
 
     def parts(self, name: str, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
